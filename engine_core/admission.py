@@ -1,0 +1,31 @@
+"""What any client must be told about a request at the door, whether or not its frontend has looked."""
+
+from protocol.errors import ContextLengthExceeded, InvalidRequest, Unsupported
+from protocol.messages import EngineFacts, Submit
+
+from .request import Request
+
+
+def check(submit: Submit, request: Request, facts: EngineFacts) -> None:
+    """Raise a RequestError that names the value and the rule if the request can never run."""
+    num_prompt, num_outputs = request.num_prompt_tokens, request.num_output_tokens
+    ids = f"token ids must be within 0 … {facts.vocab_size - 1}"
+    if num_prompt == 0:
+        raise InvalidRequest("the prompt is empty: it needs at least one token", param="prompt")
+    if num_prompt + 1 > facts.max_model_len:
+        raise ContextLengthExceeded(
+            f"the maximum context length is {facts.max_model_len} tokens, but the prompt has {num_prompt} and "
+            "the answer needs at least one: shorten the prompt",
+            param="prompt",
+        )
+    if min(request.token_ids) < 0 or max(request.token_ids) >= facts.vocab_size:
+        raise InvalidRequest(f"the prompt holds an unknown token: {ids}", param="prompt")
+    if request.num_tokens > request.max_total_tokens:
+        rule = f"at most {request.max_total_tokens - num_prompt} fit max_tokens and the context"
+        raise InvalidRequest(f"{num_outputs} resumed tokens: {rule}", param="resumed_token_ids")
+    for token_id, _ in submit.sampling.logit_bias:
+        if token_id >= facts.vocab_size:
+            raise InvalidRequest(f"logit_bias names token {token_id}: {ids}", param="logit_bias")
+    for field in ("adapter", "grammar"):
+        if getattr(submit, field):
+            raise Unsupported(f"{field} is not supported by this engine core: leave it empty", param=field)

@@ -1,0 +1,100 @@
+"""Request: what the engine core knows of one request. Knows nothing of text, sockets or steps.
+
+    token_ids   [ prompt ............ | outputs known ..... ]  outputs in flight
+                 0          num_prompt_tokens      num_tokens
+                 [ num_computed_tokens: KV planned so far ──────────────▶ ]
+
+A request that has computed all it knows is *decoding*: each step computes the token that the step
+before sampled, known or still in flight, so its next position is simply `num_computed_tokens`.
+"""
+
+from array import array
+from enum import Enum, auto
+
+from protocol import columns
+from protocol.messages import EngineFacts, Submit
+
+from .clients import Client
+
+
+class State(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+class Request:
+    """Mutable; owned by the scheduler, except for `token_ids`, to which results are appended."""
+
+    __slots__ = (
+        "adapter",
+        "arrival",
+        "block_keys",
+        "block_table",
+        "cache_salt",
+        "client",
+        "deadline",
+        "failed_steps",
+        "first_token_sent",
+        "horizon",
+        "max_total_tokens",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_findable_blocks",
+        "num_prompt_tokens",
+        "priority",
+        "request_id",
+        "sampling",
+        "slot",
+        "state",
+        "stop_token_ids",
+        "tenant",
+        "token_ids",
+    )
+
+    def __init__(self, client: Client, submit: Submit, facts: EngineFacts, arrival: int) -> None:
+        sampling = submit.sampling
+        self.client = client
+        self.request_id = submit.request_id
+        self.sampling = sampling
+        self.priority = submit.priority
+        self.tenant = submit.tenant
+        self.cache_salt = submit.cache_salt
+        self.adapter = submit.adapter
+        self.arrival = arrival
+        self.deadline: float | None = None
+        self.token_ids: array[int] = columns.unpack_ids(submit.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.token_ids.extend(columns.unpack_ids(submit.resumed_token_ids))
+        self.max_total_tokens = min(self.num_prompt_tokens + sampling.max_tokens, facts.max_model_len)
+        eos = () if sampling.ignore_eos else facts.eos_token_ids
+        self.stop_token_ids = frozenset((*sampling.stop_token_ids, *eos))
+
+        self.state = State.WAITING
+        self.slot = -1
+        self.block_table: list[int] = []
+        self.block_keys: list[bytes] = []
+        """Prefix-cache keys of the full blocks of `token_ids`, as far as they were needed."""
+        self.num_findable_blocks = 0
+        """Blocks at the head of the table that the prefix cache has been told of."""
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = -1
+        """Tokens found in the prefix cache when it first ran; -1 before."""
+        self.horizon = 0
+        """The position at which decoding needs a decision: a new block, or that it has reached its end."""
+        self.first_token_sent = False
+        self.failed_steps = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and known outputs."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who goes first; who comes last is preempted first."""
+        return self.priority, self.arrival

@@ -1,0 +1,353 @@
+"""Scheduler: which tokens are computed in the next step. No I/O, no clock, no sockets.
+
+There is no prefill phase and no decode phase: each request knows some tokens and has computed some of
+them, and each step spends a budget on letting the second number catch up with the first.
+
+    waiting ──admit──▶ prefilling ──all known tokens planned──▶ decoding ──length reached──▶ spent
+       ▲                   │                                       │                           │
+       └──────preempt──────┴───────────────────────────────────────┘        results end a request
+
+`plan` may run ahead of the results. It preempts only when nothing is in flight: short of blocks with a
+step in flight, it waits for that step's result, which is either relief or certainty.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from protocol import columns
+from protocol.config import CacheOptions, SchedulerOptions
+from protocol.messages import EngineFacts
+from protocol.steps import SequenceStart, StepPlan
+
+from .block_pool import BlockPool
+from .prefix_cache import PrefixCache
+from .request import Request, State
+from .waiting import WaitingQueue
+
+_ONE = columns.pack_ids([1])
+
+
+class PlannedStep(Struct, frozen=True):
+    """A plan and the requests behind its rows."""
+
+    plan: StepPlan
+    rows: tuple[Request, ...]
+    num_decodes: int
+    """The first rows; the others are prompt chunks."""
+    num_tokens: int
+
+
+class Scheduler:
+    """Owns every live request, the slots and the blocks of one worker group in one epoch after another."""
+
+    def __init__(self, options: SchedulerOptions, cache: CacheOptions, facts: EngineFacts) -> None:
+        self.options = options
+        self.facts = facts
+        self.waiting = WaitingQueue()
+        self.preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self._caching = cache.enable_prefix_caching
+        self._step = 0
+        self.decoding: dict[Request, None] = {}
+        self.prefilling: dict[Request, None] = {}
+        self.spent: dict[Request, None] = {}
+        self.reset(epoch=0, facts=facts)
+
+    def reset(self, epoch: int, facts: EngineFacts) -> None:
+        """The workers start from nothing: forget blocks and slots; whoever ran waits, with the ids it has."""
+        for request in self.running():
+            self._forget_kv(request)
+            self.waiting.push(request)
+        self.epoch = epoch
+        self.facts = facts
+        self.in_flight: deque[PlannedStep] = deque()
+        self.prefix_cache = PrefixCache(facts.block_size, enabled=self._caching)
+        self.pool = BlockPool(facts.num_blocks, self.prefix_cache.is_cached, self.prefix_cache.evict)
+        self.free_slots = list(range(facts.max_num_seqs - 1, -1, -1))
+        self.decoding.clear()
+        self.prefilling.clear()
+        self.spent.clear()
+        self._released: list[int] = []
+        self._decode_rows: tuple[Request, ...] | None = None
+        self._decode_slots = b""
+        for request in self.waiting:
+            request.block_keys.clear()
+
+    # ── requests come and go ────────────────────────────────────────────────────────────────────
+
+    def add(self, request: Request) -> None:
+        """Queue a request that fits the model's context (checked at the door)."""
+        self.waiting.push(request)
+
+    def end(self, request: Request, *, trusted: bool = True) -> None:
+        """Finished, aborted or failed: its slot and blocks are free once no step in flight uses them.
+
+        Not `trusted`: its numbers were not finite, so nobody may find its blocks again.
+        """
+        if request.state is State.WAITING:
+            request.state = State.ENDED
+            self.waiting.discard(request)
+        elif request.state is State.RUNNING:
+            if trusted:
+                self._register_full_blocks(request)
+            else:
+                for block in request.block_table:
+                    self.prefix_cache.evict(block)
+            self._leave(request)
+            request.state = State.ENDED
+
+    def running(self) -> Iterable[Request]:
+        """Those with a slot."""
+        yield from self.decoding
+        yield from self.prefilling
+        yield from self.spent
+
+    @property
+    def num_running(self) -> int:
+        return len(self.decoding) + len(self.prefilling) + len(self.spent)
+
+    # ── one step ────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self, prompt_budget: int) -> PlannedStep | None:
+        """The next step, or None when there is nothing to compute or nothing can be decided yet.
+
+        At most `prompt_budget` prompt tokens share the step with decoding requests.
+        """
+        grown = self._make_room()
+        if grown is None:
+            return None
+        decodes = self._decode_batch()
+        budget = self.options.max_num_batched_tokens - len(decodes)
+        if decodes:
+            budget = min(budget, prompt_budget)
+        chunks: list[tuple[Request, int]] = []
+        for request in list(self.prefilling):
+            budget -= self._plan_chunk(request, budget, chunks)
+        started: list[SequenceStart] = []
+        while budget > 0 and self.free_slots and (candidate := self.waiting.peek()) is not None:
+            start = self._admit(candidate)
+            if start is None:
+                break
+            started.append(start)
+            budget -= self._plan_chunk(candidate, budget, chunks)
+        if not decodes and not chunks:
+            return None
+
+        for request in decodes:
+            request.num_computed_tokens += 1
+        self._step += 1
+        slots, counts = self._decode_slots, _ONE * len(decodes)
+        if chunks:
+            slots += columns.pack_ids(request.slot for request, _ in chunks)
+            counts += columns.pack_ids(count for _, count in chunks)
+        plan = StepPlan(
+            epoch=self.epoch,
+            step=self._step,
+            scheduled_slots=slots,
+            scheduled_counts=counts,
+            released=columns.pack_ids(self._released),
+            started=tuple(started),
+            grown_slots=columns.pack_ids(request.slot for request in grown),
+            grown_blocks=columns.pack_ids(request.block_table[-1] for request in grown),
+        )
+        self._released.clear()
+        step = PlannedStep(
+            plan=plan,
+            rows=decodes + tuple(request for request, _ in chunks),
+            num_decodes=len(decodes),
+            num_tokens=len(decodes) + sum(count for _, count in chunks),
+        )
+        self.in_flight.append(step)
+        return step
+
+    def settle(self, step: int) -> PlannedStep | None:
+        """The result of the oldest step in flight is back. None: the number is not that step's."""
+        if not self.in_flight or self.in_flight[0].plan.step != step:
+            return None
+        planned = self.in_flight.popleft()
+        self.pool.settle(step)
+        return planned
+
+    # ── inside: decoding ────────────────────────────────────────────────────────────────────────
+
+    def _make_room(self) -> list[Request] | None:
+        """Give each decoding request that is about to leave its last block a new one.
+
+        Returns those requests; None if that needs blocks which only a result in flight can bring.
+        """
+        due = [request for request in self.decoding if request.num_computed_tokens >= request.horizon]
+        growing: list[Request] = []
+        for request in due:
+            if request.num_computed_tokens >= request.max_total_tokens - 1:
+                del self.decoding[request]
+                self.spent[request] = None
+                self._decode_rows = None
+            else:
+                growing.append(request)
+        while len(growing) > self.pool.num_free:
+            if self.in_flight:
+                return None
+            self.pool.settle(self._step)
+            if len(growing) > self.pool.num_free:
+                victim = max((*self.decoding, *self.prefilling), key=lambda request: request.order)
+                self._preempt(victim)
+                if victim in growing:
+                    growing.remove(victim)
+        for request in growing:
+            self._register_full_blocks(request)
+            request.block_table.append(self.pool.take())
+            self._set_horizon(request)
+        return growing
+
+    def _decode_batch(self) -> tuple[Request, ...]:
+        """All decoding requests; the tuple and its packed slots are kept while nobody comes or goes."""
+        if self._decode_rows is None:
+            self._decode_rows = tuple(self.decoding)
+            self._decode_slots = columns.pack_ids(request.slot for request in self._decode_rows)
+        return self._decode_rows
+
+    def _set_horizon(self, request: Request) -> None:
+        capacity = len(request.block_table) * self.facts.block_size
+        request.horizon = min(capacity, request.max_total_tokens - 1)
+
+    # ── inside: prompts ─────────────────────────────────────────────────────────────────────────
+
+    def _plan_chunk(self, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> int:
+        """Plan the next stretch of known tokens; returns how many."""
+        remaining = request.num_tokens - request.num_computed_tokens
+        count = min(remaining, budget)
+        if not self.options.enable_chunked_prefill and (count < remaining):
+            count = 0 if chunks else remaining  # whole or not at all; too long a prompt gets its own step
+        if count <= 0:
+            return 0
+        chunks.append((request, count))
+        request.num_computed_tokens += count
+        self._register_full_blocks(request)
+        if count == remaining:
+            del self.prefilling[request]
+            self.decoding[request] = None
+            self._decode_rows = None
+            self._set_horizon(request)
+        return count
+
+    def _admit(self, request: Request) -> SequenceStart | None:
+        """Give the request a slot and the blocks of all that it knows; None if they are not there."""
+        size, pool, cache = self.facts.block_size, self.pool, self.prefix_cache
+        hits: list[int] = []
+        if cache.enabled:
+            self._extend_keys(request)
+            if request.sampling.prompt_logprobs is None:
+                # The last known token is always computed: its logits are what is wanted.
+                hits = cache.match(request.block_keys, (request.num_tokens - 1) // size)
+        num_new = -(-request.num_tokens // size) - len(hits)
+        num_revived = sum(1 for block in hits if block in pool.free)
+        reserve = int(pool.num_blocks * self.options.watermark) if self.num_running else 0
+        if num_new + num_revived + reserve > pool.num_free:
+            return None
+
+        self.waiting.pop()
+        for block in hits:
+            pool.share(block)
+        request.block_table = hits + [pool.take() for _ in range(num_new)]
+        request.num_findable_blocks = len(hits)
+        request.num_computed_tokens = len(hits) * size
+        request.slot = self.free_slots.pop()
+        request.state = State.RUNNING
+        self.prefilling[request] = None
+        if request.num_cached_tokens < 0:
+            request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
+            self.prefix_queries += request.num_prompt_tokens
+            self.prefix_hits += request.num_cached_tokens
+        return SequenceStart(
+            slot=request.slot,
+            token_ids=request.token_ids.tobytes(),
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_computed_tokens=request.num_computed_tokens,
+            block_table=columns.pack_ids(request.block_table),
+            sampling=request.sampling,
+            adapter=request.adapter,
+        )
+
+    def _register_full_blocks(self, request: Request) -> None:
+        """Make the blocks findable that are full of known tokens whose KV is planned.
+
+        A plan may rely on KV that an earlier plan, or the same one, writes: workers execute plans in
+        order and write before they read.
+        """
+        cache = self.prefix_cache
+        if not cache.enabled:
+            return
+        full = min(request.num_computed_tokens, request.num_tokens) // self.facts.block_size
+        if full > len(request.block_keys):
+            self._extend_keys(request)
+        for index in range(request.num_findable_blocks, full):
+            cache.insert(request.block_keys[index], request.block_table[index])
+        request.num_findable_blocks = full
+
+    def _extend_keys(self, request: Request) -> None:
+        root = self.prefix_cache.root(request.tenant, request.cache_salt, request.adapter)
+        self.prefix_cache.extend(request.block_keys, root, request.token_ids)
+
+    # ── inside: leaving ─────────────────────────────────────────────────────────────────────────
+
+    def _preempt(self, request: Request) -> None:
+        """Drop its blocks and let it wait; recomputing is usually a prefix hit."""
+        self.preemptions += 1
+        self._register_full_blocks(request)
+        self._leave(request)
+        self._forget_kv(request)
+        self.waiting.push(request)
+        self.pool.settle(self._step)
+
+    def _leave(self, request: Request) -> None:
+        for group in (self.decoding, self.prefilling, self.spent):
+            group.pop(request, None)
+        self._decode_rows = None
+        self._released.append(request.slot)
+        self.free_slots.append(request.slot)
+        fence = self.in_flight[-1].plan.step if self.in_flight else self._step
+        self.pool.release(request.block_table, fence)
+        if not self.in_flight:
+            self.pool.settle(fence)
+        request.slot = -1
+        request.block_table = []
+
+    def _forget_kv(self, request: Request) -> None:
+        request.state = State.WAITING
+        request.slot = -1
+        request.block_table = []
+        request.num_computed_tokens = 0
+        request.num_findable_blocks = 0
+
+    # ── invariants ──────────────────────────────────────────────────────────────────────────────
+
+    def check(self) -> None:
+        """Assert what must hold after every step (DESIGN: invariants)."""
+        holders: dict[int, int] = {}
+        slots: set[int] = set()
+        for request in self.running():
+            assert request.state is State.RUNNING
+            assert request.slot not in slots, "two requests in one slot"
+            slots.add(request.slot)
+            for block in request.block_table:
+                holders[block] = holders.get(block, 0) + 1
+            assert request.num_computed_tokens <= len(request.block_table) * self.facts.block_size
+            assert request.num_tokens <= request.max_total_tokens
+        self.pool.check(holders)
+        assert not slots & set(self.free_slots), "a slot is both free and taken"
+        assert len(slots) + len(self.free_slots) == self.facts.max_num_seqs
+        waiting = list(self.waiting)
+        assert len(waiting) == len(set(waiting)) == len(self.waiting)
+        assert not set(waiting) & set(self.running()), "a request both waits and runs"
+        for step in self.in_flight:
+            prompts_alone = not self.options.enable_chunked_prefill and len(step.rows) - step.num_decodes == 1
+            assert step.num_tokens <= self.options.max_num_batched_tokens or prompts_alone
+        for key, block in self.prefix_cache.block_of.items():
+            assert self.prefix_cache.key_of[block] == key
+        for request in self.running():
+            full = min(request.num_computed_tokens, request.num_tokens) // self.facts.block_size
+            for key, block in zip(request.block_keys[:full], request.block_table, strict=False):
+                assert self.prefix_cache.key_of.get(block, key) == key, "a block's key is not that of its ids"

@@ -1,0 +1,104 @@
+"""WorkerGroup: the engine core's end of the link to the workers. Knows nothing of requests.
+
+A group announces itself with WorkerReady; each announcement begins a new epoch, which the group is told
+with Reset. Whatever carries another epoch is stale: dropped and counted.
+"""
+
+from typing import Any, assert_never
+
+import zmq
+
+from protocol.messages import PROTOCOL_VERSION, EngineFacts
+from protocol.sockets import Router, fingerprint
+from protocol.steps import (
+    EngineToWorker,
+    Heartbeat,
+    Profile,
+    Reset,
+    StepFailed,
+    StepPlan,
+    StepResult,
+    WorkerReady,
+    WorkerReply,
+    WorkerToEngine,
+)
+
+WorkerEvent = WorkerReady | StepResult | StepFailed | WorkerReply
+
+
+class WorkerGroup:
+    """At most one group is attached; a newer one takes the place of an older."""
+
+    def __init__(self, context: "zmq.Context[Any]", endpoint: str, incarnation: int) -> None:
+        self.router: Router[WorkerToEngine, EngineToWorker] = Router(context, WorkerToEngine)
+        self.router.bind(endpoint)
+        self.epoch = incarnation << 24  # of engine core n all epochs are above those of n-1
+        self.facts: EngineFacts | None = None
+        self.stale_messages = 0
+        self.refused = 0
+        self._peer = b""
+        self._incarnation = -1
+
+    @property
+    def attached(self) -> bool:
+        """Whether plans can be sent."""
+        return bool(self._peer)
+
+    def receive(self) -> list[WorkerEvent]:
+        """What has arrived in the current epoch. A WorkerReady has already been answered with Reset."""
+        events: list[WorkerEvent] = []
+        for peer, message in self.router.drain():
+            match message:
+                case WorkerReady():
+                    if self._accept(peer, message):
+                        events.append(message)
+                case StepResult() | StepFailed():
+                    if peer == self._peer and message.epoch == self.epoch:
+                        events.append(message)
+                    else:
+                        self.stale_messages += 1
+                case WorkerReply():
+                    events.append(message)
+                case Heartbeat():
+                    pass
+                case _:
+                    assert_never(message)
+        return events
+
+    def _accept(self, peer: bytes, ready: WorkerReady) -> bool:
+        if (ready.protocol_version, ready.fingerprint) != (PROTOCOL_VERSION, fingerprint()):
+            self.refused += 1
+            return False
+        self._peer = peer
+        self._incarnation = ready.incarnation
+        self.facts = ready.facts
+        self.begin_epoch()
+        return True
+
+    def begin_epoch(self) -> None:
+        """Make the group forget every sequence."""
+        self.epoch += 1
+        self._send(Reset(self.epoch))
+
+    def dispatch(self, plan: StepPlan) -> None:
+        """Send a plan. If the group is gone, so is the plan: its successor will begin a new epoch."""
+        self._send(plan)
+
+    def profile(self, nonce: int, start: bool) -> bool:
+        """Ask for a trace; answered by a WorkerReply."""
+        return self._send(Profile(nonce, start))
+
+    def lost(self, incarnation: int) -> bool:
+        """The supervisor reports a death. True if it was the attached group."""
+        if self._peer and incarnation == self._incarnation:
+            self._peer = b""
+            return True
+        return False
+
+    def _send(self, message: EngineToWorker) -> bool:
+        if not self._peer:
+            return False
+        if not self.router.send(self._peer, message):
+            self._peer = b""
+            return False
+        return True

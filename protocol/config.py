@@ -1,0 +1,206 @@
+"""Every option of Tern, declared once. Flags, environment, `--config` files and help come from here.
+
+Options are grouped in frozen sections; `ServeOptions` is all of them. Each process is handed the
+sections that concern it in its own frozen config, once, at its start. What is learned later (number of
+KV blocks, model length) travels as a message and is never written back.
+
+An option's `Meta(description=…)` is its help text. `extra` may hold: `flag` (another spelling),
+`unit="bytes"` (accepts 512MiB, 4GB) or `unit="tokens"` (accepts 8k), `secret` (never shown, not a flag
+value to log).
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Bytes = Annotated[int, Meta(ge=0, extra={"unit": "bytes"})]
+
+
+class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model is served."""
+
+    model: Annotated[
+        str,
+        Meta(description="folder of a checkpoint, or a hub id in the local cache; empty: the bundled model"),
+    ] = ""
+    tokenizer: Annotated[str, Meta(description="folder of another tokenizer; empty: the model's")] = ""
+    served_model_name: Annotated[
+        tuple[str, ...],
+        Meta(description="names that clients may ask for; the first is reported; none: the folder's name"),
+    ] = ()
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Meta(description="of weights, computation and KV; auto: the checkpoint's"),
+    ] = "auto"
+    max_model_len: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="longest prompt plus answer; 0: what the model and the memory allow",
+            extra={"unit": "tokens"},
+        ),
+    ] = 0
+    seed: Annotated[
+        int, Meta(ge=0, description="from which requests without a seed draw theirs; 0: from the system")
+    ] = 0
+    load_format: Annotated[
+        Literal["safetensors", "dummy"],
+        Meta(description="dummy: random weights of the config's shapes, for benchmarks"),
+    ] = "safetensors"
+
+
+class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The paged KV cache."""
+
+    block_size: Annotated[int, Meta(ge=1, le=1024, description="tokens per KV block")] = 16
+    kv_cache_memory: Annotated[
+        int,
+        Meta(
+            ge=0, description="bytes for KV per worker; 0: a share of what is free", extra={"unit": "bytes"}
+        ),
+    ] = 0
+    num_kv_blocks: Annotated[
+        int, Meta(ge=0, description="exact number of blocks, overrides the memory; 0: computed")
+    ] = 0
+    enable_prefix_caching: Annotated[
+        bool, Meta(description="find the KV of shared prompt prefixes again")
+    ] = True
+
+
+class SchedulerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What runs in a step. Each switch turns one optimization off, for measurement."""
+
+    max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="requests that run at once")] = 256
+    max_num_batched_tokens: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="tokens computed in one step", extra={"unit": "tokens"})
+    ] = 2048
+    max_num_waiting: Annotated[
+        int, Meta(ge=0, description="requests that wait; more are refused with 429")
+    ] = 4096
+    enable_chunked_prefill: Annotated[
+        bool,
+        Meta(
+            description="split long prompts over steps; off: a prompt is computed in one step of its own size"
+        ),
+    ] = True
+    async_scheduling: Annotated[
+        bool, Meta(description="plan and send a step before the result of the one before is back")
+    ] = True
+    inter_token_target_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="prompt chunks that share a step with running answers are sized, from measured "
+            "step times, to keep the step this short; 0: no limit but max_num_batched_tokens",
+        ),
+    ] = 50.0
+    watermark: Annotated[
+        float, Meta(ge=0, lt=1, description="share of KV blocks kept free when a request is admitted")
+    ] = 0.01
+
+
+class ParallelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one model is spread over workers."""
+
+    tensor_parallel_size: Annotated[
+        int, Meta(ge=1, le=64, description="workers that share each layer", extra={"flag": "-tp"})
+    ] = 1
+    worker: Annotated[
+        Literal["torch", "stub"],
+        Meta(description="stub: a model that is a hash, without torch, for tests and overhead measurements"),
+    ] = "torch"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="where the workers compute")] = "auto"
+    threads: Annotated[
+        int, Meta(ge=0, description="CPU threads per worker; 0: the physical cores, shared among workers")
+    ] = 0
+
+
+class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP side."""
+
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
+    frontends: Annotated[int, Meta(ge=1, le=64, description="frontend processes sharing the port")] = 1
+    api_key: Annotated[
+        tuple[str, ...],
+        Meta(description="keys that clients must send; better given as TERN_API_KEY", extra={"secret": True}),
+    ] = ()
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024, description="longest HTTP body", extra={"unit": "bytes"})
+    ] = 8 << 20
+    default_max_tokens: Annotated[
+        int, Meta(ge=0, description="for chat requests that name none; 0: what fits the context")
+    ] = 0
+    chat_template: Annotated[str, Meta(description="file of a chat template that replaces the model's")] = ""
+
+
+class ServerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The supervisor."""
+
+    max_restarts: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="restarts of one kind of process within restart_window_s before the server gives up",
+        ),
+    ] = 5
+    restart_window_s: Annotated[float, Meta(gt=0, description="see max_restarts")] = 60.0
+    shutdown_timeout: Annotated[
+        float, Meta(ge=0, description="seconds that open streams get to finish after SIGTERM")
+    ] = 5.0
+    run_dir: Annotated[
+        str, Meta(description="folder for sockets, made with mode 0700; empty: a new temporary one")
+    ] = ""
+    log_level: Annotated[
+        Literal["error", "warning", "info", "debug"], Meta(description="least level that is logged")
+    ] = "info"
+
+
+class ServeOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of `tern serve`."""
+
+    model: ModelOptions = ModelOptions()
+    cache: CacheOptions = CacheOptions()
+    scheduler: SchedulerOptions = SchedulerOptions()
+    parallel: ParallelOptions = ParallelOptions()
+    frontend: FrontendOptions = FrontendOptions()
+    server: ServerOptions = ServerOptions()
+
+
+# ── what each process is handed ─────────────────────────────────────────────────────────────────
+
+
+class FrontendConfig(Struct, frozen=True, kw_only=True, tag="frontend"):
+    """`model.model` is a resolved path, `model.served_model_name` is not empty."""
+
+    incarnation: int
+    index: int
+    """0 … frontends-1"""
+    listen_fd: int
+    model: ModelOptions
+    frontend: FrontendOptions
+    metrics_dir: str
+    """Folder in which frontends find each other's metrics; empty for a single frontend."""
+    log_level: str = "info"
+
+
+class EngineCoreConfig(Struct, frozen=True, kw_only=True, tag="engine_core"):
+    incarnation: int
+    clients_endpoint: str
+    workers_endpoint: str
+    cache: CacheOptions
+    scheduler: SchedulerOptions
+    log_level: str = "info"
+
+
+class WorkerConfig(Struct, frozen=True, kw_only=True, tag="worker"):
+    """The group's ranks meet in `group_dir`, which is new for each incarnation of the group."""
+
+    incarnation: int
+    rank: int
+    group_dir: str
+    model: ModelOptions
+    cache: CacheOptions
+    scheduler: SchedulerOptions
+    parallel: ParallelOptions
+    log_level: str = "info"

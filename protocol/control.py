@@ -1,0 +1,167 @@
+"""Supervisor ↔ child: the control channel, and the first lines of every child process.
+
+The channel is a SOCK_SEQPACKET socketpair, one msgpack message per packet, inherited by descriptor.
+End of file means that the other side died. It carries no work, so it never queues behind any.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import sys
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from .config import EngineCoreConfig, FrontendConfig, WorkerConfig
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+Config = TypeVar("Config")
+
+MAX_PACKET_BYTES = 64 << 10
+
+
+# ── supervisor → child ──────────────────────────────────────────────────────────────────────────
+
+
+class Start(Struct, frozen=True, tag="start"):
+    """First packet: everything the child needs to know."""
+
+    config: FrontendConfig | EngineCoreConfig | WorkerConfig
+
+
+class EngineAt(Struct, frozen=True, tag="engine_at"):
+    """An engine core has bound its sockets. Connect to it, and forget any earlier one."""
+
+    incarnation: int
+    clients_endpoint: str
+    workers_endpoint: str
+
+
+class PeerGone(Struct, frozen=True, tag="peer_gone"):
+    """A supervised frontend or worker of this incarnation has died."""
+
+    incarnation: int
+
+
+class Drain(Struct, frozen=True, tag="drain"):
+    """Take no new work; finish what is open within the time, then exit."""
+
+    timeout_s: float
+
+
+class Quit(Struct, frozen=True, tag="quit"):
+    """Exit now."""
+
+
+ToChild = Start | EngineAt | PeerGone | Drain | Quit
+
+
+# ── child → supervisor ──────────────────────────────────────────────────────────────────────────
+
+
+class Phase(Struct, frozen=True, tag="phase"):
+    """A step of starting up, for the progress display. `fraction` is None when unknown."""
+
+    name: str
+    detail: str = ""
+    fraction: float | None = None
+
+
+class Ready(Struct, frozen=True, tag="ready"):
+    """The child serves. `facts` are for the banner."""
+
+    facts: dict[str, str] = {}
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """The root cause, sent just before the child exits by itself."""
+
+    code: str
+    message: str
+    hint: str = ""
+    exit_code: int = 1
+
+
+ToSupervisor = Phase | Ready | Failed
+
+
+class Channel(Generic[In, Out]):
+    """One end of a control channel."""
+
+    def __init__(self, sock: socket.socket, incoming: Any) -> None:
+        self.socket = sock
+        self._decoder = msgspec.msgpack.Decoder(incoming)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def send(self, message: Out) -> bool:
+        """Send at once. False: the other side is gone or does not read."""
+        try:
+            self.socket.send(msgspec.msgpack.encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        return True
+
+    def receive(self, *, wait: bool = False) -> In | None:
+        """Next message; None when there is none (without `wait`). Raises EOFError at the other side's end."""
+        try:
+            packet = self.socket.recv(MAX_PACKET_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise EOFError from error
+        if not packet:
+            raise EOFError
+        message: In = self._decoder.decode(packet)
+        return message
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+ChildChannel = Channel[ToChild, ToSupervisor]
+SupervisorChannel = Channel[ToSupervisor, ToChild]
+
+
+def channel_pair() -> tuple[SupervisorChannel, socket.socket]:
+    """(the supervisor's end, the socket whose descriptor the child inherits)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    return Channel(ours, ToSupervisor), theirs
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to SIGKILL this process when its parent dies, however that happens.
+
+    The signal follows the parent's *thread* that started us, which is therefore always its main thread.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before we asked
+        os._exit(1)
+
+
+def enter(config_type: type[Config]) -> tuple[ChildChannel, Config]:
+    """First call of a child's main: tie our life to the parent's, then receive the config.
+
+    Terminal signals go to the whole process group, but only the supervisor acts on them.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    arguments, _ = parser.parse_known_args()
+    die_with_parent(arguments.parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    channel: ChildChannel = Channel(socket.socket(fileno=arguments.control_fd), ToChild)
+    start = channel.receive(wait=True)
+    if not isinstance(start, Start) or not isinstance(start.config, config_type):
+        raise TypeError(f"the first packet must be Start with a {config_type.__name__}")
+    return channel, start.config

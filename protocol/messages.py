@@ -1,0 +1,223 @@
+"""Client ↔ engine core. README.md draws the life of a request; this file is its alphabet.
+
+A client connects a DEALER to the engine core's ROUTER. Columns (see columns.py) are packed
+little-endian arrays. Fields are only ever appended, with defaults.
+"""
+
+from enum import IntEnum
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from .sampling import SamplingParams
+
+PROTOCOL_VERSION = 1
+
+RequestId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+"""A counter of the client's; unique among one client's requests, and never a user's string."""
+Epoch = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Label = Annotated[str, Meta(max_length=256)]
+TokenColumn = Annotated[bytes, Meta(max_length=4 << 20)]
+"""int32 token ids: at most 2^20 of them."""
+
+
+class Finish(IntEnum):
+    """Why a request ended; NONE while it goes on."""
+
+    NONE = 0
+    STOP = 1
+    """A stop or end-of-sequence token; it is the row's token, and the last."""
+    LENGTH = 2
+    """max_tokens or the context is full."""
+    ABORT = 3
+    """The client asked for it. The row has no token."""
+
+
+NO_TOKEN = -1
+
+
+# ── client → engine core ────────────────────────────────────────────────────────────────────────
+
+
+class Attach(Struct, frozen=True, array_like=True, tag="attach"):
+    """First message of a client. Answered by `Attached` as soon as a model is loaded, or by `Refused`."""
+
+    protocol_version: int
+    fingerprint: Label
+    """Hash of this protocol's schema: both sides must be built from the same messages."""
+    name: Label
+    incarnation: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+    """Of a supervised client, so that the supervisor can report its death; 0 for strangers."""
+
+
+class Submit(Struct, frozen=True, array_like=True, tag="submit"):
+    """Start a request, or go on with one from the ids that its client already has.
+
+    Idempotent: a second Submit of a live request_id replaces the first.
+    """
+
+    request_id: RequestId
+    prompt_token_ids: TokenColumn
+    sampling: SamplingParams
+    resumed_token_ids: TokenColumn = b""
+    """Output ids already delivered; the next row has index len(resumed)."""
+    priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] = 0
+    """Lower runs first."""
+    timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    """From receipt; afterwards the request ends as `deadline_exceeded`."""
+    tenant: Label = ""
+    cache_salt: Label = ""
+    """Requests share cached prefixes only within the same (tenant, salt, adapter)."""
+    adapter: Label = ""
+    grammar: Annotated[str, Meta(max_length=1 << 20)] = ""
+
+
+class Abort(Struct, frozen=True, array_like=True, tag="abort"):
+    """End these requests. Unknown ids are ignored: they may have just finished."""
+
+    request_ids: tuple[RequestId, ...]
+
+
+class Ping(Struct, frozen=True, array_like=True, tag="ping"):
+    """Answered by `Pong` with the same nonce, from the main loop."""
+
+    nonce: int
+
+
+class Control(Struct, frozen=True, array_like=True, tag="control"):
+    """An operator's wish. Answered by `ControlResult` with the same nonce."""
+
+    nonce: int
+    action: Literal["reset_prefix_cache", "start_profile", "stop_profile"]
+
+
+ClientMessage = Attach | Submit | Abort | Ping | Control
+
+
+# ── engine core → client ────────────────────────────────────────────────────────────────────────
+
+
+class EngineFacts(Struct, frozen=True, array_like=True):
+    """What an engine core learned from its workers. A new epoch may bring new facts."""
+
+    model: Label
+    vocab_size: int
+    max_model_len: int
+    """Prompt plus output tokens of one request."""
+    block_size: int
+    """Tokens per KV block."""
+    num_blocks: int
+    eos_token_ids: tuple[int, ...]
+    max_num_seqs: int
+    device: Label = "cpu"
+    dtype: Label = "float32"
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+
+
+class Attached(Struct, frozen=True, array_like=True, tag="attached"):
+    """Answer to Attach; sent again whenever the epoch changes."""
+
+    protocol_version: int
+    fingerprint: Label
+    epoch: Epoch
+    facts: EngineFacts
+
+
+class LogprobBlock(Struct, frozen=True, array_like=True):
+    """Log-probabilities of n rows, each with the `width` likeliest tokens, best first."""
+
+    rows: bytes
+    """uint32[n]: which row of the enclosing message (for prompts: offset from first_position)."""
+    width: Annotated[int, Meta(ge=0, le=32)]
+    chosen: bytes
+    """float32[n]: of the token that was sampled (for prompts: that stands there)."""
+    top_ids: bytes
+    """int32[n * width]"""
+    top_values: bytes
+    """float32[n * width]"""
+
+
+class PromptLogprobs(Struct, frozen=True, array_like=True):
+    """Log-probabilities of a stretch of a request's prompt; stretches may come again after a restart."""
+
+    request_id: RequestId
+    first_position: int
+    block: LogprobBlock
+
+
+class Outputs(Struct, frozen=True, array_like=True, tag="outputs"):
+    """What one step produced for one client: one row per token, in columns of equal length."""
+
+    epoch: Epoch
+    step: int
+    request_ids: bytes
+    """uint64[n]"""
+    indexes: bytes
+    """uint32[n]: output index of the row's token: a client with i tokens of the request takes only i."""
+    token_ids: bytes
+    """int32[n]; NO_TOKEN where a request ends without one."""
+    finishes: bytes
+    """uint8[n]: Finish"""
+    logprobs: LogprobBlock | None = None
+    started: tuple[tuple[RequestId, int], ...] = ()
+    """(request, prompt tokens found in the prefix cache) of requests that ran for the first time."""
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+
+
+class Refused(Struct, frozen=True, array_like=True, tag="refused"):
+    """The last message of a request that ends with an error, before or after its first token."""
+
+    request_id: RequestId
+    code: Label
+    """See errors.BY_CODE."""
+    message: Annotated[str, Meta(max_length=4096)]
+    retryable: bool
+    param: Label = ""
+
+
+class AttachRefused(Struct, frozen=True, array_like=True, tag="attach_refused"):
+    """Answer to an Attach from another protocol version or schema."""
+
+    protocol_version: int
+    fingerprint: Label
+    message: Annotated[str, Meta(max_length=4096)]
+
+
+class EngineStats(Struct, frozen=True, array_like=True):
+    """Gauges and counters since this engine core started."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_cache_queries: int = 0
+    """Prompt tokens looked up."""
+    prefix_cache_hits: int = 0
+    """Prompt tokens found."""
+    preemptions: int = 0
+    epochs: int = 0
+    dropped_frames: int = 0
+    stale_messages: int = 0
+
+
+class Pong(Struct, frozen=True, array_like=True, tag="pong"):
+    """Answer to Ping: proof that the main loop turns."""
+
+    nonce: int
+    epoch: Epoch
+    stats: EngineStats
+
+
+class ControlResult(Struct, frozen=True, array_like=True, tag="control_result"):
+    """Answer to Control."""
+
+    nonce: int
+    ok: bool
+    message: Annotated[str, Meta(max_length=4096)] = ""
+
+
+EngineMessage = Attached | Outputs | Refused | AttachRefused | Pong | ControlResult

@@ -1,0 +1,139 @@
+"""Typed endpoints: one socket, one encoder, one decoder, finite queues.
+
+`Router` and `Dealer` are plain non-blocking ZeroMQ sockets whose frames are decoded into one union of
+Structs. A frame that does not decode is counted and dropped; it never raises out of `drain`. Nothing
+here knows an event loop: whoever owns the endpoint polls `fileno()` (edge-triggered: drain until empty
+and look again after every send) or hands the socket to a `zmq.Poller` (level-triggered).
+"""
+
+import functools
+import hashlib
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import zmq
+
+from .messages import ClientMessage, EngineMessage
+from .steps import EngineToWorker, WorkerToEngine
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+MAX_FRAME_BYTES = 16 << 20
+HIGH_WATER_MARK = 8192
+"""Messages queued per peer. A peer that is this far behind does not consume any more."""
+
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Hash of the wire's schema, docstrings aside. Equal on both sides of every connection."""
+    schema = msgspec.json.schema_components(
+        [ClientMessage, EngineMessage, EngineToWorker, WorkerToEngine], ref_template="{name}"
+    )
+
+    def bare(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: bare(value) for key, value in node.items() if key not in ("description", "title")}
+        return [bare(item) for item in node] if isinstance(node, (list, tuple)) else node
+
+    return hashlib.sha256(msgspec.json.encode(bare(schema), order="deterministic")).hexdigest()[:16]
+
+
+class _Endpoint(Generic[In, Out]):
+    """What Router and Dealer share: options, codec and counters."""
+
+    def __init__(self, context: zmq.Context[Any], kind: int, incoming: Any) -> None:
+        self.socket: zmq.Socket[bytes] = context.socket(kind)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        self.socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(incoming).decode
+        self.dropped_frames = 0
+
+    def fileno(self) -> int:
+        """Descriptor that becomes readable when the socket's state changes (edge-triggered)."""
+        return int(self.socket.getsockopt(zmq.FD))
+
+    def readable(self) -> bool:
+        """Whether a message waits; must be asked after each send when polling `fileno()`."""
+        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close; unsent messages are dropped after `linger_ms`."""
+        self.socket.close(linger_ms)
+
+
+class Router(_Endpoint[In, Out]):
+    """The binding side; each peer is known by the identity that ZeroMQ gives its connection."""
+
+    def __init__(self, context: "zmq.Context[Any]", incoming: Any) -> None:
+        super().__init__(context, zmq.ROUTER, incoming)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+
+    def bind(self, endpoint: str) -> None:
+        """Listen. The endpoint must be new: a second bind on an ipc path would steal it silently."""
+        self.socket.bind(endpoint)
+
+    def drain(self, limit: int = 1024) -> list[tuple[bytes, In]]:
+        """All messages that have arrived, oldest first, with the peers that sent them."""
+        received: list[tuple[bytes, In]] = []
+        for _ in range(limit):
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                peer, body = frames
+                received.append((peer, self._decode(body)))
+            except _DECODE_ERRORS:
+                self.dropped_frames += 1
+        return received
+
+    def send(self, peer: bytes, message: Out) -> bool:
+        """Queue a message. False: the peer is gone, or has stopped consuming; nothing was queued."""
+        try:
+            self.socket.send_multipart((peer, self._encode(message)), zmq.NOBLOCK)
+        except (zmq.Again, zmq.ZMQError):
+            return False
+        return True
+
+
+class Dealer(_Endpoint[In, Out]):
+    """The connecting side of one link."""
+
+    def __init__(self, context: "zmq.Context[Any]", incoming: Any) -> None:
+        super().__init__(context, zmq.DEALER, incoming)
+
+    def connect(self, endpoint: str) -> None:
+        """Connect; messages are queued until the other side is there."""
+        self.socket.connect(endpoint)
+
+    def drain(self, limit: int = 1024) -> list[In]:
+        """All messages that have arrived, oldest first."""
+        return [message for message, _ in self.drain_frames(limit)]
+
+    def drain_frames(self, limit: int = 1024) -> list[tuple[In, bytes]]:
+        """As `drain`, each with the bytes it came from, for whoever forwards them."""
+        received: list[tuple[In, bytes]] = []
+        for _ in range(limit):
+            try:
+                body = self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            try:
+                received.append((self._decode(body), body))
+            except _DECODE_ERRORS:
+                self.dropped_frames += 1
+        return received
+
+    def send(self, message: Out) -> bool:
+        """Queue a message. False: the queue is full because the other side does not consume."""
+        try:
+            self.socket.send(self._encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True

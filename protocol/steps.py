@@ -1,0 +1,142 @@
+"""Engine core ↔ worker group. A plan edits the worker's resident batch and says what to compute.
+
+The engine core binds a ROUTER; the leader (rank 0) of the group connects a DEALER and forwards the
+same bytes to the other ranks before it starts, so that all ranks see every plan or none does.
+Plans are executed strictly in the order sent; within one plan: releases, then starts, then grown
+block tables, then the scheduled tokens. All KV of a plan is written before any of it is read.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from .messages import EngineFacts, Epoch, Label, LogprobBlock
+from .sampling import SamplingParams
+
+Step = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Slot = Annotated[int, Meta(ge=0, le=(1 << 20))]
+"""A row of the worker's resident batch, 0 … max_num_seqs-1. The engine core hands slots out."""
+
+
+# ── engine core → worker ────────────────────────────────────────────────────────────────────────
+
+
+class SequenceStart(Struct, frozen=True, array_like=True):
+    """A sequence enters the resident batch, whole. It is sent once per (re)start."""
+
+    slot: Slot
+    token_ids: bytes
+    """int32: prompt, then the outputs so far."""
+    num_prompt_tokens: int
+    """Penalties and output positions need the border: output position = position - num_prompt_tokens."""
+    num_computed_tokens: int
+    """KV of this many tokens is already in the blocks (a prefix-cache hit)."""
+    block_table: bytes
+    """int32 block ids; token i lives in block_table[i // block_size] at i % block_size."""
+    sampling: SamplingParams
+    adapter: Label = ""
+
+
+class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
+    """One step. Rows of the result follow `scheduled_slots`.
+
+    A row computes the KV of its next `scheduled_counts` tokens. If it then has no known token left to
+    compute, it samples the next one, which becomes the sequence's newest token on the device: the next
+    plan may schedule it before the engine core has seen it.
+    """
+
+    epoch: Epoch
+    step: Step
+    scheduled_slots: bytes
+    """int32[n]"""
+    scheduled_counts: bytes
+    """int32[n], each at least 1"""
+    released: bytes = b""
+    """int32: slots that are free from here on"""
+    started: tuple[SequenceStart, ...] = ()
+    grown_slots: bytes = b""
+    """int32[g]: slots whose block table grows by …"""
+    grown_blocks: bytes = b""
+    """int32[g]: … this block (a slot may appear several times, in order)"""
+
+
+class Reset(Struct, frozen=True, array_like=True, tag="reset"):
+    """Forget every sequence; a new epoch begins. Weights stay."""
+
+    epoch: Epoch
+
+
+class LoadAdapter(Struct, frozen=True, array_like=True, tag="load_adapter"):
+    """Make a LoRA adapter available under `name`. Answered by `WorkerReply`."""
+
+    nonce: int
+    name: Label
+    path: Annotated[str, Meta(max_length=4096)]
+
+
+class Profile(Struct, frozen=True, array_like=True, tag="profile"):
+    """Start or stop a profiler trace. Answered by `WorkerReply` (on stop: where the trace is)."""
+
+    nonce: int
+    start: bool
+
+
+EngineToWorker = StepPlan | Reset | LoadAdapter | Profile
+
+
+# ── worker → engine core ────────────────────────────────────────────────────────────────────────
+
+
+class WorkerReady(Struct, frozen=True, array_like=True, tag="ready"):
+    """The group is loaded and idle. Sent after start and again to every new engine core."""
+
+    protocol_version: int
+    fingerprint: Label
+    rank: int
+    incarnation: int
+    model_fingerprint: Label
+    """Hash of config, dtype and tensor headers: the same weights give the same fingerprint."""
+    facts: EngineFacts
+
+
+class StepResult(Struct, frozen=True, array_like=True, tag="result"):
+    """What a step sampled; rows as in the plan."""
+
+    epoch: Epoch
+    step: Step
+    token_ids: bytes
+    """int32[n]; NO_TOKEN for a row that did not sample (a prompt chunk that is not the last)"""
+    logprobs: LogprobBlock | None = None
+    prompt_logprobs: tuple[tuple[int, int, LogprobBlock], ...] = ()
+    """(row, first position, block) for rows that asked for them"""
+    failed_rows: tuple[tuple[int, Label], ...] = ()
+    """(row, error code): these requests alone end with an error; their token is NO_TOKEN"""
+
+
+class StepFailed(Struct, frozen=True, array_like=True, tag="failed"):
+    """The whole step came to nothing and the resident batch is no longer to be trusted: a reset follows."""
+
+    epoch: Epoch
+    step: Step
+    slots: bytes
+    """int32: the rows held responsible, or all of the step's"""
+    code: Label
+    message: Annotated[str, Meta(max_length=4096)]
+
+
+class Heartbeat(Struct, frozen=True, array_like=True, tag="heartbeat"):
+    """Progress of the worker's main loop: steps done in this incarnation."""
+
+    epoch: Epoch
+    steps: int
+
+
+class WorkerReply(Struct, frozen=True, array_like=True, tag="reply"):
+    """Answer to LoadAdapter or Profile."""
+
+    nonce: int
+    ok: bool
+    message: Annotated[str, Meta(max_length=4096)] = ""
+
+
+WorkerToEngine = WorkerReady | StepResult | StepFailed | Heartbeat | WorkerReply

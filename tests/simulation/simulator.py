@@ -1,0 +1,197 @@
+"""A one-thread world: the real scheduler, the hash model, one worker, a clock that only the test moves.
+
+Every random choice comes from one seed. `run` drives it until everything has ended, and asserts the
+invariants after each event; what each request got is then compared with the hash model run alone.
+"""
+
+import heapq
+import random
+from dataclasses import dataclass, field
+
+from engine_core.clients import Client
+from engine_core.finishing import deliver
+from engine_core.request import Request, State
+from engine_core.scheduler import Scheduler
+from protocol import columns
+from protocol.config import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions, WorkerConfig
+from protocol.messages import Submit
+from protocol.sampling import SamplingParams
+from protocol.steps import SequenceStart, StepPlan, StepResult
+from worker.stub import StubRunner
+
+
+def stub_runner(cache: CacheOptions, scheduler: SchedulerOptions, max_model_len: int = 0) -> StubRunner:
+    """A hash model with a vocabulary of 512."""
+    config = WorkerConfig(
+        incarnation=1,
+        rank=0,
+        group_dir="",
+        model=ModelOptions(max_model_len=max_model_len),
+        cache=cache,
+        scheduler=scheduler,
+        parallel=ParallelOptions(worker="stub"),
+    )
+    return StubRunner(config)
+
+
+def alone(submit: Submit, max_model_len: int) -> list[int]:
+    """What the hash model answers to this request when nothing else exists."""
+    runner = stub_runner(CacheOptions(block_size=64, num_kv_blocks=64), SchedulerOptions())
+    prompt = columns.unpack_ids(submit.prompt_token_ids)
+    sampling = submit.sampling
+    stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else runner.eos_token_ids)}
+    start = SequenceStart(0, prompt.tobytes(), len(prompt), 0, columns.pack_ids(range(64)), sampling)
+    outputs: list[int] = []
+    count, started = len(prompt), (start,)
+    most = min(sampling.max_tokens, max_model_len - len(prompt))
+    while len(outputs) < most and not (outputs and outputs[-1] in stops):
+        plan = StepPlan(0, 0, columns.pack_ids([0]), columns.pack_ids([count]), started=started)
+        outputs += columns.unpack_ids(runner.execute(plan).token_ids)
+        count, started = 1, ()
+    return outputs
+
+
+@dataclass
+class World:
+    """The scheduler and its worker, with events on a simulated clock."""
+
+    seed: int
+    options: SchedulerOptions
+    cache: CacheOptions
+    max_model_len: int = 128
+    crash_every: int = 0
+    """Mean number of steps between worker crashes; 0: none."""
+    depth: int = 2
+    now: float = 0.0
+    results: list[tuple[float, int, StepResult]] = field(default_factory=list)
+    submits: dict[int, Submit] = field(default_factory=dict)
+    requests: dict[int, Request] = field(default_factory=dict)
+    aborted: set[int] = field(default_factory=set)
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.runner = stub_runner(self.cache, self.options, self.max_model_len)
+        self.scheduler = Scheduler(self.options, self.cache, self.runner.facts)
+        self.epoch = 1
+        self.scheduler.reset(self.epoch, self.runner.facts)
+        self.client = Client(b"peer", "simulator", 0)
+
+    def submit(self) -> None:
+        """A new request: short alphabets and few shared heads, so that prefixes are often the same."""
+        draw = self.random
+        head = [draw.randrange(3)] * draw.choice([0, 5, 16, 40])
+        tail = [draw.randrange(512) for _ in range(draw.randrange(0 if head else 1, 24))]
+        prompt = (head + tail)[: self.max_model_len - 1]
+        sampling = SamplingParams(
+            max_tokens=draw.choice([1, 2, 7, 30, 200]),
+            temperature=draw.choice([0.0, 1.0]),
+            seed=draw.randrange(100),
+            ignore_eos=draw.random() < 0.5,
+            stop_token_ids=tuple(draw.sample(range(512), draw.choice([0, 3]))),
+        )
+        request_id = len(self.requests)
+        submit = Submit(
+            request_id,
+            columns.pack_ids(prompt),
+            sampling,
+            priority=draw.choice([0, 0, 1]),
+            tenant=draw.choice(["a", "b"]),
+        )
+        request = Request(self.client, submit, self.runner.facts, arrival=request_id)
+        self.submits[request_id], self.requests[request_id] = submit, request
+        self.scheduler.add(request)
+
+    def abort(self) -> None:
+        """End a random live request."""
+        live = [request for request in self.requests.values() if request.state is not State.ENDED]
+        if live:
+            request = self.random.choice(live)
+            self.aborted.add(request.request_id)
+            self.scheduler.end(request)
+
+    def crash(self) -> None:
+        """The worker loses all it had, and every result that is on its way."""
+        self.results.clear()
+        self.epoch += 1
+        self.runner.reset()
+        self.scheduler.reset(self.epoch, self.runner.facts)
+
+    def dispatch(self) -> None:
+        """Plan as far ahead as allowed; the worker executes at once, the result arrives later."""
+        while len(self.scheduler.in_flight) < self.depth:
+            planned = self.scheduler.plan(self.random.choice([1, 16, 10_000]))
+            if planned is None:
+                break
+            self.steps += 1
+            assert len(set(planned.rows)) == len(planned.rows), "a request twice in one step"
+            last = self.results[-1][0] if self.results else self.now
+            arrival = max(self.now, last) + self.random.expovariate(100)
+            result = self.runner.execute(planned.plan)
+            heapq.heappush(self.results, (arrival, planned.plan.step, result))
+
+    def settle(self) -> None:
+        """Move the clock to the next result and deliver it."""
+        self.now, step, result = heapq.heappop(self.results)
+        planned = self.scheduler.settle(step)
+        assert planned is not None
+        finished, _ = deliver(planned, result)
+        for request in finished:
+            self.scheduler.end(request)
+
+    def run(self, num_requests: int, abort_share: float = 0.1) -> None:
+        """Until `num_requests` requests have come and all have ended."""
+        while True:
+            if len(self.requests) < num_requests and self.random.random() < 0.4:
+                self.submit()
+                if self.random.random() < abort_share:
+                    self.abort()
+            if self.crash_every and self.random.random() < 1 / self.crash_every:
+                self.crash()
+            self.dispatch()
+            self.scheduler.check()
+            if self.results and (len(self.scheduler.in_flight) == self.depth or self.random.random() < 0.5):
+                self.settle()
+                self.scheduler.check()
+            if len(self.requests) == num_requests and not self.results:
+                self.dispatch()
+                if not self.results:
+                    break
+        self.check_end()
+
+    def check_end(self) -> None:
+        """Everything has ended once, everyone got what is right, and every block is free."""
+        assert all(request.state is State.ENDED for request in self.requests.values())
+        pool = self.scheduler.pool
+        assert pool.num_free + len({block for _, block in pool.fenced}) == pool.num_blocks
+        assert not any(pool.references)
+        for request_id, request in self.requests.items():
+            outputs = list(request.token_ids[request.num_prompt_tokens :])
+            expected = alone(self.submits[request_id], self.max_model_len)
+            if request_id in self.aborted:
+                expected = expected[: len(outputs)]
+            assert outputs == expected, f"request {request_id} of seed {self.seed}"
+        self.check_columns()
+
+    def check_columns(self) -> None:
+        """What the client was sent: indexes contiguous, one finish each, tokens equal to the request's."""
+        outputs = self.client.take_outputs(0, 0)
+        assert outputs is not None
+        got: dict[int, list[int]] = {}
+        ended: set[int] = set()
+        for request_id, index, token, finish in zip(
+            columns.unpack(columns.UINT64, outputs.request_ids),
+            columns.unpack(columns.UINT32, outputs.indexes),
+            columns.unpack_ids(outputs.token_ids),
+            outputs.finishes,
+            strict=True,
+        ):
+            assert request_id not in ended, "a row after the last"
+            assert index == len(got.setdefault(request_id, [])), "indexes are not contiguous"
+            got[request_id].append(token)
+            if finish:
+                ended.add(request_id)
+        assert ended == set(self.requests) - self.aborted
+        for request_id, tokens in got.items():
+            request = self.requests[request_id]
+            assert tokens == list(request.token_ids[request.num_prompt_tokens :])

@@ -1,0 +1,1 @@
+"""One device: weights, paged KV, kernels, sampling."""

@@ -1,0 +1,199 @@
+"""StubRunner: a model that is a hash, without torch, behind the same loop and the same wire.
+
+Its "KV blocks" hold token ids. Its "attention" reads every one of them back through the block table and
+hashes them, and the next token follows from that hash alone. So any wrong, stale, lost, doubled or
+reordered block or token changes everything after it, and one comparison of texts proves scheduling,
+block accounting, replay and wire at once. Knows nothing of probabilities: its log-probabilities are
+made up from the same hash.
+"""
+
+import zlib
+from array import array
+from pathlib import Path
+
+import msgspec
+
+from protocol import columns
+from protocol.config import WorkerConfig
+from protocol.messages import NO_TOKEN, EngineFacts, LogprobBlock
+from protocol.steps import SequenceStart, StepPlan, StepResult
+
+from .worker import no_tokens
+
+_EOS_ODDS = 61
+"""One token in this many would be end-of-sequence, so that tests meet it."""
+_WORD = (1 << 64) - 1
+
+
+class _ModelFile(msgspec.Struct):
+    """The part of config.json that a model without weights needs."""
+
+    vocab_size: int = 512
+    eos_token_id: int | list[int] | None = 0
+    max_position_embeddings: int = 4096
+
+
+class _Sequence:
+    """A resident sequence."""
+
+    def __init__(self, start: SequenceStart) -> None:
+        self.token_ids = columns.unpack_ids(start.token_ids)
+        self.num_prompt_tokens = start.num_prompt_tokens
+        self.num_computed_tokens = start.num_computed_tokens
+        self.block_table = columns.unpack_ids(start.block_table)
+        self.sampling = start.sampling
+
+
+class StubRunner:
+    """See the module. Deterministic in (prompt ids, output ids, sampling parameters)."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        path = Path(config.model.model) / "config.json"
+        model = msgspec.json.decode(path.read_bytes(), type=_ModelFile) if path.is_file() else _ModelFile()
+        eos = model.eos_token_id
+        self.block_size = config.cache.block_size
+        self.vocab_size = model.vocab_size
+        self.eos_token_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+        num_blocks = config.cache.num_kv_blocks or 4096
+        self.cache = array(columns.INT32, [NO_TOKEN]) * (num_blocks * self.block_size)
+        self.sequences: dict[int, _Sequence] = {}
+        longest = config.model.max_model_len or model.max_position_embeddings
+        self.facts = EngineFacts(
+            model=(*config.model.served_model_name, "stub")[0],
+            vocab_size=self.vocab_size,
+            max_model_len=min(longest, num_blocks * self.block_size),
+            block_size=self.block_size,
+            num_blocks=num_blocks,
+            eos_token_ids=self.eos_token_ids,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            device="stub",
+            dtype="hash",
+            kv_bytes=len(self.cache) * self.cache.itemsize,
+        )
+        self.model_fingerprint = f"stub-{self.vocab_size}"
+
+    def reset(self) -> None:
+        self.sequences.clear()
+        self.cache[:] = array(columns.INT32, [NO_TOKEN]) * len(self.cache)
+
+    def profile(self, start: bool) -> str:
+        return "the stub has nothing to profile"
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        sequences = self.sequences
+        for slot in columns.unpack_ids(plan.released):
+            del sequences[slot]
+        for start in plan.started:
+            if start.slot in sequences:
+                raise ValueError(f"slot {start.slot} is started twice")
+            sequences[start.slot] = _Sequence(start)
+        grown = columns.unpack_ids(plan.grown_slots), columns.unpack_ids(plan.grown_blocks)
+        for slot, block in zip(*grown, strict=True):
+            sequences[slot].block_table.append(block)
+
+        slots, counts = columns.unpack_ids(plan.scheduled_slots), columns.unpack_ids(plan.scheduled_counts)
+        rows = [sequences[slot] for slot in slots]
+        for sequence, count in zip(rows, counts, strict=True):
+            self._write(sequence, count)
+
+        token_ids = no_tokens(len(rows))
+        logprobs = _Logprobs()
+        prompts = []
+        for row, (sequence, count) in enumerate(zip(rows, counts, strict=True)):
+            if sequence.sampling.prompt_logprobs is not None:
+                prompts += self._prompt_logprobs(row, sequence, count)
+            if sequence.num_computed_tokens < len(sequence.token_ids):
+                continue
+            word = self._attend(sequence, sequence.num_computed_tokens)
+            token = self._choose(word, sequence)
+            sequence.token_ids.append(token)
+            token_ids[row] = token
+            if sequence.sampling.logprobs is not None:
+                logprobs.add(row, token, word, sequence.sampling.logprobs, self.vocab_size)
+        return StepResult(
+            epoch=plan.epoch,
+            step=plan.step,
+            token_ids=token_ids.tobytes(),
+            logprobs=logprobs.block() if logprobs.entries else None,
+            prompt_logprobs=tuple(prompts),
+        )
+
+    def _write(self, sequence: _Sequence, count: int) -> None:
+        """Put the next `count` tokens into the cache, each at its place in the block table."""
+        size, table, token_ids = self.block_size, sequence.block_table, sequence.token_ids
+        first = sequence.num_computed_tokens
+        if first + count > len(token_ids):
+            raise ValueError(f"{count} tokens scheduled where {len(token_ids) - first} are left")
+        for position in range(first, first + count):
+            self.cache[table[position // size] * size + position % size] = token_ids[position]
+        sequence.num_computed_tokens = first + count
+
+    def _attend(self, sequence: _Sequence, length: int) -> int:
+        """Hash of the first `length` tokens as the cache holds them; 64 bits."""
+        size, cache = self.block_size, memoryview(self.cache)
+        digest = 0
+        for block in sequence.block_table[: length // size]:
+            digest = zlib.crc32(cache[block * size : (block + 1) * size], digest)
+        if tail := length % size:
+            first = sequence.block_table[length // size] * size
+            digest = zlib.crc32(cache[first : first + tail], digest)
+        return _mix(digest + (length << 32))
+
+    def _choose(self, word: int, sequence: _Sequence) -> int:
+        sampling = sequence.sampling
+        num_outputs = sequence.num_computed_tokens - sequence.num_prompt_tokens
+        if sampling.temperature > 0:
+            word = _mix(word ^ _mix(sampling.seed + num_outputs))
+        may_end = not sampling.ignore_eos and num_outputs >= sampling.min_tokens
+        if may_end and self.eos_token_ids and word % _EOS_ODDS == 0:
+            return self.eos_token_ids[0]
+        token = (word >> 8) % self.vocab_size
+        while token in self.eos_token_ids or (
+            num_outputs < sampling.min_tokens and token in sampling.stop_token_ids
+        ):
+            token = (token + 1) % self.vocab_size
+        return token
+
+    def _prompt_logprobs(
+        self, row: int, sequence: _Sequence, count: int
+    ) -> list[tuple[int, int, LogprobBlock]]:
+        """Of the prompt tokens that this chunk's logits predict: the chunk's positions, moved by one."""
+        last = sequence.num_computed_tokens
+        first = last - count + 1
+        logprobs = _Logprobs()
+        for position in range(first, min(last + 1, sequence.num_prompt_tokens)):
+            word = self._attend(sequence, position)
+            width = sequence.sampling.prompt_logprobs or 0
+            logprobs.add(position - first, sequence.token_ids[position], word, width, self.vocab_size)
+        return [(row, first, logprobs.block())] if logprobs.entries else []
+
+
+class _Logprobs:
+    """Collects rows of made-up log-probabilities."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, float, list[tuple[int, float]]]] = []
+
+    def add(self, row: int, token: int, word: int, width: int, vocab_size: int) -> None:
+        best = -(word % 1000) / 1000
+        top = [((token + i) % vocab_size, best - i) for i in range(width)]
+        self.entries.append((row, best, top))
+
+    def block(self) -> LogprobBlock:
+        width = max(len(top) for _, _, top in self.entries)
+        padded = [top + [(NO_TOKEN, 0.0)] * (width - len(top)) for _, _, top in self.entries]
+        return LogprobBlock(
+            rows=columns.pack(columns.UINT32, (row for row, _, _ in self.entries)),
+            width=width,
+            chosen=columns.pack(columns.FLOAT32, (chosen for _, chosen, _ in self.entries)),
+            top_ids=columns.pack_ids(token for top in padded for token, _ in top),
+            top_values=columns.pack(columns.FLOAT32, (value for top in padded for _, value in top)),
+        )
+
+
+def _mix(word: int) -> int:
+    """splitmix64's finalizer (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014)."""
+    word = (word + 0x9E3779B97F4A7C15) & _WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
+    return word ^ (word >> 31)
