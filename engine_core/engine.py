@@ -96,6 +96,7 @@ class Engine:
             self.dispatch()
             self.publish()
         self.context.destroy(linger=0)
+        self.channel.close()
 
     def collect(self) -> None:
         """Results of the workers → tokens of the requests."""

@@ -97,6 +97,7 @@ class Worker:
                         follower.send(body)
                     self._handle(message)
         self.context.destroy(linger=0)
+        self.channel.close()
 
     # ── messages ────────────────────────────────────────────────────────────────────────────────
 
