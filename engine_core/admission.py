@@ -14,8 +14,8 @@ def check(submit: Submit, request: Request, facts: EngineFacts) -> None:
         raise InvalidRequest("the prompt is empty: it needs at least one token", param="prompt")
     if num_prompt + 1 > facts.max_model_len:
         raise ContextLengthExceeded(
-            f"the maximum context length is {facts.max_model_len} tokens, but the prompt has {num_prompt} and "
-            "the answer needs at least one: shorten the prompt",
+            f"the maximum context length is {facts.max_model_len} tokens, but the prompt has {num_prompt} "
+            "and the answer needs at least one: shorten the prompt",
             param="prompt",
         )
     if min(request.token_ids) < 0 or max(request.token_ids) >= facts.vocab_size:

@@ -336,6 +336,7 @@ class Scheduler:
                 holders[block] = holders.get(block, 0) + 1
             assert request.num_computed_tokens <= len(request.block_table) * self.facts.block_size
             assert request.num_tokens <= request.max_total_tokens
+            assert request.num_computed_tokens < request.max_total_tokens, "computed past its last token"
         self.pool.check(holders)
         assert not slots & set(self.free_slots), "a slot is both free and taken"
         assert len(slots) + len(self.free_slots) == self.facts.max_num_seqs

@@ -1,9 +1,10 @@
 """StubRunner: a model that is a hash, without torch, behind the same loop and the same wire.
 
-Its "KV blocks" hold token ids. Its "attention" reads every one of them back through the block table and
-hashes them, and the next token follows from that hash alone. So any wrong, stale, lost, doubled or
-reordered block or token changes everything after it, and one comparison of texts proves scheduling,
-block accounting, replay and wire at once. Knows nothing of probabilities: its log-probabilities are
+Its "KV" of a token is a hash of the token and of the KV before it, read back through the block table, as
+a real model's KV depends on the whole prefix. Its "attention" reads all of them back and hashes them, and
+the next token follows from that hash alone. So any wrong, stale, lost, doubled or reordered block or
+token changes everything after it, and one comparison of texts proves scheduling, block accounting,
+replay and wire at once. Knows nothing of probabilities: its log-probabilities are
 made up from the same hash.
 """
 
@@ -55,7 +56,7 @@ class StubRunner:
         self.vocab_size = model.vocab_size
         self.eos_token_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
         num_blocks = config.cache.num_kv_blocks or 4096
-        self.cache = array(columns.INT32, [NO_TOKEN]) * (num_blocks * self.block_size)
+        self.cache = array(columns.UINT32, [0]) * (num_blocks * self.block_size)
         self.sequences: dict[int, _Sequence] = {}
         longest = config.model.max_model_len or model.max_position_embeddings
         self.facts = EngineFacts(
@@ -74,7 +75,7 @@ class StubRunner:
 
     def reset(self) -> None:
         self.sequences.clear()
-        self.cache[:] = array(columns.INT32, [NO_TOKEN]) * len(self.cache)
+        self.cache[:] = array(columns.UINT32, [0]) * len(self.cache)
 
     def profile(self, start: bool) -> str:
         return "the stub has nothing to profile"
@@ -119,17 +120,20 @@ class StubRunner:
         )
 
     def _write(self, sequence: _Sequence, count: int) -> None:
-        """Put the next `count` tokens into the cache, each at its place in the block table."""
-        size, table, token_ids = self.block_size, sequence.block_table, sequence.token_ids
+        """Put the KV of the next `count` tokens into the cache, each at its place in the block table."""
+        size, table, token_ids, cache = self.block_size, sequence.block_table, sequence.token_ids, self.cache
         first = sequence.num_computed_tokens
         if first + count > len(token_ids):
             raise ValueError(f"{count} tokens scheduled where {len(token_ids) - first} are left")
+        before = first - 1
+        value = cache[table[before // size] * size + before % size] if first else 0
         for position in range(first, first + count):
-            self.cache[table[position // size] * size + position % size] = token_ids[position]
+            value = zlib.crc32(token_ids[position].to_bytes(4, "little"), value)
+            cache[table[position // size] * size + position % size] = value
         sequence.num_computed_tokens = first + count
 
     def _attend(self, sequence: _Sequence, length: int) -> int:
-        """Hash of the first `length` tokens as the cache holds them; 64 bits."""
+        """Hash of the KV of the first `length` tokens as the cache holds it; 64 bits."""
         size, cache = self.block_size, memoryview(self.cache)
         digest = 0
         for block in sequence.block_table[: length // size]:

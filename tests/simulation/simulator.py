@@ -80,7 +80,7 @@ class World:
     def submit(self) -> None:
         """A new request: short alphabets and few shared heads, so that prefixes are often the same."""
         draw = self.random
-        head = [draw.randrange(3)] * draw.choice([0, 5, 16, 40])
+        head = [token for _ in range(draw.randrange(4)) for token in [draw.randrange(2)] * 16]
         tail = [draw.randrange(512) for _ in range(draw.randrange(0 if head else 1, 24))]
         prompt = (head + tail)[: self.max_model_len - 1]
         sampling = SamplingParams(
