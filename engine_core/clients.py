@@ -6,7 +6,6 @@ token_ids    │ …
 finishes     │ …
 """
 
-from array import array
 from typing import TYPE_CHECKING
 
 from protocol import columns
@@ -27,33 +26,36 @@ class Client:
         self._clear()
 
     def _clear(self) -> None:
-        self.request_ids: array[int] = array(columns.UINT64)
-        self.indexes: array[int] = array(columns.UINT32)
-        self.token_ids: array[int] = array(columns.INT32)
-        self.finishes = bytearray()
+        self.rows: list[tuple[int, int, int]] = []
+        """(request id, output index, token id): one append per token, turned into columns in bulk."""
+        self.ends: list[tuple[int, Finish]] = []
+        """(row, why) of those rows that are their request's last"""
         self.logprobs: list[tuple[int, LogprobBlock, int]] = []
         """(our row, the worker's block, its row there)"""
         self.started: list[tuple[int, int]] = []
+        """(request id, tokens found in the prefix cache)"""
         self.prompt_logprobs: list[PromptLogprobs] = []
 
     def add_end(self, request: "Request", finish: Finish) -> None:
         """A row without a token, for a request that ends between steps."""
-        self.request_ids.append(request.request_id)
-        self.indexes.append(request.num_output_tokens)
-        self.token_ids.append(NO_TOKEN)
-        self.finishes.append(finish)
+        self.ends.append((len(self.rows), finish))
+        self.rows.append((request.request_id, request.num_output_tokens, NO_TOKEN))
 
     def take_outputs(self, epoch: int, step: int) -> Outputs | None:
         """The message of this step, or None when there is nothing to say."""
-        if not self.request_ids and not self.prompt_logprobs:
+        if not self.rows and not self.prompt_logprobs:
             return None
+        request_ids, indexes, token_ids = zip(*self.rows, strict=True) if self.rows else ((), (), ())
+        finishes = bytearray(len(self.rows))
+        for row, finish in self.ends:
+            finishes[row] = finish
         outputs = Outputs(
             epoch=epoch,
             step=step,
-            request_ids=self.request_ids.tobytes(),
-            indexes=self.indexes.tobytes(),
-            token_ids=self.token_ids.tobytes(),
-            finishes=bytes(self.finishes),
+            request_ids=columns.pack(columns.UINT64, request_ids),
+            indexes=columns.pack(columns.UINT32, indexes),
+            token_ids=columns.pack_ids(token_ids),
+            finishes=bytes(finishes),
             logprobs=_gather(self.logprobs),
             started=tuple(self.started),
             prompt_logprobs=tuple(self.prompt_logprobs),

@@ -17,37 +17,30 @@ def deliver(planned: PlannedStep, result: StepResult) -> tuple[list[Request], in
     finished: list[Request] = []
     num_tokens = 0
     ended = State.ENDED
-    delivered_at: dict[int, tuple[Request, int]] = {}
+    row_of: dict[int, tuple[Request, int]] = {}
     wants_logprobs = result.logprobs is not None
-    for row, (request, token) in enumerate(
-        zip(planned.rows, columns.unpack_ids(result.token_ids), strict=True)
-    ):
+    tokens = columns.unpack_ids(result.token_ids)
+    for row, (request, token) in enumerate(zip(planned.rows, tokens, strict=True)):
         if token == NO_TOKEN or request.state is ended:
             continue
-        token_ids = request.token_ids
+        client, token_ids = request.client, request.token_ids
+        if wants_logprobs:
+            row_of[row] = request, len(client.rows)
+        client.rows.append((request.request_id, len(token_ids) - request.num_prompt_tokens, token))
         token_ids.append(token)
         num_tokens += 1
-        finish = 0
         if token in request.stop_token_ids:
-            finish = 1
-        elif len(token_ids) >= request.max_total_tokens:
-            finish = 2
-        client = request.client
-        if not request.first_token_sent:
-            request.first_token_sent = True
-            client.started.append((request.request_id, request.num_cached_tokens))
-        if wants_logprobs:
-            delivered_at[row] = request, len(client.request_ids)
-        client.request_ids.append(request.request_id)
-        client.indexes.append(len(token_ids) - request.num_prompt_tokens - 1)
-        client.token_ids.append(token)
-        client.finishes.append(finish)
-        if finish:
-            finished.append(request)
+            finish = Finish.STOP
+        elif len(token_ids) < request.max_total_tokens:
+            continue
+        else:
+            finish = Finish.LENGTH
+        client.ends.append((len(client.rows) - 1, finish))
+        finished.append(request)
     if result.logprobs is not None:
         for place, row in enumerate(columns.unpack(columns.UINT32, result.logprobs.rows)):
-            if row in delivered_at:
-                request, ours = delivered_at[row]
+            if row in row_of:
+                request, ours = row_of[row]
                 request.client.logprobs.append((ours, result.logprobs, place))
     for row, first_position, block in result.prompt_logprobs:
         request = planned.rows[row]

@@ -31,11 +31,11 @@ class Request:
         "arrival",
         "block_keys",
         "block_table",
+        "cache_root",
         "cache_salt",
         "client",
         "deadline",
         "failed_steps",
-        "first_token_sent",
         "horizon",
         "max_total_tokens",
         "num_cached_tokens",
@@ -73,6 +73,8 @@ class Request:
         self.state = State.WAITING
         self.slot = -1
         self.block_table: list[int] = []
+        self.cache_root = b""
+        """Parent of the first block's key; b"" until it is needed."""
         self.block_keys: list[bytes] = []
         """Prefix-cache keys of the full blocks of `token_ids`, as far as they were needed."""
         self.num_findable_blocks = 0
@@ -82,7 +84,6 @@ class Request:
         """Tokens found in the prefix cache when it first ran; -1 before."""
         self.horizon = 0
         """The position at which decoding needs a decision: a new block, or that it has reached its end."""
-        self.first_token_sent = False
         self.failed_steps = 0
 
     @property

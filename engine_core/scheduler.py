@@ -75,6 +75,7 @@ class Scheduler:
         self._decode_slots = b""
         for request in self.waiting:
             request.block_keys.clear()
+            request.cache_root = b""  # the new cache has another secret
 
     # ── requests come and go ────────────────────────────────────────────────────────────────────
 
@@ -261,6 +262,7 @@ class Scheduler:
             request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
             self.prefix_queries += request.num_prompt_tokens
             self.prefix_hits += request.num_cached_tokens
+            request.client.started.append((request.request_id, request.num_cached_tokens))
         return SequenceStart(
             slot=request.slot,
             token_ids=request.token_ids.tobytes(),
@@ -288,8 +290,10 @@ class Scheduler:
         request.num_findable_blocks = full
 
     def _extend_keys(self, request: Request) -> None:
-        root = self.prefix_cache.root(request.tenant, request.cache_salt, request.adapter)
-        self.prefix_cache.extend(request.block_keys, root, request.token_ids)
+        cache = self.prefix_cache
+        if not request.cache_root:
+            request.cache_root = cache.root(request.tenant, request.cache_salt, request.adapter)
+        cache.extend(request.block_keys, request.cache_root, request.token_ids)
 
     # ── inside: leaving ─────────────────────────────────────────────────────────────────────────
 
