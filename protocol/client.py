@@ -13,18 +13,14 @@ is a gap. Knows nothing of text.
 import asyncio
 import itertools
 import os
-import time
-from array import array
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Self, assert_never
+from collections.abc import Sequence
+from typing import Any, assert_never
 
 import zmq
-from msgspec import Struct
 
 from . import columns
 from .errors import BY_CODE, InternalError, ProtocolMismatch, TernError, Unavailable
 from .messages import (
-    NO_TOKEN,
     PROTOCOL_VERSION,
     Abort,
     Attach,
@@ -35,8 +31,6 @@ from .messages import (
     ControlResult,
     EngineFacts,
     EngineMessage,
-    Finish,
-    LogprobBlock,
     Outputs,
     Ping,
     Pong,
@@ -45,86 +39,9 @@ from .messages import (
 )
 from .sampling import SamplingParams
 from .sockets import Dealer, fingerprint
+from .stream import TokenBatch, TokenLogprob, TokenStream, unpack_logprobs
 
-_FINISH = tuple(Finish)
-
-
-class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
-    """Log-probability of a token, and of the likeliest ones in its place, best first."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-
-
-class TokenBatch(Struct, array_like=True, gc=False):
-    """What arrived since the last look: usually one token, more when the reader is slower."""
-
-    token_ids: list[int]
-    finish: Finish
-    logprobs: list[TokenLogprob] | None
-
-
-class TokenStream:
-    """One request. Iterate it; `close` (or leaving `async with`) aborts what has not finished."""
-
-    def __init__(self, client: "EngineClient", request: Submit, deadline: float | None) -> None:
-        self.request_id = request.request_id
-        self.token_ids: list[int] = list(columns.unpack_ids(request.resumed_token_ids))
-        self.num_cached_tokens = 0
-        self.prompt_logprobs: dict[int, TokenLogprob] = {}
-        """By position in the prompt, when asked for; complete at the first token."""
-        self.finish = Finish.NONE
-        self.submitted_at = time.monotonic()
-        self._client = client
-        self._request = request
-        self._deadline = deadline
-        self._taken = len(self.token_ids)
-        self._logprobs: list[TokenLogprob] = []
-        self._error: TernError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._gap = False
-        self._ended = False
-
-    def __aiter__(self) -> AsyncIterator[TokenBatch]:
-        return self
-
-    async def __anext__(self) -> TokenBatch:
-        """The next tokens. After the batch whose `finish` is not NONE, the iteration stops."""
-        while True:
-            total = len(self.token_ids)
-            if total > self._taken or (self.finish and not self._ended):
-                break
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        taken, self._taken = self._taken, total
-        logprobs: list[TokenLogprob] | None = None
-        if self._logprobs:
-            logprobs, self._logprobs = self._logprobs, []
-        self._ended = self.finish is not Finish.NONE
-        return TokenBatch(self.token_ids[taken:total], self.finish, logprobs)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Abort if the request still runs."""
-        self._client._drop(self)
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    def _fail(self, error: TernError) -> None:
-        self._error = error
-        self._wake()
+__all__ = ["EngineClient", "TokenBatch", "TokenLogprob", "TokenStream", "endpoint_file"]
 
 
 class EngineClient:
@@ -217,8 +134,7 @@ class EngineClient:
             tenant=tenant,
             cache_salt=cache_salt,
         )
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        stream = TokenStream(self, request, deadline)
+        stream = TokenStream(request, self._drop)
         self._streams[request.request_id] = stream
         if self.attached.is_set():
             self._send(request)
@@ -300,14 +216,14 @@ class EngineClient:
             case Refused():
                 if (stream := self._streams.pop(message.request_id, None)) is not None:
                     kind = BY_CODE.get(message.code, InternalError)
-                    stream._fail(kind(message.message, param=message.param or None))
+                    stream.fail(kind(message.message, param=message.param or None))
             case Pong() | ControlResult():
                 if (answer := self._answers.get(message.nonce)) is not None and not answer.done():
                     answer.set_result(message)
             case AttachRefused():
                 self._refusal = ProtocolMismatch(message.message)
                 for stream in self._streams.values():
-                    stream._fail(self._refusal)
+                    stream.fail(self._refusal)
                 self._streams.clear()
                 self.attached.set()
             case _:
@@ -323,22 +239,7 @@ class EngineClient:
 
     def _resubmit(self, stream: TokenStream) -> None:
         self.resubmitted += 1
-        request = stream._request
-        left = None if stream._deadline is None else max(stream._deadline - time.monotonic(), 0.001)
-        self._send(
-            Submit(
-                request_id=request.request_id,
-                prompt_token_ids=request.prompt_token_ids,
-                sampling=request.sampling,
-                resumed_token_ids=columns.pack_ids(stream.token_ids),
-                priority=request.priority,
-                timeout_s=left,
-                tenant=request.tenant,
-                cache_salt=request.cache_salt,
-                adapter=request.adapter,
-                grammar=request.grammar,
-            )
-        )
+        self._send(stream.resumption())
 
     def _drop(self, stream: TokenStream) -> None:
         if self._streams.pop(stream.request_id, None) is not None:
@@ -353,9 +254,9 @@ class EngineClient:
                 stream.num_cached_tokens = cached
         for prompt in outputs.prompt_logprobs:
             if (stream := streams.get(prompt.request_id)) is not None:
-                for offset, logprob in _unpack_logprobs(prompt.block):
+                for offset, logprob in unpack_logprobs(prompt.block):
                     stream.prompt_logprobs[prompt.first_position + offset] = logprob
-        logprobs = dict(_unpack_logprobs(outputs.logprobs)) if outputs.logprobs is not None else None
+        logprobs = dict(unpack_logprobs(outputs.logprobs)) if outputs.logprobs is not None else None
         rows = zip(
             columns.unpack(columns.UINT64, outputs.request_ids),
             columns.unpack(columns.UINT32, outputs.indexes),
@@ -368,42 +269,14 @@ class EngineClient:
             if stream is None:
                 continue
             have = len(stream.token_ids)
-            if index != have:
-                if index > have and not stream._gap:
-                    stream._gap = True
-                    self.gaps += 1
-                    self._resubmit(stream)
-                continue
-            stream._gap = False
-            if token_id != NO_TOKEN:
-                stream.token_ids.append(token_id)
-                if logprobs is not None and row in logprobs:
-                    stream._logprobs.append(logprobs[row])
-            if finish:
-                stream.finish = _FINISH[finish]
-                del streams[request_id]
-            waiter = stream._waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
-
-
-def _unpack_logprobs(block: LogprobBlock) -> list[tuple[int, TokenLogprob]]:
-    rows: array[int] = columns.unpack(columns.UINT32, block.rows)
-    chosen = columns.unpack_floats(block.chosen)
-    ids, values = columns.unpack_ids(block.top_ids), columns.unpack_floats(block.top_values)
-    width = block.width
-    return [
-        (
-            row,
-            TokenLogprob(
-                chosen[i],
-                tuple(
-                    zip(ids[i * width : (i + 1) * width], values[i * width : (i + 1) * width], strict=True)
-                ),
-            ),
-        )
-        for i, row in enumerate(rows)
-    ]
+            if index == have:
+                stream.push(token_id, finish, None if logprobs is None else logprobs.get(row))
+                if finish:
+                    del streams[request_id]
+            elif index > have and not stream.gap:
+                stream.gap = True
+                self.gaps += 1
+                self._resubmit(stream)
 
 
 def endpoint_file(run_dir: str) -> str:

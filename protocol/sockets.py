@@ -23,7 +23,8 @@ MAX_FRAME_BYTES = 16 << 20
 HIGH_WATER_MARK = 8192
 """Messages queued per peer. A peer that is this far behind does not consume any more."""
 
-_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
+DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
+"""All that a typed decoder raises on bytes it does not like."""
 
 
 @functools.cache
@@ -89,7 +90,7 @@ class Router(_Endpoint[In, Out]):
             try:
                 peer, body = frames
                 received.append((peer, self._decode(body)))
-            except _DECODE_ERRORS:
+            except DECODE_ERRORS:
                 self.dropped_frames += 1
         return received
 
@@ -126,7 +127,7 @@ class Dealer(_Endpoint[In, Out]):
                 break
             try:
                 received.append((self._decode(body), body))
-            except _DECODE_ERRORS:
+            except DECODE_ERRORS:
                 self.dropped_frames += 1
         return received
 

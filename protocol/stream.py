@@ -1,0 +1,138 @@
+"""TokenStream: what a client knows of one request, and how it waits for more. Knows no sockets.
+
+The stream is the truth about its request: from the request and the ids it has, an engine core that has
+never heard of it can go on.
+"""
+
+import asyncio
+import time
+from array import array
+from collections.abc import AsyncIterator, Callable
+from typing import Self
+
+from msgspec import Struct, structs
+
+from . import columns
+from .errors import TernError
+from .messages import NO_TOKEN, Finish, LogprobBlock, Submit
+
+_FINISH = tuple(Finish)
+
+
+class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
+    """Log-probability of a token, and of the likeliest ones in its place, best first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class TokenBatch(Struct, array_like=True, gc=False):
+    """What arrived since the last look: usually one token, more when the reader is slower."""
+
+    token_ids: list[int]
+    finish: Finish
+    logprobs: list[TokenLogprob] | None
+
+
+class TokenStream:
+    """One request. Iterate it; `close` (or leaving `async with`) aborts what has not finished."""
+
+    def __init__(self, request: Submit, abort: Callable[["TokenStream"], None]) -> None:
+        self.request_id = request.request_id
+        self.token_ids: list[int] = list(columns.unpack_ids(request.resumed_token_ids))
+        self.num_cached_tokens = 0
+        self.prompt_logprobs: dict[int, TokenLogprob] = {}
+        """By position in the prompt, when asked for; complete at the first token."""
+        self.finish = Finish.NONE
+        self.submitted_at = time.monotonic()
+        self._request = request
+        self._abort = abort
+        self._taken = len(self.token_ids)
+        self._logprobs: list[TokenLogprob] = []
+        self._error: TernError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.gap = False
+        """A message was lost, and the request has been submitted again."""
+        self._ended = False
+
+    def __aiter__(self) -> AsyncIterator[TokenBatch]:
+        return self
+
+    async def __anext__(self) -> TokenBatch:
+        """The next tokens. After the batch whose `finish` is not NONE, the iteration stops."""
+        while True:
+            total = len(self.token_ids)
+            if total > self._taken or (self.finish and not self._ended):
+                break
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        taken, self._taken = self._taken, total
+        logprobs: list[TokenLogprob] | None = None
+        if self._logprobs:
+            logprobs, self._logprobs = self._logprobs, []
+        self._ended = self.finish is not Finish.NONE
+        return TokenBatch(self.token_ids[taken:total], self.finish, logprobs)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Abort if the request still runs."""
+        self._abort(self)
+
+    # ── for the client that owns the connection ─────────────────────────────────────────────────
+
+    def resumption(self) -> Submit:
+        """The request as an engine core must see it to go on from here."""
+        request, timeout_s = self._request, self._request.timeout_s
+        if timeout_s is not None:
+            timeout_s = max(timeout_s - (time.monotonic() - self.submitted_at), 0.001)
+        resumed = columns.pack_ids(self.token_ids)
+        return structs.replace(request, resumed_token_ids=resumed, timeout_s=timeout_s)
+
+    def push(self, token_id: int, finish: int, logprob: TokenLogprob | None) -> None:
+        """The next row: a token, an end, or both. Hot path."""
+        self.gap = False
+        if token_id != NO_TOKEN:
+            self.token_ids.append(token_id)
+            if logprob is not None:
+                self._logprobs.append(logprob)
+        if finish:
+            self.finish = _FINISH[finish]
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def fail(self, error: TernError) -> None:
+        """The request has ended with an error; raised once what has arrived is consumed."""
+        self._error = error
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+def unpack_logprobs(block: LogprobBlock) -> list[tuple[int, TokenLogprob]]:
+    """(row, its log-probabilities) of each row of a block."""
+    rows: array[int] = columns.unpack(columns.UINT32, block.rows)
+    chosen = columns.unpack_floats(block.chosen)
+    ids, values = columns.unpack_ids(block.top_ids), columns.unpack_floats(block.top_values)
+    width = block.width
+    return [
+        (
+            row,
+            TokenLogprob(
+                chosen[i],
+                tuple(
+                    zip(ids[i * width : (i + 1) * width], values[i * width : (i + 1) * width], strict=True)
+                ),
+            ),
+        )
+        for i, row in enumerate(rows)
+    ]
