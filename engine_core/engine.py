@@ -343,7 +343,7 @@ class Engine:
             prefix_cache_queries=scheduler.prefix_queries,
             prefix_cache_hits=scheduler.prefix_hits,
             preemptions=scheduler.preemptions,
-            epochs=self.workers.epoch & 0xFFFFFF,
+            epochs=self.workers.num_epochs,
             dropped_frames=self.router.dropped_frames + self.workers.router.dropped_frames,
             stale_messages=self.workers.stale_messages,
         )

@@ -23,6 +23,9 @@ from protocol.steps import (
     WorkerToEngine,
 )
 
+_EPOCH_BITS = 20
+"""A supervisor counts incarnations from the clock in milliseconds (41 bits); together they stay below 63."""
+
 WorkerEvent = WorkerReady | StepResult | StepFailed | WorkerReply
 
 
@@ -32,8 +35,9 @@ class WorkerGroup:
     def __init__(self, context: "zmq.Context[Any]", endpoint: str, incarnation: int) -> None:
         self.router: Router[WorkerToEngine, EngineToWorker] = Router(context, WorkerToEngine)
         self.router.bind(endpoint)
-        self.epoch = incarnation << 24  # of engine core n all epochs are above those of n-1
+        self.epoch = incarnation << _EPOCH_BITS  # all epochs of engine core n are above those of n-1
         self.facts: EngineFacts | None = None
+        self.num_epochs = 0
         self.stale_messages = 0
         self.refused = 0
         self._peer = b""
@@ -78,6 +82,7 @@ class WorkerGroup:
     def begin_epoch(self) -> None:
         """Make the group forget every sequence."""
         self.epoch += 1
+        self.num_epochs += 1
         self._send(Reset(self.epoch))
 
     def dispatch(self, plan: StepPlan) -> None:

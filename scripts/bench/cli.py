@@ -1,0 +1,89 @@
+"""`tern bench`: runs one benchmark and prints a table that begins with the machine."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from scripts.model_path import BUNDLED
+
+from . import machine, overhead, quality, rest, throughput
+from .stack import serving
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Options that this parser does not know are handed to `tern serve`."""
+    options, serve_arguments = _parser().parse_known_args(argv)
+    print(f"{machine.describe()}\n`tern bench {' '.join(argv)}`\n", flush=True)
+    print(asyncio.run(_run(options, serve_arguments)))
+    return 0
+
+
+async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
+    match options.benchmark:
+        case "overhead":
+            result = await overhead.measure(
+                options.streams, options.tokens, options.repetitions, serve_arguments
+            )
+            return overhead.report(result, options.streams)
+        case "model":
+            points = await throughput.measure(
+                options.model or str(BUNDLED),
+                options.vocab_size,
+                options.concurrency,
+                options.prompt_tokens,
+                options.tokens,
+                options.repetitions,
+                options.threads,
+                serve_arguments,
+                peers=options.peers,
+            )
+            return throughput.report(points)
+        case "rest":
+            return rest.measure(serve_arguments, options.seconds)
+        case "growth":
+            arguments = ["--worker", "stub", *serve_arguments]
+            return await rest.measure_growth(arguments, options.requests, 256)
+        case _:
+            with serving(serve_arguments) as stack:
+                scores = await quality.measure(f"http://{stack.host}:{stack.port}", options.per_task)
+            return quality.report(scores)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tern bench",
+        description="Further options are those of `tern serve`.",
+        allow_abbrev=False,
+    )
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+
+    one = benchmarks.add_parser("overhead", help="what the stack itself costs, with the stub worker")
+    one.add_argument("--streams", type=int, default=256)
+    one.add_argument("--tokens", type=int, default=200, help="of each stream")
+    one.add_argument("--repetitions", type=int, default=5)
+
+    one = benchmarks.add_parser("model", help="a real model, beside transformers")
+    one.add_argument("--model", default="")
+    one.add_argument("--vocab-size", type=int, default=2048, help="prompts are random ids below it")
+    one.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 128])
+    one.add_argument("--prompt-tokens", type=int, default=64)
+    one.add_argument("--tokens", type=int, default=128, help="of each answer")
+    one.add_argument("--repetitions", type=int, default=3)
+    one.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the peers")
+    one.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+
+    one = benchmarks.add_parser("rest", help="memory, idle CPU and time to ready")
+    one.add_argument("--seconds", type=float, default=10)
+
+    one = benchmarks.add_parser("growth", help="memory over many requests, with the stub worker")
+    one.add_argument("--requests", type=int, default=10_000)
+
+    one = benchmarks.add_parser("quality", help="exact match on the bundled model's held-out prompts")
+    one.add_argument("--per-task", type=int, default=50)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

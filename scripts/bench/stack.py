@@ -1,0 +1,91 @@
+"""Starts a real `tern serve` for a benchmark and reads what its processes cost from /proc."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_READY_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running server."""
+
+    host: str
+    port: int
+    run_dir: str
+    ready_s: float
+    """From the command to the first 200 of /health/ready."""
+
+    @property
+    def pids(self) -> dict[str, list[int]]:
+        """By kind of process."""
+        pids: dict[str, list[int]] = json.loads(Path(self.run_dir, "pids.json").read_text())
+        return pids
+
+    def cpu_s(self, kind: str) -> float:
+        """CPU seconds that all processes of a kind have used, in nanosecond resolution."""
+        return sum(_cpu_s(pid) for pid in self.pids[kind])
+
+    def rss_mb(self, kind: str) -> float:
+        """Resident memory of the first process of a kind."""
+        for line in Path(f"/proc/{self.pids[kind][0]}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+        raise ProcessLookupError(kind)
+
+
+def _cpu_s(pid: int) -> float:
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+@contextmanager
+def serving(arguments: Sequence[str]) -> Iterator[Stack]:
+    """A server on a free port, stopped at the end."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory(prefix="tern-bench-") as folder:
+        run_dir = os.path.join(folder, "run")
+        command = [sys.executable, "-m", "scripts.cli", "serve", "--port", str(port), "--run-dir", run_dir]
+        log = Path(folder, "log")
+        began = time.monotonic()
+        with log.open("wb") as output:
+            server = subprocess.Popen([*command, *arguments], stdout=output, stderr=output)
+        try:
+            while not _is_ready(port):
+                if server.poll() is not None or time.monotonic() - began > _READY_TIMEOUT_S:
+                    raise RuntimeError(f"the server did not get ready:\n{log.read_text()[-2000:]}")
+                time.sleep(0.01)
+            yield Stack("127.0.0.1", port, run_dir, time.monotonic() - began)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

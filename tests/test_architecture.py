@@ -1,0 +1,111 @@
+"""The import arrows, the torch-free packages, and what is shipped."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("protocol", "frontend", "engine_core", "worker", "scripts")
+MAY_IMPORT = {
+    "protocol": {"protocol"},
+    "frontend": {"protocol", "frontend"},
+    "engine_core": {"protocol", "engine_core"},
+    "worker": {"protocol", "worker"},
+    "scripts": set(PACKAGES),
+}
+HEAVY = ("torch", "transformers", "triton")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(level, module) of every import statement in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_they_may(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        for level, module in imports(path):
+            top = module.split(".")[0]
+            if level == 0 and top in PACKAGES:
+                assert top in MAY_IMPORT[package], f"{path} imports {module}"
+                if package not in ("scripts", "protocol"):
+                    assert top != package, f"{path} imports its own package by its absolute name"
+            assert top != "tests", f"{path} imports tests"
+
+
+def modules_after(statement: str) -> set[str]:
+    """Names of all modules loaded after a statement in a fresh interpreter."""
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import protocol.client, protocol.control",
+        "import engine_core.engine",
+        "import frontend.app",
+        "import worker.worker, worker.stub",
+        "import scripts.supervisor",
+    ],
+)
+def test_only_the_worker_needs_torch(statement: str) -> None:
+    assert not modules_after(statement) & set(HEAVY)
+
+
+def test_attaching_to_an_engine_core_needs_only_msgspec_and_pyzmq() -> None:
+    loaded = {name.split(".")[0] for name in modules_after("import protocol.client")}
+    installed = {"starlette", "uvicorn", "uvloop", "numpy", "tokenizers", "jinja2", "prometheus_client"}
+    assert {"msgspec", "zmq"} <= loaded
+    assert not loaded & installed
+
+
+def test_the_supervisor_is_light() -> None:
+    loaded = {name.split(".")[0] for name in modules_after("import scripts.supervisor")}
+    assert not loaded & {"zmq", "starlette", "uvicorn", "tokenizers", "numpy"}
+
+
+def test_the_wheel_holds_exactly_these_packages() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == list(PACKAGES)
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders == set(PACKAGES)
+
+
+def test_the_top_level_is_fixed() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode != 0:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
+    files = {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore", ".ci"}
+    assert top <= {*PACKAGES, "tests", "docs", "models", *files}
+
+
+def test_no_file_is_long_enough_to_hide_a_second_idea() -> None:
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            lines = len(path.read_text().splitlines())
+            assert lines <= 400 or path.name == "train_bundled_model.py", f"{path} has {lines} lines"
+
+
+def test_nothing_on_any_path_unpickles_or_evaluates() -> None:
+    banned = {"pickle", "cloudpickle", "marshal", "dill", "shelve"}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for _, module in imports(path):
+                assert module.split(".")[0] not in banned, f"{path} imports {module}"
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    assert node.func.id not in ("eval", "exec"), f"{path} calls {node.func.id}"
+                if isinstance(node, ast.Attribute):
+                    assert node.attr not in ("send_pyobj", "recv_pyobj"), f"{path} uses {node.attr}"
