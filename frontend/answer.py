@@ -1,0 +1,114 @@
+"""Answer: one choice as it is written. Tokens in, text out; knows neither sockets nor JSON.
+
+Held back are the bytes of an unfinished character and a tail that could begin a stop string. What comes
+out in pieces is therefore always a prefix of the final text, however the tokens were batched.
+"""
+
+from collections import deque
+
+from msgspec import Struct
+
+from protocol.messages import Finish
+from protocol.stream import TokenBatch, TokenLogprob
+
+from .detokenizer import Detokenizer
+from .stop_strings import StopStrings
+
+STOP, LENGTH = "stop", "length"
+
+
+class TokenEntry(Struct, frozen=True, gc=False):
+    """A token of the text, for log-probabilities."""
+
+    token_id: int
+    offset: int
+    """Characters of the answer before it."""
+    logprob: TokenLogprob | None
+
+
+class Piece(Struct, frozen=True, gc=False):
+    """What may be sent now."""
+
+    text: str
+    finish_reason: str | None = None
+    entries: tuple[TokenEntry, ...] = ()
+
+
+class Answer:
+    """Sampled tokens of one choice, becoming text.
+
+    The token that ended the answer (end of sequence, or one of `stop_token_ids`) is not part of the text
+    unless `include_stop`. `num_tokens` counts every token used, up to the one that completed a stop string.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stops: StopStrings | None,
+        *,
+        include_stop: bool = False,
+        min_tokens: int = 0,
+        logprobs: bool = False,
+    ) -> None:
+        self.num_tokens = 0
+        self.finish_reason: str | None = None
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._include_stop = include_stop
+        self._min_tokens = min_tokens
+        self._logprobs = logprobs
+        self._token_by_token = stops is not None or logprobs
+        self._decoded_chars = 0
+        self._sent_chars = 0
+        self._entries: deque[TokenEntry] = deque()
+
+    def take(self, batch: TokenBatch) -> Piece:
+        """The next tokens. An empty piece: all of it is held back."""
+        token_ids, finish = batch.token_ids, batch.finish
+        stopped = finish is Finish.STOP and not self._include_stop
+        if self._token_by_token:
+            return self._take_each(batch, stopped)
+        self.num_tokens += len(token_ids)
+        if not finish:
+            return Piece(self._detokenizer.push(token_ids))
+        text = self._detokenizer.push(token_ids[:-1] if stopped else token_ids)
+        self.finish_reason = STOP if finish is Finish.STOP else LENGTH
+        return Piece(text + self._detokenizer.flush(), self.finish_reason)
+
+    def _take_each(self, batch: TokenBatch, stopped: bool) -> Piece:
+        text = ""
+        last = len(batch.token_ids) - 1
+        for i, token_id in enumerate(batch.token_ids):
+            self.num_tokens += 1
+            if stopped and i == last:
+                break
+            if self._logprobs:
+                logprob = batch.logprobs[i] if batch.logprobs is not None else None
+                self._entries.append(TokenEntry(token_id, self._decoded_chars, logprob))
+            text += self._screen(self._detokenizer.push((token_id,)))
+            if self._stops is not None and self._stops.found is not None:
+                self.finish_reason = STOP
+                return self._piece(text)
+        if batch.finish:
+            text += self._screen(self._detokenizer.flush())
+            cut = self._stops is not None and self._stops.found is not None
+            if self._stops is not None and not cut:
+                text += self._stops.flush()
+            self.finish_reason = STOP if cut or batch.finish is Finish.STOP else LENGTH
+            if not cut:
+                self._sent_chars = self._decoded_chars + 1  # no entry waits for more text
+        return self._piece(text)
+
+    def _screen(self, text: str) -> str:
+        self._decoded_chars += len(text)
+        if self._stops is None or self.num_tokens <= self._min_tokens:
+            return text
+        return self._stops.push(text)
+
+    def _piece(self, text: str) -> Piece:
+        """With the entries of those tokens whose text has begun to go out."""
+        self._sent_chars += len(text)
+        ready: list[TokenEntry] = []
+        while self._entries and self._entries[0].offset < self._sent_chars:
+            ready.append(self._entries.popleft())
+        return Piece(text, self.finish_reason, tuple(ready))

@@ -1,0 +1,66 @@
+"""The routes, and the layers around them. What each endpoint does is in openai/."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .middleware import Authentication, BodyLimit, Edge
+from .openai.chat import ChatCompletions
+from .openai.completions import Completions
+from .openai.models import Models
+from .openai.status import Status
+from .openai.tokenize import Tokenization
+from .service import Service
+
+Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class _Asgi:
+    """Starlette calls a plain function with a Request, and anything else with scope, receive and send."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._endpoint(scope, receive, send)
+
+
+class _Routes:
+    """The router, which raises for what it does not know when it is part of an app."""
+
+    def __init__(self, routes: list[BaseRoute]) -> None:
+        self._router = Router(routes, redirect_slashes=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        await self._router(scope, receive, send)
+
+
+def make_app(service: Service) -> ASGIApp:
+    """The ASGI application of one frontend."""
+    models, text, status = Models(service), Tokenization(service), Status(service)
+
+    def get(path: str, endpoint: Endpoint) -> BaseRoute:
+        return Route(path, _Asgi(endpoint), methods=["GET"])
+
+    def post(path: str, endpoint: Endpoint) -> BaseRoute:
+        return Route(path, _Asgi(endpoint), methods=["POST"])
+
+    routes = _Routes(
+        [
+            post("/v1/chat/completions", ChatCompletions(service)),
+            post("/v1/completions", Completions(service)),
+            get("/v1/models", models.list),
+            get("/v1/models/{id:path}", models.get),
+            post("/tokenize", text.tokenize),
+            post("/detokenize", text.detokenize),
+            get("/health", status.ready),
+            get("/health/live", status.live),
+            get("/health/ready", status.ready),
+            get("/version", status.version),
+            get("/metrics", status.metrics),
+        ]
+    )
+    limited = BodyLimit(routes, service.options.max_body_bytes)
+    return Edge(Authentication(limited, service.options.api_key))

@@ -1,0 +1,166 @@
+"""ChatTemplate: messages to one prompt text, exactly as transformers renders them. Knows no tokens.
+
+Templates come with checkpoints and are code, so they run in Jinja's sandbox and see only plain JSON data.
+Clients may fill a template's variables; they can never bring a template of their own.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import jinja2
+import jinja2.ext
+from jinja2.nodes import Node, Scope
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from protocol.errors import InvalidRequest, StartupError
+
+Message = dict[str, Any]
+"""role and content, and what else a template may read: name, tool_calls, tool_call_id, reasoning_content."""
+
+RESERVED = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
+)
+_MARK = "\ue000continue here\ue000 "
+"""Stands at the end of the message to continue; its trailing space shows whether the template strips."""
+
+
+class ChatTemplate:
+    """A compiled template. Raises StartupError when it does not compile."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise StartupError(
+                f"the chat template does not compile: {error}",
+                hint="correct it, or give another with --chat-template FILE",
+            ) from error
+        self._special_tokens = dict(special_tokens)
+        self._knows_developer = "developer" in source
+        self._reads_parts = self._probe_parts()
+
+    @classmethod
+    def load(
+        cls, override: str, folder: Path, config: Mapping[str, Any], special: Mapping[str, str]
+    ) -> Self | None:
+        """From the operator's file, chat_template.jinja or tokenizer_config.json; None: there is none."""
+        path = Path(override) if override else folder / "chat_template.jinja"
+        try:
+            return cls(path.read_text(encoding="utf-8"), special)
+        except FileNotFoundError:
+            if override:
+                raise StartupError(f"--chat-template {override}: there is no such file") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartupError(f"the chat template {path} cannot be read: {error}") from error
+        source = config.get("chat_template")
+        if isinstance(source, list):  # several, by name
+            source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
+        return cls(source, special) if isinstance(source, str) else None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt. Raises InvalidRequest with what the template says against the messages."""
+        chat = [self._adapt(message) for message in messages]
+        if continue_final_message:
+            chat[-1] = {**chat[-1], "content": chat[-1]["content"] + _MARK}
+        try:
+            text = self._template.render(
+                messages=chat,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **{**self._special_tokens, **(variables or {})},
+            )
+        except Exception as error:  # a template is arbitrary code: whatever it raises is about this input
+            raise InvalidRequest(
+                f"the model's chat template does not accept these messages: {error}", param="messages"
+            ) from error
+        return _until_mark(text) if continue_final_message else text
+
+    def _adapt(self, message: Message) -> Message:
+        """As this template can read it: many know neither the role `developer` nor lists of parts."""
+        role, content = message["role"], message["content"]
+        if role == "developer" and not self._knows_developer:
+            role = "system"
+        if isinstance(content, list) and not self._reads_parts:
+            content = "\n".join(part["text"] for part in content)
+        reasoning = message.get("reasoning_content")
+        extra = {} if reasoning is None else {"thinking": reasoning}
+        return {**message, **extra, "role": role, "content": content}
+
+    def _probe_parts(self) -> bool:
+        probe = [
+            {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}
+        ]
+        try:
+            text = self._template.render(
+                messages=probe,
+                tools=None,
+                documents=None,
+                add_generation_prompt=False,
+                **self._special_tokens,
+            )
+        except Exception:  # arbitrary code, see render
+            return False
+        return "one" in text and "two" in text and "text" not in text
+
+
+def _until_mark(text: str) -> str:
+    before, mark, after = text.rpartition(_MARK.rstrip())
+    if not mark:
+        raise InvalidRequest(
+            "continue_final_message: the model's chat template does not show the last message in full",
+            param="continue_final_message",
+        )
+    return before if after.startswith(" ") else before.rstrip()
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """{% generation %}…{% endgeneration %} marks, for training, what an assistant wrote."""
+
+    tags = {"generation"}  # noqa: RUF012 - as declared by jinja2
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return Scope(body).set_lineno(line)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Whitespace rules, filters and functions that chat templates are written against."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
+    )
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        """Without the HTML escapes of Jinja's own filter."""
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def strftime_now(format: str) -> str:
+        return datetime.now().strftime(format)
+
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = strftime_now
+    return environment

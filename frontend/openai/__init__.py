@@ -1,0 +1,1 @@
+"""The OpenAI API: one file per endpoint, with the shapes it reads and writes."""

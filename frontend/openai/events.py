@@ -1,0 +1,99 @@
+"""Server-sent events of a generation: one response body, many `data:` lines. Knows no endpoint's shapes.
+
+Everything of an event but its text is built once per choice, as bytes; per token only the text is
+escaped and put between. What has come meanwhile goes out as one event, and the last text, the finish
+event, the usage and [DONE] as one write. The response starts with the first token, so that a request
+which the engine core refuses gets its status, not a broken stream.
+"""
+
+from typing import Protocol
+
+import msgspec
+from starlette.types import Send
+
+from ..answer import Piece
+from ..streams import Choice, Generation, Usage
+
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+DONE = b"data: [DONE]\n\n"
+NULL_FINISH = b'"finish_reason":null}'
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Events(Protocol):
+    """An endpoint's events, as bytes that end with an empty line."""
+
+    def opening(self, choice: Choice) -> bytes:
+        """Before the first piece of a choice; may be empty."""
+        ...
+
+    def around(self, choice: Choice) -> tuple[bytes, bytes]:
+        """What stands before and behind the JSON string of a piece that is only text."""
+        ...
+
+    def full(self, choice: Choice, piece: Piece, usage: Usage | None) -> bytes:
+        """A piece with log-probabilities, with the usage so far, or with the end of its choice."""
+        ...
+
+    def usage(self, usage: Usage) -> bytes:
+        """The last event when the usage was asked for."""
+        ...
+
+
+class EventStream:
+    """Sends a generation's events as they come."""
+
+    def __init__(
+        self,
+        send: Send,
+        generation: Generation,
+        events: Events,
+        *,
+        include_usage: bool,
+        continuous_usage: bool,
+    ) -> None:
+        self._send = send
+        self._generation = generation
+        self._events = events
+        self._include_usage = include_usage
+        self._continuous = continuous_usage
+        self._unfinished = len(generation.choices)
+        self._started = False
+
+    async def run(self) -> None:
+        """Raises what the choices raise; then the stream is left without its end."""
+        await self._generation.run(self._write)
+
+    async def _write(self, choice: Choice) -> None:
+        send = self._send
+        waiting = self._events.opening(choice)
+        before, behind = self._events.around(choice)
+        async for piece in choice:
+            if piece.finish_reason is None and not piece.entries and not self._continuous:
+                event = before + _encode(piece.text) + behind
+            else:
+                event = self._full(choice, piece)
+            if waiting or not self._started:
+                event, waiting = waiting + event, b""
+                await self._start()
+            await send({"type": "http.response.body", "body": event, "more_body": self._unfinished > 0})
+
+    def _full(self, choice: Choice, piece: Piece) -> bytes:
+        usage = self._generation.usage() if self._continuous else None
+        event = self._events.full(choice, piece, usage)
+        if piece.finish_reason is not None:
+            self._unfinished -= 1
+            if not self._unfinished:
+                event += self._events.usage(self._generation.usage()) if self._include_usage else b""
+                event += DONE
+        return event
+
+    async def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})

@@ -1,0 +1,209 @@
+"""The request fields that all generating endpoints share, and what they mean to the engine core.
+
+Defaults, in this order: the request, the checkpoint's generation_config.json, OpenAI's.
+A `seed` may be any 64-bit integer; its sign bit is dropped. Choice i of a prompt uses seed + i.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from protocol.errors import ContextLengthExceeded, InvalidRequest
+from protocol.messages import EngineFacts
+from protocol.sampling import (
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_SEED,
+    MAX_STOP_TOKENS,
+    MAX_TOKENS,
+    SamplingParams,
+    TokenId,
+)
+
+from ..service import GenerationDefaults, Service
+from ..streams import Prompt, Wish
+
+MAX_N = 16
+MAX_STOPS = 16
+CHARS_PER_TOKEN = 16
+"""Longer texts than this many characters per token of context cannot fit, and are not even tokenized."""
+
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
+
+
+class StreamOptions(Struct, frozen=True, kw_only=True):
+    include_usage: bool | None = None
+    """One more event before the end, with the usage and no choices."""
+    continuous_usage_stats: bool | None = None
+    """The usage so far in every event (vLLM)."""
+
+
+class GenerationFields(Struct, frozen=True, kw_only=True):
+    """null and absent mean the same everywhere."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKENS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    logit_bias: (
+        Annotated[
+            dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
+            Meta(max_length=MAX_LOGIT_BIAS),
+        ]
+        | None
+    ) = None
+    priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
+    cache_salt: Annotated[str, Meta(max_length=256)] | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+
+def make_wish(
+    request: GenerationFields,
+    prompts: Sequence[Prompt],
+    facts: EngineFacts,
+    service: Service,
+    *,
+    prompt_field: str,
+    tenant: str,
+    max_tokens: int | None,
+    default_max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    silent: bool = False,
+) -> Wish:
+    """Check what types cannot say, and fill in defaults. Raises InvalidRequest.
+
+    `default_max_tokens` of 0: what fits the context.
+    """
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("stream_options: only allowed with stream: true", param="stream_options")
+    for prompt in prompts:
+        _check_ids(prompt.token_ids, facts, prompt_field)
+    _check_ids(request.stop_token_ids or (), facts, "stop_token_ids")
+    _check_ids(tuple(request.logit_bias or ()), facts, "logit_bias")
+    seed = service.draw_seed() if request.seed is None else request.seed & MAX_SEED
+    sampling = [
+        _sampling(
+            request,
+            service.defaults,
+            _answer_budget(
+                len(prompt.token_ids), max_tokens, default_max_tokens, facts.max_model_len, prompt_field
+            ),
+            seed,
+            logprobs,
+            prompt_logprobs,
+        )
+        for prompt in prompts
+    ]
+    return Wish(
+        sampling=tuple(sampling),
+        n=request.n or 1,
+        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
+        include_stop=bool(request.include_stop_str_in_output),
+        skip_special_tokens=request.skip_special_tokens is not False,
+        priority=request.priority or 0,
+        tenant=tenant,
+        cache_salt=request.cache_salt or "",
+        silent=silent,
+    )
+
+
+def check_text_length(num_chars: int, facts: EngineFacts, param: str) -> None:
+    """Refuse at once what cannot fit the context. Raises ContextLengthExceeded."""
+    if num_chars > facts.max_model_len * CHARS_PER_TOKEN:
+        raise ContextLengthExceeded(
+            f"this model's maximum context length is {facts.max_model_len} tokens, and the prompt has "
+            f"{num_chars} characters, more than could ever fit; shorten it",
+            param=param,
+        )
+
+
+def _sampling(
+    request: GenerationFields,
+    defaults: GenerationDefaults,
+    max_tokens: int,
+    seed: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    min_tokens = request.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens: {min_tokens} is more than the {max_tokens} tokens that the answer may have",
+            param="min_tokens",
+        )
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=_first(request.temperature, defaults.temperature, 1.0),
+        top_p=_first(request.top_p, defaults.top_p, 1.0),
+        top_k=max(int(_first(request.top_k, defaults.top_k, 0)), 0),
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        seed=seed,
+        min_tokens=min_tokens,
+        ignore_eos=bool(request.ignore_eos),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        logit_bias=tuple((request.logit_bias or {}).items()),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def _answer_budget(
+    num_prompt_tokens: int, asked: int | None, default: int, context: int, prompt_field: str
+) -> int:
+    """How many tokens the answer may have. Raises ContextLengthExceeded with both numbers."""
+    room = context - num_prompt_tokens
+    if room < (asked or 1):
+        wanted = "" if asked is None else f" and {asked} for the answer"
+        raise ContextLengthExceeded(
+            f"this model's maximum context length is {context} tokens, but the request asks for "
+            f"{num_prompt_tokens + (asked or 0)}: {num_prompt_tokens} in the prompt{wanted}; "
+            "shorten the prompt or lower max_tokens",
+            param="max_tokens" if asked is not None and room > 0 else prompt_field,
+        )
+    if asked is not None:
+        return asked
+    return min(default or room, room, MAX_TOKENS)
+
+
+def _check_ids(ids: Sequence[int], facts: EngineFacts, param: str) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < facts.vocab_size):
+        wrong = next(token_id for token_id in ids if not 0 <= token_id < facts.vocab_size)
+        raise InvalidRequest(
+            f"{param}: token id {wrong} is not in the vocabulary, which is 0 … {facts.vocab_size - 1}",
+            param=param,
+        )
+
+
+def _first(asked: float | None, checkpoint: float | None, default: float) -> float:
+    if asked is not None:
+        return asked
+    return default if checkpoint is None else checkpoint

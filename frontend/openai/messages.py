@@ -1,0 +1,97 @@
+"""Chat messages as clients send them, and as chat templates read them."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from protocol.errors import InvalidRequest, Unsupported
+
+from ..chat_template import Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class ContentPart(Struct, frozen=True):
+    type: str
+    text: str | None = None
+
+
+class FunctionCall(Struct, frozen=True):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+    """JSON text; templates get the object."""
+
+
+class ToolCall(Struct, frozen=True):
+    function: FunctionCall
+    id: str | None = None
+    type: str | None = None
+
+
+class ChatMessage(Struct, frozen=True):
+    role: str
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
+
+
+def num_chars(messages: list[ChatMessage]) -> int:
+    """Characters of content, which is about the length of the rendered prompt."""
+    texts = [message.content for message in messages if isinstance(message.content, str)]
+    parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
+    return sum(map(len, texts)) + sum(len(part.text or "") for part in parts)
+
+
+def template_messages(messages: list[ChatMessage]) -> list[Message]:
+    """Plain JSON data for the chat template. Raises InvalidRequest naming the message at fault."""
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _message(message: ChatMessage, where: str) -> Message:
+    if message.role not in ROLES:
+        choices = ", ".join(ROLES)
+        raise InvalidRequest(f"{where}.role: {message.role!r} is not one of {choices}", param=f"{where}.role")
+    plain: Message = {"role": message.role, "content": _content(message, where)}
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if (value := getattr(message, name)) is not None:
+            plain[name] = value
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            _tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
+        ]
+    return plain
+
+
+def _content(message: ChatMessage, where: str) -> str | list[dict[str, str]]:
+    if message.content is None:
+        return ""
+    if isinstance(message.content, str):
+        return message.content
+    for i, part in enumerate(message.content):
+        if part.type != "text":
+            field = f"{where}.content[{i}].type"
+            raise Unsupported(
+                f"{field}: {part.type!r} is not supported; this model reads text only", param=field
+            )
+        if part.text is None:
+            field = f"{where}.content[{i}].text"
+            raise InvalidRequest(f"{field}: required, but missing", param=field)
+    return [{"type": "text", "text": part.text or ""} for part in message.content]
+
+
+def _tool_call(call: ToolCall, where: str) -> dict[str, Any]:
+    arguments: Any = call.function.arguments or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = msgspec.json.decode(arguments, type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError):
+            field = f"{where}.function.arguments"
+            raise InvalidRequest(f"{field}: expected a JSON object as text", param=field) from None
+    plain = {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
+    return {"id": call.id, **plain} if call.id is not None else plain

@@ -1,0 +1,86 @@
+"""From what a client sends to prompts as token ids: chat messages, texts, or ids. Long ones in a thread."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from protocol.errors import InvalidRequest
+from protocol.messages import EngineFacts
+
+from ..chat_template import RESERVED
+from ..service import Service
+from ..streams import Prompt
+from ..tokenizer import INLINE_CHARS
+from .fields import check_text_length
+from .messages import ChatMessage, num_chars, template_messages
+
+
+class ChatFields(Protocol):
+    """The fields of a request that becomes a prompt through the chat template; None: not given."""
+
+    @property
+    def add_generation_prompt(self) -> bool | None: ...
+
+    @property
+    def continue_final_message(self) -> bool | None: ...
+
+    @property
+    def add_special_tokens(self) -> bool | None:
+        """Beginning-of-sequence and the like besides those in the template; not unless asked for."""
+
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any] | None: ...
+
+
+async def encode_chat(
+    service: Service, chat: list[ChatMessage], fields: ChatFields, facts: EngineFacts | None
+) -> Prompt:
+    """Render and tokenize. Raises InvalidRequest."""
+    template, messages = service.template, template_messages(chat)
+    if template is None:
+        raise InvalidRequest(
+            "this model has no chat template; use /v1/completions, or serve it with --chat-template FILE",
+            param="messages",
+        )
+    variables = fields.chat_template_kwargs or {}
+    if clash := RESERVED & variables.keys():
+        names = ", ".join(sorted(clash))
+        raise InvalidRequest(
+            f"chat_template_kwargs: {names} cannot be given here", param="chat_template_kwargs"
+        )
+    going_on = bool(fields.continue_final_message)
+    if going_on and fields.add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message: cannot be combined with add_generation_prompt",
+            param="continue_final_message",
+        )
+    chars = num_chars(chat)
+    if facts is not None:
+        check_text_length(chars, facts, "messages")
+
+    def render() -> str:
+        return template.render(
+            messages,
+            add_generation_prompt=not going_on and fields.add_generation_prompt is not False,
+            continue_final_message=going_on,
+            variables=variables,
+        )
+
+    text = render() if chars <= INLINE_CHARS else await service.tokenizer.in_thread(render)
+    ids = await service.tokenizer.encode(text, add_special_tokens=bool(fields.add_special_tokens))
+    return Prompt(ids, text)
+
+
+async def encode_text(
+    service: Service, text: str, facts: EngineFacts | None, *, add_special_tokens: bool
+) -> Prompt:
+    """Tokenize. Raises InvalidRequest."""
+    if facts is not None:
+        check_text_length(len(text), facts, "prompt")
+    return Prompt(await service.tokenizer.encode(text, add_special_tokens=add_special_tokens), text)
+
+
+def check_not_empty(prompts: Sequence[Prompt], param: str) -> None:
+    """A model continues something. Raises InvalidRequest."""
+    for prompt in prompts:
+        if not prompt.token_ids:
+            raise InvalidRequest(f"{param}: empty; it must come to at least one token", param=param)

@@ -1,0 +1,80 @@
+"""POST /tokenize and /detokenize: the model's tokenizer, for texts and for chat messages."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from starlette.types import Receive, Scope, Send
+
+from protocol.errors import InvalidRequest
+from protocol.sampling import TokenId
+
+from ..responses import send_json
+from ..service import Service
+from .messages import Messages
+from .parse import parse, read_body
+from .prompting import encode_chat, encode_text
+
+
+class TokenizeRequest(Struct, frozen=True, kw_only=True):
+    """Either a text, with special tokens unless told otherwise, or messages, which are rendered first."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeResponse(Struct, frozen=True):
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | UnsetType = UNSET
+
+
+class DetokenizeRequest(Struct, frozen=True, kw_only=True):
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Meta(max_length=1 << 20)]
+
+
+class DetokenizeResponse(Struct, frozen=True):
+    prompt: str
+
+
+class Tokenization:
+    """Both endpoints. They need no engine core."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._tokenize = msgspec.json.Decoder(TokenizeRequest)
+        self._detokenize = msgspec.json.Decoder(DetokenizeRequest)
+
+    async def tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service
+        request = parse(self._tokenize, await read_body(receive))
+        service.model_name(request.model)
+        if (request.prompt is None) == (request.messages is None):
+            raise InvalidRequest("prompt: give either a prompt or messages", param="prompt")
+        if request.messages is not None:
+            prompt = await encode_chat(service, request.messages, request, None)
+        else:
+            special = request.add_special_tokens is not False
+            prompt = await encode_text(service, request.prompt or "", None, add_special_tokens=special)
+        facts, ids = service.client.facts, prompt.token_ids
+        names = service.tokenizer.token_strings(ids) if request.return_token_strs else UNSET
+        await send_json(send, TokenizeResponse(len(ids), facts.max_model_len if facts else None, ids, names))
+
+    async def detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = parse(self._detokenize, await read_body(receive))
+        self._service.model_name(request.model)
+        size = self._service.tokenizer.vocab_size
+        if (wrong := next((one for one in request.tokens if one >= size), None)) is not None:
+            raise InvalidRequest(
+                f"tokens: id {wrong} is not in the vocabulary, 0 … {size - 1}", param="tokens"
+            )
+        text = self._service.tokenizer.decode(request.tokens, skip_special_tokens=False)
+        await send_json(send, DetokenizeResponse(text))

@@ -1,0 +1,79 @@
+"""What goes back over HTTP: a JSON document, or an error in OpenAI's shape. One table from error to response.
+
+{"error": {"message": …, "type": …, "param": … | null, "code": … | null}}
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import Struct
+from starlette.types import Send
+
+from protocol.errors import TernError
+
+Header = tuple[bytes, bytes]
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+"""`type` by status; any other is a server_error."""
+
+RETRY_AFTER_S = {429: 2, 503: 1}
+"""Clients of OpenAI's libraries wait this long and try again, twice by default."""
+
+
+class ErrorDetail(Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Struct, frozen=True):
+    """Also the last event of a stream that cannot go on: the one shape that every client raises on."""
+
+    error: ErrorDetail
+
+
+def error_body(error: TernError, status: int | None = None) -> bytes:
+    """JSON of an error."""
+    kind = _TYPES.get(status or error.status, "server_error")
+    return msgspec.json.encode(ErrorBody(ErrorDetail(error.message, kind, error.param, error.code)))
+
+
+async def send_error(send: Send, error: TernError, headers: Iterable[Header] = ()) -> None:
+    """An error as a whole response."""
+    extra = list(headers)
+    if error.retryable:
+        extra.append((b"retry-after", str(RETRY_AFTER_S.get(error.status, 1)).encode()))
+    elif error.status >= 500:  # it will fail in the same way, and clients retry on 5xx
+        extra.append((b"x-should-retry", b"false"))
+    if error.status == 401:
+        extra.append((b"www-authenticate", b"Bearer"))
+    await send_body(send, error_body(error), error.status, extra)
+
+
+async def send_json(send: Send, document: object, status: int = 200) -> None:
+    """A Struct, list or dict as a whole response."""
+    await send_body(send, msgspec.json.encode(document), status)
+
+
+async def send_body(
+    send: Send,
+    body: bytes,
+    status: int = 200,
+    headers: Iterable[Header] = (),
+    content_type: bytes = b"application/json",
+) -> None:
+    """Bytes as a whole response."""
+    length = (b"content-length", str(len(body)).encode())
+    start = [(b"content-type", content_type), length, *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,175 @@
+"""Generation: all answers of one request, from token streams to pieces of text. Endpoints only shape JSON.
+
+    prompt 0 ─┬─ choice 0 ── TokenStream ── Answer      index = prompt · n + i
+              └─ choice 1 ── TokenStream ── Answer
+    prompt 1 ─┬─ choice 2 …
+
+Each choice is one request to the engine core (the prompt's KV is shared through the prefix cache). When
+one fails, or nobody wants them any more, `close` aborts them all.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from msgspec import Struct, structs
+
+from protocol.client import TokenStream
+from protocol.errors import Unavailable
+from protocol.messages import Finish
+from protocol.sampling import MAX_SEED, SamplingParams
+
+from .answer import LENGTH, Answer, Piece
+from .metrics import Stopwatch
+from .service import Service
+from .stop_strings import StopStrings
+
+
+class Prompt(Struct, frozen=True):
+    """One prompt, as ids; `text` is what the client wrote, or None when it sent ids."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+class Wish(Struct, frozen=True, kw_only=True):
+    """What is to be made of each prompt."""
+
+    sampling: tuple[SamplingParams, ...]
+    """Per prompt. Choice i of a prompt uses seed + i: it does not depend on the other prompts."""
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
+    silent: bool = False
+    """Only the prompt is of interest: the one token that has to be sampled is thrown away."""
+
+
+class Usage(Struct, frozen=True):
+    """Token counts over all prompts and answers; a prompt counts once, however many answers it gets."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_answer_tokens: int
+
+
+class Choice:
+    """One answer. Iterate it once for its pieces, of which the last has a finish_reason."""
+
+    def __init__(
+        self, index: int, prompt: Prompt, stream: TokenStream, answer: Answer, watch: Stopwatch
+    ) -> None:
+        self.index = index
+        self.prompt = prompt
+        self.stream = stream
+        self._answer = answer
+        self._watch = watch
+        self._open = True
+
+    @property
+    def num_tokens(self) -> int:
+        return self._answer.num_tokens
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self._answer.finish_reason
+
+    def __aiter__(self) -> "Choice":
+        return self
+
+    async def __anext__(self) -> Piece:
+        """What may be sent now; never empty. Hot path: one wake-up for all that has come."""
+        while self._open:
+            batch = await self.stream.__anext__()
+            if batch.finish is Finish.ABORT:
+                self.close("error")
+                raise Unavailable("the engine core ended this request before it was complete")
+            self._watch.lap(len(batch.token_ids))
+            piece = self._answer.take(batch)
+            if piece.finish_reason is not None:
+                self.close(piece.finish_reason)
+                return piece
+            if piece.text or piece.entries:
+                return piece
+        raise StopAsyncIteration
+
+    def close(self, reason: str = "abort") -> None:
+        """Nothing more is wanted: abort what still runs. The first reason given is the one that counts."""
+        if self._open:
+            self._open = False
+            self.stream.close()
+            self._watch.stop(self._answer.num_tokens, reason)
+
+
+class _SilentAnswer(Answer):
+    """Of a prompt that is only to be scored: ends at the first token, which is not used."""
+
+    def take(self, batch: object) -> Piece:
+        self.finish_reason = LENGTH
+        return Piece("", LENGTH)
+
+
+class Generation:
+    """Submits a request's choices when made. Leave `with` to abort what has not finished."""
+
+    def __init__(self, service: Service, prompts: Sequence[Prompt], wish: Wish) -> None:
+        self._prompts = prompts
+        service.metrics.prompt_tokens.inc(sum(len(prompt.token_ids) for prompt in prompts))
+        self.choices = [
+            _start(service, index * wish.n + i, prompt, wish, sampling, i)
+            for index, (prompt, sampling) in enumerate(zip(prompts, wish.sampling, strict=True))
+            for i in range(wish.n)
+        ]
+        self._n = wish.n
+
+    def __enter__(self) -> "Generation":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        cancelled = kind is None or issubclass(kind, (asyncio.CancelledError, GeneratorExit))
+        for choice in self.choices:
+            choice.close("abort" if cancelled else "error")
+
+    async def run(self, write: Callable[[Choice], Awaitable[None]]) -> None:
+        """Write every choice, all at once. Raises the first error; the others are then cancelled."""
+        if len(self.choices) == 1:
+            return await write(self.choices[0])
+        tasks = [asyncio.ensure_future(write(choice)) for choice in self.choices]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def usage(self) -> Usage:
+        """So far."""
+        return Usage(
+            num_prompt_tokens=sum(len(prompt.token_ids) for prompt in self._prompts),
+            num_cached_tokens=sum(choice.stream.num_cached_tokens for choice in self.choices[:: self._n]),
+            num_answer_tokens=sum(choice.num_tokens for choice in self.choices),
+        )
+
+
+def _start(
+    service: Service, index: int, prompt: Prompt, wish: Wish, sampling: SamplingParams, i: int
+) -> Choice:
+    if i:
+        sampling = structs.replace(sampling, seed=(sampling.seed + i) & MAX_SEED)
+    detokenizer = service.tokenizer.detokenizer(skip_special_tokens=wish.skip_special_tokens)
+    answer = (_SilentAnswer if wish.silent else Answer)(
+        detokenizer,
+        StopStrings(wish.stop, include=wish.include_stop) if wish.stop else None,
+        include_stop=wish.include_stop,
+        min_tokens=sampling.min_tokens,
+        logprobs=sampling.logprobs is not None,
+    )
+    stream = service.client.submit(
+        prompt.token_ids,
+        sampling,
+        priority=wish.priority,
+        tenant=wish.tenant,
+        cache_salt=wish.cache_salt,
+    )
+    return Choice(index, prompt, stream, answer, Stopwatch(service.metrics))

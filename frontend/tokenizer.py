@@ -1,0 +1,115 @@
+"""Tokenizer: text to ids and back, from a checkpoint's tokenizer.json. Knows no chat and no streams.
+
+The file's own post-processor decides about beginning- and end-of-sequence tokens, as in transformers.
+Long texts are tokenized in a thread (the library releases the GIL), so that the event loop goes on.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from tokenizers import Tokenizer as _Backend
+from tokenizers import decoders
+
+from protocol.errors import StartupError
+
+from .detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer
+
+T = TypeVar("T")
+
+INLINE_CHARS = 4096
+"""Texts up to here are tokenized at once: about 1 ms, less than a thread costs under load."""
+THREADS = 2
+
+SPECIAL_TOKEN_NAMES = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+
+
+class Tokenizer:
+    """One model's vocabulary. Raises StartupError when the folder holds none."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise StartupError(
+                f"{folder} holds no tokenizer.json",
+                hint="convert a slow tokenizer with transformers (AutoTokenizer … save_pretrained), "
+                "or name another folder with --tokenizer",
+            )
+        try:
+            self._backend = _Backend.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise StartupError(f"{path} cannot be read: {error}") from error
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.config = read_json(folder / "tokenizer_config.json")
+        self.special_tokens = _special_tokens(folder, self.config)
+        """Such as bos_token, by name, for chat templates."""
+        self.vocab_size = self._backend.get_vocab_size(with_added_tokens=True)
+        added = self._backend.get_added_tokens_decoder()
+        special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._byte_level = isinstance(self._backend.decoder, decoders.ByteLevel)
+        self._bytes = TokenBytes(self._backend.id_to_token, frozenset(), byte_level=self._byte_level)
+        self._visible_bytes = TokenBytes(self._backend.id_to_token, special, byte_level=self._byte_level)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of a text. Special tokens written out in it count as such."""
+        if len(text) <= INLINE_CHARS:
+            return self._encode(text, add_special_tokens)
+        return await self.in_thread(lambda: self._encode(text, add_special_tokens))
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run long work on text beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """Text of some ids, all at once."""
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
+        """A new one, for one answer."""
+        if self._byte_level:
+            return ByteLevelDetokenizer(self._visible_bytes if skip_special_tokens else self._bytes)
+        return WindowDetokenizer(
+            functools.partial(self._backend.decode, skip_special_tokens=skip_special_tokens)
+        )
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for; may be part of a UTF-8 character. Empty for an unknown id."""
+        return self._bytes[token_id]
+
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
+        """Names of tokens as the vocabulary spells them."""
+        return [self._backend.id_to_token(token_id) or "" for token_id in ids]
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is none. Raises StartupError when it is malformed."""
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        return {}
+    except (msgspec.DecodeError, OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"{path} cannot be read: {error}") from error
+    return content
+
+
+def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """From tokenizer_config.json, and from the older special_tokens_map.json where that is silent."""
+    found: dict[str, str] = {}
+    for source in (config, read_json(folder / "special_tokens_map.json")):
+        for name in SPECIAL_TOKEN_NAMES:
+            value = source.get(name)
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                found.setdefault(name, text)
+    return found

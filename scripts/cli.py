@@ -1,0 +1,55 @@
+"""`tern`: finds the command, and turns errors into one line and an exit code.
+
+Commands are imported when they are called: `tern serve` stays small because it never sees the others.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from protocol.errors import StartupError
+
+from .options import did_you_mean
+from .terminal import Terminal
+from .version import version
+
+USAGE = """\
+usage: tern COMMAND [options]
+
+  serve     serve a model behind the OpenAI API   (tern serve --help)
+  chat      talk to a running server              (tern chat --help)
+  bench     measure a server                      (tern bench --help)
+  version   print the version
+"""
+COMMANDS = {"serve": "scripts.serve", "chat": "scripts.chat", "bench": "scripts.bench.cli"}
+"""Modules with a `main(argv, environ) -> exit code`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 fine, 78 a mistake in the options, 130 after Ctrl-C; see the commands for more."""
+    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["help"]
+    try:
+        match command.lstrip("-"):
+            case "version" | "V":
+                print(version())
+            case "help" | "h":
+                print(USAGE, end="")
+            case _ if command in COMMANDS:
+                code: int = importlib.import_module(COMMANDS[command]).main(rest, os.environ)
+                return code
+            case _:
+                known = did_you_mean(command, [*COMMANDS, "version", "help"])
+                raise StartupError(
+                    f"unknown command {command}{known}", hint="tern --help lists what there is"
+                )
+    except StartupError as error:
+        Terminal(os.environ).fail(error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

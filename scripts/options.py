@@ -1,0 +1,162 @@
+"""Every option of `tern serve` as a record, read off the config Structs; and how a written value is read.
+
+Knows nothing of argument vectors, environments or files: those hand over raw values with the name of
+their source, and get a checked value or an error that names source, value and rule.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from protocol.config import ServeOptions
+from protocol.errors import StartupError
+
+from . import quantities
+
+BOOLEANS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+class Option(Struct, frozen=True):
+    """One field of one section."""
+
+    section: str
+    """Field of ServeOptions."""
+    name: str
+    """Field of the section, unique among all."""
+    declared: Any
+    """The annotated type, with its range."""
+    default: Any
+    help: str
+    alias: str = ""
+    unit: quantities.Unit | None = None
+    secret: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "TERN_" + self.name.upper()
+
+    @property
+    def base(self) -> Any:
+        """The type without its range: bool, int, float, str, Literal[…] or tuple[str, …]."""
+        return get_args(self.declared)[0]
+
+    @property
+    def is_switch(self) -> bool:
+        return self.base is bool
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(self.base) is tuple
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return get_args(self.base) if get_origin(self.base) is Literal else ()
+
+    def shown_default(self) -> str:
+        """For the help text; empty where the description says it."""
+        if self.unit is not None:
+            return quantities.show(self.default, self.unit)
+        if self.is_switch:
+            return "on" if self.default else "off"
+        if isinstance(self.default, float):
+            return f"{self.default:g}"
+        return "" if self.default in ("", ()) else f"{self.default}"
+
+    def read(self, raw: object, source: str) -> Any:
+        """A checked value from text, or from a value of a TOML file. Raises StartupError."""
+        try:
+            value = self._parse(raw) if isinstance(raw, str) else raw
+            if self.is_list and isinstance(value, list) and "" in value:
+                raise ValueError("expected entries that are not empty")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError("expected a finite number")
+            return msgspec.convert(value, self.declared)
+        except ValueError as error:
+            rule = (
+                self._rule(raw)
+                if self.choices
+                else str(error).replace("`", "").replace("Expected", "expected")
+            )
+            shown = "(secret)" if self.secret else f"{raw}"
+            raise StartupError(f"{source} {shown}: {rule}", hint=self.help) from None
+
+    def _parse(self, text: str) -> Any:
+        if self.unit is not None:
+            return quantities.parse(text, self.unit)
+        if self.is_switch:
+            if text.lower() not in BOOLEANS:
+                raise ValueError(f"expected one of {', '.join(BOOLEANS)}")
+            return BOOLEANS[text.lower()]
+        if self.base is int or self.base is float:
+            try:
+                return self.base(text)
+            except ValueError:
+                raise ValueError(f"expected {'a whole number' if self.base is int else 'a number'}") from None
+        return text.split(",") if self.is_list else text
+
+    def _rule(self, raw: object) -> str:
+        return f"expected one of {', '.join(self.choices)}{did_you_mean(str(raw), self.choices)}"
+
+
+def declared_options() -> list[Option]:
+    """All options, in the order of their declaration."""
+    return [
+        _option(section, name, declared, getattr(default, name))
+        for section, default in (
+            (field.name, field.default) for field in msgspec.structs.fields(ServeOptions)
+        )
+        for name, declared in get_type_hints(type(default), include_extras=True).items()
+    ]
+
+
+def build(values: dict[str, Any]) -> ServeOptions:
+    """Sections from checked values by option name; what is missing keeps its default."""
+    sections: dict[str, dict[str, Any]] = {}
+    for option in declared_options():
+        if option.name in values:
+            sections.setdefault(option.section, {})[option.name] = values[option.name]
+    defaults = ServeOptions()
+    return ServeOptions(
+        **{
+            name: msgspec.structs.replace(getattr(defaults, name), **given)
+            for name, given in sections.items()
+        }
+    )
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?", or nothing."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _option(section: str, name: str, declared: Any, default: Any) -> Option:
+    meta = next(entry for entry in get_args(declared)[1:] if isinstance(entry, Meta))
+    extra = meta.extra or {}
+    return Option(
+        section=section,
+        name=name,
+        declared=declared,
+        default=default,
+        help=meta.description or "",
+        alias=extra.get("flag", ""),
+        unit=extra.get("unit"),
+        secret=extra.get("secret", False),
+    )

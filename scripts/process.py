@@ -1,0 +1,143 @@
+"""One child process: spawned by module name, spoken to over its control channel, killed by its pidfd.
+
+Knows nothing of policy: it says that a child is gone, and never starts another.
+
+Children are spawned from the main thread, because the parent-death signal follows the thread that
+started a process. Their standard output and error go to our standard error.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from protocol.config import EngineCoreConfig, FrontendConfig, WorkerConfig
+from protocol.control import (
+    Failed,
+    Ready,
+    Start,
+    SupervisorChannel,
+    ToChild,
+    ToSupervisor,
+    channel_pair,
+)
+from protocol.errors import StartupError
+
+TERMINAL_SIGNALS = {signal.SIGINT, signal.SIGHUP}
+
+STDERR = 2
+
+PACKAGES = Path(__file__).resolve().parent.parent
+"""The folder that holds the packages: a checkout's root, or site-packages."""
+
+
+class Command(Struct, frozen=True):
+    """What to spawn: `python -m module arguments…` with this config."""
+
+    name: str
+    """For people: "worker 1"."""
+    module: str
+    config: FrontendConfig | EngineCoreConfig | WorkerConfig
+    arguments: tuple[str, ...] = ()
+    inherit: tuple[int, ...] = ()
+    """Descriptors that stay open in the child, under the same numbers."""
+
+
+class Child:
+    """A running process. `reap` must be called once its pidfd is readable."""
+
+    def __init__(self, command: Command) -> None:
+        self.name = command.name
+        self.ready: Ready | None = None
+        self.failed: Failed | None = None
+        self.lost = False
+        """Its end of the channel is closed, although it may still run …"""
+        self.kill_at: float | None = None
+        """… until then; its interpreter may need a while to take itself apart."""
+        self.overdue = False
+        """It was killed after that."""
+        self._process, self.channel = _spawn(command)
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        self.channel.send(Start(command.config))
+
+    def send(self, message: ToChild) -> None:
+        """A child that is gone, or no longer reads, is a matter for its pidfd."""
+        self.channel.send(message)
+
+    def receive(self) -> list[ToSupervisor]:
+        """What it has said since the last look. Raises EOFError when it will never speak again."""
+        messages: list[ToSupervisor] = []
+        try:
+            while (message := self.channel.receive()) is not None:
+                messages.append(message)
+        except msgspec.MsgspecError:
+            raise EOFError from None
+        except EOFError:
+            if not messages:
+                raise
+        return messages
+
+    def kill(self) -> None:
+        """SIGKILL, which cannot hit a stranger: a pidfd is never reused as a pid is."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def reap(self) -> int:
+        """Wait for its end and release everything. Exit code, or minus the number of the signal.
+
+        One that had closed its channel was on its way out by itself, however slowly: that counts as exit 1.
+        """
+        exit_code = self._process.wait()
+        if self.overdue:
+            exit_code = 1
+        os.close(self.pidfd)
+        self.channel.close()
+        return exit_code
+
+
+def describe_exit(exit_code: int) -> str:
+    """For people: "was killed by SIGKILL"."""
+    if exit_code < 0:
+        return f"was killed by {signal.Signals(-exit_code).name}"
+    return f"exited with code {exit_code}"
+
+
+def _spawn(command: Command) -> tuple["subprocess.Popen[bytes]", SupervisorChannel]:
+    ours, theirs = channel_pair()
+    arguments = [sys.executable, "-P", "-m", command.module, *command.arguments]
+    arguments += ["--control-fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+    # A child inherits the mask. Without it, a Ctrl-C before the child's first line would print its traceback.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+    try:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=STDERR,
+            pass_fds=(theirs.fileno(), *command.inherit),
+            env=_environment(),
+        )
+    except OSError as error:
+        ours.close()
+        raise StartupError(f"cannot start a process for {command.name}: {error.strerror}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+    return process, ours
+
+
+def _environment() -> dict[str, str]:
+    """Ours; and a checkout's packages are found whether or not they are installed.
+
+    `-P` keeps the current folder out of the child's path: someone's own `worker/` may lie in it.
+    """
+    environment = dict(os.environ)
+    if (PACKAGES / "pyproject.toml").is_file():
+        paths = [str(PACKAGES), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return environment

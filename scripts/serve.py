@@ -1,0 +1,71 @@
+"""`tern serve`: from options to a running supervisor.
+
+Everything that can be wrong before the first process starts is found here, and the port first: a
+mistake costs a second, not the time to load a model.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from .flags import parse_serve
+from .listening import listen, url
+from .model_path import resolve
+from .restart_policy import RestartPolicy
+from .run_dir import RunDir
+from .startup import Serving, banner
+from .supervisor import Supervisor
+from .terminal import Terminal
+from .units import plan_units
+from .version import version
+
+OPEN_FILES = 1 << 20
+"""Enough for any number of connections. Without a limit some libraries make tables of gigabytes."""
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Serve until told to stop: 0 after SIGTERM, 130 after Ctrl-C. Raises StartupError."""
+    began = time.monotonic()
+    options = parse_serve(argv, environ)
+    os.umask(0o077)
+    _allow_many_open_files()
+    listeners = listen(options.frontend.host, options.frontend.port, options.frontend.frontends)
+    options = msgspec.structs.replace(options, model=resolve(options.model, environ))
+    terminal = Terminal(environ, options.server.log_level)
+    run_dir = RunDir.open(options.server.run_dir)
+    serving = Serving(
+        version=version(),
+        url=url(listeners[0]),
+        model_name=options.model.served_model_name[0],
+        has_api_key=bool(options.frontend.api_key),
+        endpoint_file=run_dir.endpoint_file,
+    )
+
+    def announce(facts: Mapping[str, str], pids: Mapping[str, Sequence[int]], started_in: str) -> None:
+        headline = terminal.headline(f"Tern {serving.version} is ready")
+        terminal.show(banner(serving, facts, pids, f"{headline} in {started_in}"))
+
+    try:
+        return Supervisor(
+            units=plan_units(options, run_dir, listeners),
+            policy=RestartPolicy(options.server.max_restarts, options.server.restart_window_s),
+            run_dir=run_dir,
+            terminal=terminal,
+            began=began,
+            shutdown_timeout_s=options.server.shutdown_timeout,
+            announce=announce,
+        ).run()
+    finally:
+        run_dir.remove()
+        for listener in listeners:
+            listener.close()
+
+
+def _allow_many_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ceiling = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < ceiling:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))

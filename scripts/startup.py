@@ -1,0 +1,120 @@
+"""The start of a server as it is told to a person: phases while it lasts, a banner when it is done.
+
+Knows what children report (`Phase`, `Ready`) and how to say it; decides nothing.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from protocol.control import Phase
+
+from .quantities import amount
+from .terminal import Terminal
+
+
+class Progress:
+    """Which process is doing what since when."""
+
+    def __init__(self, terminal: Terminal, now: float) -> None:
+        self._terminal = terminal
+        self._began = now
+        self._phases: dict[str, tuple[Phase, float]] = {}
+        self._latest = ""
+        self._finished: list[tuple[str, float]] = []
+
+    def on_phase(self, process: str, phase: Phase, now: float) -> None:
+        """A process began something, or came further with it."""
+        before = self._phases.get(process)
+        if before is not None and before[0].name == phase.name:
+            self._phases[process] = (phase, before[1])
+        else:
+            self.on_done(process, now)
+            self._phases[process] = (phase, now)
+            if not self._terminal.rewrites:
+                self._terminal.log("info", _sentence(process, phase))
+        self._latest = process
+        self.repaint(now)
+
+    def on_done(self, process: str, now: float) -> None:
+        """A process has left its phase."""
+        before = self._phases.pop(process, None)
+        if before is not None:
+            phase, since = before
+            self._finished.append((f"{process} {phase.name}", now - since))
+
+    def repaint(self, now: float) -> None:
+        """Keep the seconds running, where a line can be written over."""
+        if not self._terminal.rewrites:
+            return
+        process = self._latest if self._latest in self._phases else next(iter(self._phases), "")
+        if process:
+            phase, since = self._phases[process]
+            elapsed = f"{now - self._began:5.1f} s  {_sentence(process, phase)} ({now - since:.1f} s)"
+            self._terminal.progress(elapsed, phase.fraction)
+        else:
+            self._terminal.progress(f"{now - self._began:5.1f} s  starting", None)
+
+    def summary(self, now: float) -> str:
+        """ "4.9 s (worker importing torch 2.4 s, worker loading weights 0.3 s)" """
+        told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self._finished if seconds >= 0.05)
+        total = f"{now - self._began:.1f} s"
+        return f"{total} ({told})" if told else total
+
+
+class Serving(Struct, frozen=True):
+    """What the banner tells, besides the workers' facts."""
+
+    version: str
+    url: str
+    model_name: str
+    has_api_key: bool
+    endpoint_file: str
+
+
+def banner(
+    serving: Serving, facts: Mapping[str, str], pids: Mapping[str, Sequence[int]], headline: str
+) -> str:
+    """`facts` are those of the worker's Ready, under the names of protocol.messages.EngineFacts."""
+    weights = (
+        f", {amount(int(facts['weights_bytes']))} of weights"
+        if facts.get("weights_bytes", "0") != "0"
+        else ""
+    )
+    rows = {
+        "model": f"{serving.model_name} ({facts.get('dtype', '?')} on {facts.get('device', '?')}{weights})",
+        "KV cache": _cache(facts),
+        "context": f"{int(facts.get('max_model_len', 0)):,} tokens",
+        "API": f"{serving.url}/v1",
+        "health": f"{serving.url}/health/ready   {serving.url}/metrics",
+        "pids": " · ".join(f"{kind} {' '.join(map(str, group))}" for kind, group in pids.items()),
+        "endpoint": f"{serving.endpoint_file}  (for EngineClient.attach)",
+    }
+    table = "\n".join(f"  {name:<10}{value}" for name, value in rows.items())
+    return f"\n{headline}\n\n{table}\n\n{curl(serving)}\n\nCtrl-C stops everything.\n"
+
+
+def curl(serving: Serving) -> str:
+    """A line to paste into a shell: a streaming chat."""
+    body = {
+        "model": serving.model_name,
+        "stream": True,
+        "messages": [{"role": "user", "content": "Reverse the word tern."}],
+    }
+    key = ' -H "Authorization: Bearer $TERN_API_KEY"' if serving.has_api_key else ""
+    return (
+        f"curl -N {serving.url}/v1/chat/completions{key} -H 'Content-Type: application/json'"
+        f" -d {shlex.quote(msgspec.json.encode(body).decode())}"
+    )
+
+
+def _cache(facts: Mapping[str, str]) -> str:
+    blocks, size = int(facts.get("num_blocks", 0)), int(facts.get("block_size", 0))
+    memory = amount(int(facts.get("kv_bytes", 0)))
+    return f"{blocks:,} blocks of {size} tokens = {blocks * size:,} tokens ({memory})"
+
+
+def _sentence(process: str, phase: Phase) -> str:
+    return f"{process}: {phase.name} {phase.detail}".rstrip()

@@ -1,0 +1,323 @@
+"""The parent of all processes: starts them, tells them of each other, restarts what dies, stops them all.
+
+Knows no request, no HTTP and no tensor; what to do about a death is the policy's decision.
+
+    STARTING ──all ready──▶ SERVING ──signal──▶ DRAINING ──frontends gone──▶ QUITTING ──all gone──▶ end
+        └──────────────── signal, or a reason to give up ───────────────────────▲
+    DRAINING and QUITTING end at a deadline; after QUITTING comes KILLING. Each further signal skips a stage.
+
+One thread, one selector: process descriptors, control channels and the signals' wakeup descriptor.
+Nothing polls: an idle server sleeps.
+"""
+
+import os
+import selectors
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from enum import IntEnum, auto
+from functools import partial
+from typing import assert_never
+
+from protocol.control import Drain, EngineAt, Failed, PeerGone, Phase, Quit, Ready
+
+from .process import Child, describe_exit
+from .restart_policy import GiveUp, Kind, Restart, RestartPolicy
+from .run_dir import RunDir
+from .signals import SignalPipe
+from .startup import Progress
+from .terminal import Terminal
+from .units import Death, Unit
+
+DRAIN_SLACK_S = 1.0
+"""Frontends end what is left at the drain's timeout, and get this long to say so to their clients."""
+QUIT_GRACE_S = 1.5
+LOST_GRACE_S = 1.0
+"""Between the end of a child's channel, which it may have closed on its way out, and SIGKILL."""
+REPAINT_S = 0.1
+
+
+class Stage(IntEnum):
+    STARTING = auto()
+    SERVING = auto()
+    DRAINING = auto()
+    QUITTING = auto()
+    KILLING = auto()
+
+
+class Supervisor:
+    """Run once, from the main thread."""
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        policy: RestartPolicy,
+        run_dir: RunDir,
+        terminal: Terminal,
+        *,
+        began: float,
+        shutdown_timeout_s: float,
+        announce: Callable[[dict[str, str], dict[str, list[int]], str], None],
+    ) -> None:
+        """`began` is when the start began (time.monotonic).
+
+        `announce` is called once with the workers' facts, the pids and how long the start took.
+        """
+        self._units = units
+        self._policy = policy
+        self._run_dir = run_dir
+        self._terminal = terminal
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._announce = announce
+        self._selector = selectors.DefaultSelector()
+        self._progress = Progress(terminal, began)
+        self._engine_at: EngineAt | None = None
+        self._incarnations = int(time.time() * 10)
+        """Rises over restarts of the server too, so that no endpoint in a kept run folder comes twice.
+        Must stay below 2^39: an engine core's epochs begin at its incarnation times 2^24."""
+        self._stage = Stage.STARTING
+        self._stage_deadline: float | None = None
+        self._exit_code = 0
+        self._failure: tuple[str, str] | None = None
+
+    def run(self) -> int:
+        """Serve until told to stop, or until there is no point in going on. The server's exit code."""
+        with SignalPipe() as signals, self._selector:
+            self._selector.register(signals, selectors.EVENT_READ, partial(self._on_signals, signals))
+            try:
+                for unit in self._units:
+                    self._start(unit)
+                while self._stage < Stage.QUITTING or any(unit.children for unit in self._units):
+                    for key, _ in self._selector.select(self._seconds_to_next_deadline()):
+                        key.data()
+                    self._on_clock(time.monotonic())
+            finally:
+                self._kill_all()
+        if self._failure is not None:
+            self._terminal.fail(*self._failure)
+        else:
+            self._terminal.log("info", "stopped; nothing is left running")
+        return self._exit_code
+
+    # ── starting ────────────────────────────────────────────────────────────────────────────────
+
+    def _start(self, unit: Unit) -> None:
+        self._incarnations += 1
+        unit.start(self._incarnations, time.monotonic())
+        for child in unit.children:
+            self._selector.register(child.pidfd, selectors.EVENT_READ, partial(self._on_exit, unit, child))
+            self._selector.register(
+                child.channel, selectors.EVENT_READ, partial(self._on_channel, unit, child)
+            )
+        if self._engine_at is not None and unit.kind != "engine_core":
+            unit.send(self._engine_at)
+        self._run_dir.write_pids(self._pids())
+
+    def _on_channel(self, unit: Unit, child: Child) -> None:
+        if child.lost or child not in unit.children:
+            return  # the selector's round began before its end was handled
+        now = time.monotonic()
+        try:
+            messages = child.receive()
+        except EOFError:
+            self._selector.unregister(child.channel)
+            child.lost = True
+            child.kill_at = now + LOST_GRACE_S
+            return
+        for message in messages:
+            match message:
+                case Phase():
+                    if self._stage is Stage.STARTING:
+                        self._progress.on_phase(child.name, message, now)
+                case Ready():
+                    child.ready = message
+                    self._progress.on_done(child.name, now)
+                    if unit.is_ready:
+                        self._on_ready(unit, now)
+                case Failed():
+                    child.failed = message
+                case _:
+                    assert_never(message)
+
+    def _on_ready(self, unit: Unit, now: float) -> None:
+        unit.was_ready = True
+        self._policy.on_ready(unit.kind)
+        if unit.kind == "engine_core":
+            self._introduce_engine_core(unit)
+        if self._stage is not Stage.STARTING:
+            pids = " ".join(str(child.pid) for child in unit.children)
+            self._terminal.log(
+                "info", f"{unit.name} is ready again after {now - unit.started_at:.1f} s (pid {pids})"
+            )
+        elif all(other.is_ready for other in self._units):
+            self._stage = Stage.SERVING
+            leader = self._children("worker")[0].ready
+            self._announce(leader.facts if leader else {}, self._pids(), self._progress.summary(now))
+
+    def _introduce_engine_core(self, unit: Unit) -> None:
+        """Tell everyone who is there where the engine core is; later ones are told as they start."""
+        self._engine_at = EngineAt(
+            incarnation=unit.incarnation,
+            clients_endpoint=self._run_dir.clients_endpoint(unit.incarnation),
+            workers_endpoint=self._run_dir.workers_endpoint(unit.incarnation),
+        )
+        self._run_dir.write_endpoint(self._engine_at.clients_endpoint)
+        for other in self._units:
+            if other is not unit:
+                other.send(self._engine_at)
+
+    # ── dying ───────────────────────────────────────────────────────────────────────────────────
+
+    def _on_exit(self, unit: Unit, child: Child) -> None:
+        self._on_channel(unit, child)  # its last words
+        self._selector.unregister(child.pidfd)
+        if not child.lost:
+            self._selector.unregister(child.channel)
+        unit.children.remove(child)
+        exit_code = child.reap()
+        told = child.failed
+        unit.deaths.append(
+            Death(child.name, child.pid, exit_code)
+            if told is None
+            else Death(child.name, child.pid, told.exit_code, told.code, told.message, told.hint)
+        )
+        if len(unit.deaths) == 1:
+            unit.kill()
+            self._on_first_death(unit)
+        if not unit.children:
+            self._on_unit_gone(unit)
+
+    def _on_first_death(self, unit: Unit) -> None:
+        """The sooner the others know, the sooner they stop waiting for it."""
+        if unit.kind == "engine_core":
+            self._engine_at = None
+        else:
+            for other in self._units:
+                if other.kind == "engine_core":
+                    other.send(PeerGone(unit.incarnation))
+
+    def _on_unit_gone(self, unit: Unit) -> None:
+        self._run_dir.forget(unit.incarnation)
+        expected = self._stage >= Stage.QUITTING or (
+            self._stage is Stage.DRAINING and unit.kind == "frontend"
+        )
+        if expected:
+            if unit.listener is not None:
+                unit.listener.close()  # refuse at once what nobody will accept
+            return
+        now = time.monotonic()
+        death = unit.root_cause()
+        what = f"{death.name} (pid {death.pid}) {describe_exit(death.exit_code)}"
+        match self._policy.on_death(unit.kind, death.exit_code, unit.was_ready, now):
+            case Restart(delay_s):
+                unit.restart_at = now + delay_s
+                when = f"in {delay_s:g} s" if delay_s else "now"
+                why = f": {death.message}" if death.message else ""
+                self._terminal.log("warning", f"{what}{why}; starting it again {when}")
+            case GiveUp(why):
+                cause = f"{death.name}: {death.message}" if death.message else what
+                self._give_up(f"{cause}; gave up after {why}" if why else cause, death.hint, death.exit_code)
+            case unreachable:
+                assert_never(unreachable)
+
+    def _give_up(self, message: str, hint: str, exit_code: int) -> None:
+        self._failure = (message, hint)
+        self._exit_code = exit_code if exit_code > 0 else 1
+        self._advance(Stage.QUITTING)
+
+    # ── stopping ────────────────────────────────────────────────────────────────────────────────
+
+    def _on_signals(self, signals: SignalPipe) -> None:
+        for number in signals.read():
+            if self._stage is Stage.STARTING:
+                self._advance(Stage.QUITTING, number)
+            elif self._stage < Stage.KILLING:
+                self._advance(Stage(self._stage + 1), number)
+
+    def _advance(self, stage: Stage, number: signal.Signals | None = None) -> None:
+        """Enter a stage of stopping."""
+        now = time.monotonic()
+        if number is not None and self._stage < Stage.DRAINING:
+            self._exit_code = 0 if number is signal.SIGTERM else 128 + number
+        self._stage = stage
+        reason = f"{number.name}: " if number is not None else ""
+        running = self._children()
+        names = ", ".join(f"{child.name} (pid {child.pid})" for child in running)
+        match stage:
+            case Stage.DRAINING:
+                patience = f"open streams have {self._shutdown_timeout_s:g} s to finish"
+                self._terminal.log("info", f"{reason}stopping; {patience} (once more: stop now)")
+                self._stage_deadline = now + self._shutdown_timeout_s + DRAIN_SLACK_S
+                self._call_off_restarts("frontend")
+                for child in self._children("frontend"):
+                    child.send(Drain(self._shutdown_timeout_s))
+            case Stage.QUITTING:
+                self._terminal.log("info", f"{reason}stopping {names or 'what is left'}")
+                self._stage_deadline = now + QUIT_GRACE_S
+                self._call_off_restarts()
+                for child in running:
+                    if child.ready is None:
+                        child.kill()  # it has nothing to finish, and may be deep in an import
+                    else:
+                        child.send(Quit())
+            case Stage.KILLING:
+                self._terminal.log("warning", f"{reason}killing what has not stopped: {names}")
+                self._stage_deadline = None
+                for child in running:
+                    child.kill()
+            case _:
+                raise AssertionError(f"{stage.name} is not a stage of stopping")
+
+    def _call_off_restarts(self, kind: Kind | None = None) -> None:
+        for unit in self._units:
+            if kind in (None, unit.kind):
+                unit.restart_at = None
+
+    def _kill_all(self) -> None:
+        """Whatever went wrong: no process outlives `run`."""
+        for unit in self._units:
+            unit.kill()
+            for child in unit.children:
+                child.reap()
+            unit.children.clear()
+
+    # ── time ────────────────────────────────────────────────────────────────────────────────────
+
+    def _seconds_to_next_deadline(self) -> float | None:
+        """None when nothing is due: sleep until something happens."""
+        now = time.monotonic()
+        deadlines = [unit.restart_at for unit in self._units if unit.restart_at is not None]
+        deadlines += [child.kill_at for child in self._children() if child.kill_at is not None]
+        if self._stage_deadline is not None:
+            deadlines.append(self._stage_deadline)
+        if self._stage is Stage.STARTING and self._terminal.rewrites:
+            deadlines.append(now + REPAINT_S)
+        return max(min(deadlines) - now, 0.0) if deadlines else None
+
+    def _on_clock(self, now: float) -> None:
+        for child in self._children():
+            if child.kill_at is not None and now >= child.kill_at:
+                child.kill()
+                child.kill_at = None
+                child.overdue = True
+        if self._stage is Stage.STARTING:
+            self._progress.repaint(now)
+        for unit in self._units:
+            if unit.restart_at is not None and now >= unit.restart_at:
+                self._start(unit)
+        if self._stage is Stage.DRAINING and not self._children("frontend"):
+            self._advance(Stage.QUITTING)
+        elif self._stage_deadline is not None and now >= self._stage_deadline:
+            self._advance(Stage(self._stage + 1))
+
+    # ── the table ───────────────────────────────────────────────────────────────────────────────
+
+    def _children(self, kind: Kind | None = None) -> list[Child]:
+        return [child for unit in self._units if kind in (None, unit.kind) for child in unit.children]
+
+    def _pids(self) -> dict[str, list[int]]:
+        pids: defaultdict[str, list[int]] = defaultdict(list, supervisor=[os.getpid()])
+        for unit in self._units:
+            pids[unit.kind] += [child.pid for child in unit.children]
+        return dict(pids)

@@ -1,0 +1,83 @@
+"""What people see: log lines, errors, and one line of progress that is rewritten where it can be.
+
+Log and progress go to standard error, what was asked for (banner, help) to standard output. Colours
+only on a terminal, and never with NO_COLOR. A reader that has gone away is no reason to stop serving.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Literal, TextIO
+
+Level = Literal["error", "warning", "info", "debug"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "info", "debug")
+
+BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
+CLEAR_LINE = "\r\x1b[K"
+BAR_WIDTH = 20
+
+
+class Terminal:
+    """Standard output and error, as far as a person reads them."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        level: Level = "info",
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+    ) -> None:
+        self._out, self._err = out or sys.stdout, err or sys.stderr
+        self._level = LEVELS.index(level)
+        self._colour = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+        self.rewrites = self._err.isatty() and environ.get("TERM") != "dumb"
+        """Whether a line can be written over."""
+        self._unfinished = False
+
+    def show(self, text: str) -> None:
+        """What was asked for."""
+        self._finish_line()
+        self._write(self._out, text + "\n")
+
+    def log(self, level: Level, text: str) -> None:
+        """One line with the time, if the level is high enough."""
+        if LEVELS.index(level) > self._level:
+            return
+        self._finish_line()
+        clock = self.paint(self._err, time.strftime("%H:%M:%S"), DIM)
+        if level in ("error", "warning"):
+            text = self.paint(self._err, text, RED if level == "error" else YELLOW)
+        self._write(self._err, f"{clock} tern: {text}\n")
+
+    def fail(self, message: str, hint: str = "") -> None:
+        """The root cause, as one last line."""
+        self._finish_line()
+        line = " ".join(f"{message} ({hint})".split()) if hint else " ".join(message.split())
+        self._write(self._err, f"{self.paint(self._err, 'tern: error:', RED)} {line}\n")
+
+    def progress(self, text: str, fraction: float | None) -> None:
+        """Write over the last progress line. Only where `rewrites`."""
+        if fraction is not None:
+            filled = round(min(max(fraction, 0.0), 1.0) * BAR_WIDTH)
+            text = f"{text} [{'=' * filled}{' ' * (BAR_WIDTH - filled)}] {fraction:4.0%}"
+        width = shutil.get_terminal_size().columns - 1
+        self._write(self._err, CLEAR_LINE + text[:width])
+        self._unfinished = True
+
+    def headline(self, text: str) -> str:
+        return self.paint(self._out, text, BOLD)
+
+    def paint(self, stream: TextIO, text: str, colour: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colour and stream.isatty() else text
+
+    def _finish_line(self) -> None:
+        if self._unfinished:
+            self._write(self._err, CLEAR_LINE)
+            self._unfinished = False
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        with suppress(OSError, ValueError):
+            stream.write(text)
+            stream.flush()

@@ -1,0 +1,170 @@
+"""Options from flags, environment and file; every mistake stops the start and says what was meant."""
+
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from protocol.config import ServeOptions
+from protocol.errors import StartupError
+from scripts.flags import parse_serve, serve_parser
+from scripts.options import declared_options
+
+
+def refusal(*argv: str, **environ: str) -> StartupError:
+    with pytest.raises(StartupError) as caught:
+        parse_serve(argv, environ)
+    return caught.value
+
+
+def toml(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "tern.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_nothing_given_is_all_defaults() -> None:
+    assert parse_serve([], {"HOME": "/root"}) == ServeOptions()
+
+
+def test_every_option_is_a_flag_with_help() -> None:
+    options = declared_options()
+    assert len({option.name for option in options}) == len(options)
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(SystemExit):
+        serve_parser().parse_args(["--help"])
+    text = " ".join(out.getvalue().split())
+    for option in options:
+        assert option.help, option.name
+        assert f"{option.flag} " in text or f"{option.flag}," in text
+        assert option.help in text
+
+
+def test_every_default_can_be_read_back() -> None:
+    for option in declared_options():
+        if shown := option.shown_default():
+            assert option.read(shown, option.flag) == option.default
+
+
+def test_flags_of_each_type() -> None:
+    argv = "folder --served-model-name a b --max-model-len 8k --kv-cache-memory 512MiB -tp 2 --watermark 0.5"
+    options = parse_serve([*argv.split(), "--no-enable-prefix-caching", "--dtype=float32"], {})
+    assert options.model.model == "folder"
+    assert options.model.served_model_name == ("a", "b")
+    assert options.model.max_model_len == 8192
+    assert options.model.dtype == "float32"
+    assert options.cache.kv_cache_memory == 512 << 20
+    assert options.cache.enable_prefix_caching is False
+    assert options.parallel.tensor_parallel_size == 2
+    assert options.scheduler.watermark == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("4GB", 4 * 10**9), ("1M", 1 << 20), ("1.5KiB", 1536), ("7", 7), ("2 gib", 2 << 30)]
+)
+def test_bytes(text: str, count: int) -> None:
+    assert parse_serve(["--kv-cache-memory", text], {}).cache.kv_cache_memory == count
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+    path = toml(tmp_path, "port = 1\nblock-size = 32\nmax_num_seqs = 7\n")
+    environ = {"TERN_PORT": "2", "TERN_BLOCK_SIZE": "64", "TERN_CONFIG": path}
+    options = parse_serve(["--port", "3"], environ)
+    assert (options.frontend.port, options.cache.block_size, options.scheduler.max_num_seqs) == (3, 64, 7)
+
+
+def test_environment_lists_and_switches() -> None:
+    options = parse_serve([], {"TERN_API_KEY": "one,two", "TERN_ASYNC_SCHEDULING": "off", "TERN_HOST": ""})
+    assert options.frontend.api_key == ("one", "two")
+    assert options.scheduler.async_scheduling is False
+    assert options.frontend.host == "127.0.0.1"
+
+
+def test_file_in_sections(tmp_path: Path) -> None:
+    path = toml(
+        tmp_path,
+        '[model]\nmodel = "x"\nmax-model-len = "2k"\n'
+        '[frontend]\napi_key = ["k"]\n[cache]\nenable_prefix_caching = false',
+    )
+    options = parse_serve(["--config", path], {})
+    assert (options.model.model, options.model.max_model_len) == ("x", 2048)
+    assert options.frontend.api_key == ("k",)
+    assert options.cache.enable_prefix_caching is False
+
+
+def test_flat_model_key(tmp_path: Path) -> None:
+    assert parse_serve(["--config", toml(tmp_path, 'model = "x"')], {}).model.model == "x"
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--max-num-seq", "4"], ["--max-num-seq;", "did you mean --max-num-seqs?"]),
+        (["--no-prefix-caching"], ["did you mean --no-enable-prefix-caching?"]),
+        (["--quantum=3"], ["unknown flag --quantum"]),
+        (["one", "two"], ["unexpected argument two"]),
+        (["one", "--model", "two"], ["two models", "one", "two"]),
+        (["--max-num-seqs", "0"], ["--max-num-seqs 0", ">= 1"]),
+        (["--port", "80000"], ["--port 80000", "<= 65535"]),
+        (["--port", "http"], ["--port http", "whole number"]),
+        (["--port"], ["--port", "expected one argument"]),
+        (["--dtype", "bfloat"], ["--dtype bfloat", "float32", "did you mean bfloat16?"]),
+        (["--watermark", "nan"], ["--watermark nan", "finite"]),
+        (["--kv-cache-memory", "4 gigs"], ["--kv-cache-memory 4 gigs", "GiB"]),
+        (["--max-model-len", "1.3k"], ["--max-model-len 1.3k", "8k"]),
+    ],
+)
+def test_mistakes_in_flags(argv: list[str], parts: list[str]) -> None:
+    message = refusal(*argv).message
+    assert all(part in message for part in parts), message
+
+
+def test_options_that_contradict_each_other_name_both_and_the_remedy() -> None:
+    error = refusal("--max-num-batched-tokens", "64")
+    assert "--max-num-batched-tokens 64" in error.message
+    assert "--max-num-seqs 256" in error.message
+    assert "256 or more" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("environ", "parts"),
+    [
+        ({"TERN_MAX_NUM_SEQ": "4"}, ["TERN_MAX_NUM_SEQ;", "did you mean TERN_MAX_NUM_SEQS?"]),
+        ({"TERN_PORT": "tcp://10.0.0.1:80"}, ["TERN_PORT= tcp://10.0.0.1:80", "whole number"]),
+        ({"TERN_ENABLE_CHUNKED_PREFILL": "maybe"}, ["TERN_ENABLE_CHUNKED_PREFILL= maybe", "true"]),
+    ],
+)
+def test_mistakes_in_the_environment(environ: dict[str, str], parts: list[str]) -> None:
+    message = refusal(**environ).message
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("max_num_seq = 4", ["max_num_seq: unknown option", "did you mean max_num_seqs?"]),
+        ("[schedule]\nmax_num_seqs = 4", ["unknown section [schedule]", "did you mean scheduler?"]),
+        ("[cache]\nport = 4", ["[cache] port", "belongs to [frontend]"]),
+        ("port = 1\n[frontend]\nport = 2", ["port", "given twice"]),
+        ('port = "x"', ["port = x", "whole number"]),
+        ("port = true", ["port = True", "expected int"]),
+        ("enable_prefix_caching = 1", ["enable_prefix_caching = 1", "expected bool"]),
+        ("port =", ["not a TOML file"]),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = toml(tmp_path, text)
+    message = refusal("--config", path).message
+    assert path in message
+    assert all(part in message for part in parts), message
+
+
+def test_a_file_that_is_not_there() -> None:
+    assert "/nowhere.toml: No such file" in refusal("--config", "/nowhere.toml").message
+
+
+def test_a_wrong_secret_is_not_shown(tmp_path: Path) -> None:
+    error = refusal("--config", toml(tmp_path, 'api_key = ["hunter2", ""]'))
+    assert "hunter2" not in error.message
+    assert "not empty" in error.message

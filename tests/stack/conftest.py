@@ -1,0 +1,171 @@
+"""A whole server of real processes. `serve(*flags)` starts one, and its end is checked after the test."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+if TYPE_CHECKING:
+    from tests.conftest import Program
+
+    Launch = Callable[..., Program]
+
+TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+VOCAB_SIZE = 512
+SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32", "hidden_size": 64,
+    "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "vocab_size": VOCAB_SIZE, "max_position_embeddings": 16384, "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+    "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+class Stack:
+    """`tern serve`, as its operator and as its clients see it."""
+
+    model = "tiny"
+
+    def __init__(self, program: "Program", run_dir: Path) -> None:
+        self.program = program
+        self.run_dir = run_dir
+        self.endpoint_file = str(run_dir / "endpoint")
+        self.base_url = program.wait_for(r"API +(http://\S+)/v1")[1]
+        program.wait_for("Ctrl-C stops everything")
+        self.wait_ready()
+
+    @property
+    def pids(self) -> dict[str, list[int]]:
+        """By kind: supervisor, engine_core, worker, frontend."""
+        pids: dict[str, list[int]] = json.loads((self.run_dir / "pids.json").read_text())
+        return pids
+
+    def kill(self, kind: str, index: int = 0) -> int:
+        """SIGKILL; the pid it had."""
+        pid = self.pids[kind][index]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def wait_ready(self) -> None:
+        """Until /health/ready says so. A request waits in the backlog while there is no frontend."""
+        with httpx2.Client(base_url=self.base_url, timeout=60) as client:
+            self.program.wait_until(lambda: client.get("/health/ready").status_code == 200, "ready")
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def ends(self, number: signal.Signals) -> int:
+        """Exit code after a signal."""
+        self.program.signal(number)
+        return self.gone()
+
+    def gone(self) -> int:
+        """Exit code, once it is over. Nothing may be left, and nothing may have failed on the way."""
+        exit_code = self.program.wait()
+        assert self.program.survivors() == []
+        assert not self.run_dir.exists()
+        assert "Traceback" not in self.program.output, self.program.output
+        return exit_code
+
+
+Serve = Callable[..., Stack]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of random weights with a byte-level tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("checkpoint") / Stack.model
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=SPECIAL, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**special, "chat_template": TEMPLATE}))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    save_file(_random_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _random_weights() -> dict[str, NDArray[np.float32]]:
+    generator = np.random.default_rng(7)
+    hidden, inner, heads, kv = 64, 128, 64, 32
+    shapes = {
+        "self_attn.q_proj": (heads, hidden), "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, heads),
+        "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }  # fmt: skip
+    weights = {"model.embed_tokens.weight": generator.standard_normal((VOCAB_SIZE, hidden), dtype=np.float32)}
+    weights["model.norm.weight"] = np.ones(hidden, np.float32)
+    for layer in range(2):
+        for name, shape in shapes.items():
+            random = generator.standard_normal(shape, dtype=np.float32)
+            weights[f"model.layers.{layer}.{name}.weight"] = random / np.float32(8)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"model.layers.{layer}.{name}.weight"] = np.ones(hidden, np.float32)
+    return weights
+
+
+@pytest.fixture
+def serve(launch: "Launch", tmp_path: Path, tiny_checkpoint: Path) -> Iterator[Serve]:
+    """serve(*flags): a server of the tiny checkpoint over the stub worker, ready. Its end is checked."""
+    stacks: list[Stack] = []
+
+    def start(*flags: str, worker: str = "stub", **environ: str) -> Stack:
+        run_dir = tmp_path / f"run{len(stacks)}"
+        fixed = ["--port", "0", "--run-dir", str(run_dir), "--worker", worker, "--threads", "1"]
+        program = launch("scripts.cli", "serve", str(tiny_checkpoint), *fixed, *flags, **environ)
+        stacks.append(Stack(program, run_dir))
+        return stacks[-1]
+
+    yield start
+    for stack in stacks:
+        if stack.run_dir.exists() and stack.program.survivors():
+            assert stack.ends(signal.SIGTERM) == 0, stack.program.output
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, launcher: "Callable[[Path], Launch]"
+) -> Iterator[Stack]:
+    """One server for all tests of a file that leave it as they found it."""
+    folder = tmp_path_factory.mktemp("server")
+    run_dir = folder / "run"
+    program = launcher(folder)(
+        "scripts.cli",
+        "serve",
+        str(tiny_checkpoint),
+        "--port",
+        "0",
+        "--run-dir",
+        str(run_dir),
+        "--worker",
+        "stub",
+    )
+    stack = Stack(program, run_dir)
+    yield stack
+    assert stack.ends(signal.SIGTERM) == 0

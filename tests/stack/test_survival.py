@@ -1,0 +1,162 @@
+"""kill -9 of each process in the middle of a stream: the text is the one of an undisturbed run."""
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+
+import httpx2
+import pytest
+
+from protocol.client import EngineClient
+from protocol.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import openai
+
+    from tests.stack.conftest import Serve, Stack
+
+LENGTH = 3000
+"""Tokens: a fraction of a second with the stub, far longer than a kill takes to arrive."""
+
+
+async def stream_text(
+    client: "openai.AsyncOpenAI",
+    prompt: str,
+    length: int,
+    on_chunk: "Callable[[int], None]" = lambda count: None,
+) -> str:
+    """A greedy answer; `on_chunk` hears how many chunks have come."""
+    stream = await client.completions.create(
+        model="tiny",
+        prompt=prompt,
+        stream=True,
+        temperature=0,
+        max_tokens=length,
+        extra_body={"ignore_eos": True},
+    )
+    text = ""
+    count = 0
+    async for chunk in stream:
+        text += chunk.choices[0].text
+        count += 1
+        on_chunk(count)
+    return text
+
+
+def kill_at(stack: "Stack", kind: str, chunk: int) -> "Callable[[int], None]":
+    def on_chunk(count: int) -> None:
+        if count == chunk:
+            stack.kill(kind)
+
+    return on_chunk
+
+
+@pytest.mark.parametrize("kind", ["engine_core", "worker"])
+async def test_every_stream_goes_on(serve: "Serve", kind: str) -> None:
+    stack = serve()
+    prompts = [f"Tern number {number}" for number in range(8)]
+    async with stack.async_client() as client:
+        expected = [await stream_text(client, prompt, LENGTH) for prompt in prompts]
+        hooks = [kill_at(stack, kind, 5), *[lambda count: None] * 7]
+        texts = await asyncio.gather(*(
+            stream_text(client, prompt, LENGTH, hook) for prompt, hook in zip(prompts, hooks, strict=True)
+        ))  # fmt: skip
+    assert texts == expected
+    stack.program.wait_for("was killed by SIGKILL; starting it again now")
+    assert len(set(texts)) == 8
+
+
+async def test_what_is_killed_again_and_again_is_survived_again_and_again(serve: "Serve") -> None:
+    stack = serve("--max-restarts", "20")
+    async with stack.async_client() as client:
+        expected = await stream_text(client, "Once", LENGTH)
+        kinds = ["engine_core", "worker", "engine_core", "worker"]
+
+        def on_chunk(count: int) -> None:
+            if count % 40 == 0 and kinds:
+                stack.kill(kinds.pop())
+
+        assert await stream_text(client, "Once", LENGTH, on_chunk) == expected
+    assert kinds == []
+
+
+@pytest.mark.parametrize("kind", ["engine_core", "worker"])
+async def test_the_same_with_a_real_model(serve: "Serve", kind: str) -> None:
+    stack = serve(worker="torch")
+    async with stack.async_client() as client:
+        expected = await stream_text(client, "Arctic", 200)
+        assert await stream_text(client, "Arctic", 200, kill_at(stack, kind, 20)) == expected
+    stack.program.wait_for("is ready again")
+
+
+async def test_the_weights_stay_when_the_engine_core_dies(serve: "Serve") -> None:
+    stack = serve()
+    before = stack.pids
+    stack.kill("engine_core")
+    stack.program.wait_for("engine core is ready again")
+    stack.wait_ready()
+    after = stack.pids
+    assert before["engine_core"] != after["engine_core"]
+    assert (before["worker"], before["frontend"]) == (after["worker"], after["frontend"])
+
+
+async def test_a_stranger_survives_too(serve: "Serve") -> None:
+    stack = serve()
+    sampling = SamplingParams(max_tokens=LENGTH, temperature=0, ignore_eos=True)
+    client = await EngineClient.attach(stack.endpoint_file)
+    expected = [token async for batch in client.submit([9], sampling) for token in batch.token_ids]
+    stream = client.submit([9], sampling)
+    await anext(stream)
+    stack.kill("engine_core")
+    async for _ in stream:
+        pass
+    assert stream.token_ids == expected
+    assert client.resubmitted == 1
+    await client.close()
+
+
+def test_a_dead_frontend_is_replaced_and_its_requests_end(serve: "Serve") -> None:
+    stack = serve()
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 15000, "stream": True, "ignore_eos": True}
+    with httpx2.Client(base_url=stack.base_url, timeout=60) as client:
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            stack.kill("frontend")
+            with pytest.raises(httpx2.TransportError):
+                list(lines)
+        assert client.get("/v1/models").status_code == 200
+    stack.program.wait_for("frontend is ready again")
+    stack.wait_ready()
+    asyncio.run(_wait_idle(stack.endpoint_file))
+
+
+async def _wait_idle(endpoint_file: str) -> None:
+    client = await EngineClient.attach(endpoint_file)
+    while (await client.ping()).stats.num_running:
+        pass  # the test's own deadline ends this
+    await client.close()
+
+
+def test_a_crash_loop_ends_with_its_cause(serve: "Serve") -> None:
+    stack = serve("--max-restarts", "1")
+    stack.kill("worker")
+    stack.program.wait_for("worker is ready again")
+    stack.kill("worker")
+    assert stack.gone() == 1
+    last = stack.program.output.splitlines()[-1]
+    assert re.search(r"worker \(pid \d+\) was killed by SIGKILL; gave up after 2 deaths within 60 s", last), (
+        last
+    )
+
+
+def test_two_ranks_live_and_die_together(serve: "Serve") -> None:
+    stack = serve("--tensor-parallel-size", "2", worker="torch")
+    before = set(stack.pids["worker"])
+    stack.kill("worker", 1)
+    stack.program.wait_for("worker is ready again")
+    stack.wait_ready()
+    assert before.isdisjoint(stack.pids["worker"])
+    assert len(stack.pids["worker"]) == 2

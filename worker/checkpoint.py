@@ -1,0 +1,208 @@
+"""A checkpoint folder: config.json, end-of-sequence ids, safetensors. Knows no model and no layer.
+
+Every length and offset in a file is checked before it is used, and data is read with pread: a truncated
+or changing file is an error message, never a crash or zeros. Pickles (.bin, .pt) are refused.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from protocol.errors import StartupError
+
+MAX_HEADER_BYTES = 100 << 20
+"""Of one safetensors file; the reference implementation has the same limit."""
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+Decoded = TypeVar("Decoded")
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies on disk."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """In bytes from the start of the file."""
+
+
+class _Entry(msgspec.Struct):
+    """One tensor in a safetensors header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+class _Index(msgspec.Struct):
+    """model.safetensors.index.json"""
+
+    weight_map: dict[str, str]
+
+
+class _Eos(msgspec.Struct):
+    eos_token_id: int | list[int] | None = None
+
+
+class Checkpoint:
+    """Headers are read and checked at once, data when asked for."""
+
+    def __init__(self, folder: Path, *, with_weights: bool = True) -> None:
+        """Raises StartupError. Without weights (`load_format=dummy`) only config.json must be there."""
+        if not folder.is_dir():
+            raise StartupError(
+                f"the model {str(folder)!r} is not a folder", hint="give --model the folder of a checkpoint"
+            )
+        self.folder = folder
+        self.tensors: dict[str, StoredTensor] = _read_headers(folder) if with_weights else {}
+
+    def config(self, kind: type[Decoded]) -> Decoded:
+        """config.json as a `kind`; unknown keys are left out."""
+        return self._decode("config.json", kind)
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """From generation_config.json if it names any, else from config.json."""
+        names = ["generation_config.json", "config.json"]
+        for name in names:
+            if (self.folder / name).is_file():
+                eos = self._decode(name, _Eos).eos_token_id
+                if eos is not None:
+                    return (eos,) if isinstance(eos, int) else tuple(eos)
+        return ()
+
+    def fingerprint(self, *extra: str) -> str:
+        """Hash of config.json, the tensors' names, types and shapes, and `extra`; not of the data."""
+        digest = hashlib.sha256()
+        digest.update(msgspec.json.encode(self._decode("config.json", Any), order="deterministic"))
+        for name, stored in sorted(self.tensors.items()):
+            digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
+        digest.update("\n".join(extra).encode())
+        return digest.hexdigest()[:16]
+
+    def read(self, name: str, first_row: int, num_rows: int) -> Tensor:
+        """Rows of a tensor (the whole of a 0-dimensional one), in its stored type.
+
+        Raises StartupError when the file has changed since its header was read.
+        """
+        stored = self.tensors[name]
+        shape = (num_rows, *stored.shape[1:]) if stored.shape else ()
+        rows = torch.empty(shape, dtype=stored.dtype)
+        row_bytes = math.prod(stored.shape[1:]) * stored.dtype.itemsize
+        buffer = memoryview(rows.reshape(-1).view(torch.uint8).numpy().data)
+        done, start = 0, stored.offset + first_row * row_bytes
+        descriptor = os.open(stored.path, os.O_RDONLY)
+        try:
+            while done < len(buffer):
+                count = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], start + done)
+                if count == 0:
+                    raise StartupError(
+                        f"{stored.path.name} became shorter while {name!r} was read",
+                        hint="copy the checkpoint again, and start when the copy is complete",
+                    )
+                done += count
+        finally:
+            os.close(descriptor)
+        return rows
+
+    def _decode(self, name: str, kind: type[Decoded]) -> Decoded:
+        path = self.folder / name
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except FileNotFoundError:
+            raise StartupError(
+                f"{name} is missing from {str(self.folder)!r}", hint="give --model the folder of a checkpoint"
+            ) from None
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise StartupError(f"{name} is malformed: {error}") from None
+
+
+def _read_headers(folder: Path) -> dict[str, StoredTensor]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return _read_sharded(folder, index)
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return dict(_read_header(single))
+    pickles = sorted(p.name for suffix in ("bin", "pt", "pth") for p in folder.glob(f"*.{suffix}"))
+    if pickles:
+        raise StartupError(
+            f"{pickles[0]} is a pickle, which can run code when it is read; Tern reads safetensors only",
+            hint="convert the checkpoint: from_pretrained(...).save_pretrained(folder) writes safetensors",
+        )
+    raise StartupError(
+        f"no model.safetensors in {str(folder)!r}", hint="finish the download, or use --load-format dummy"
+    )
+
+
+def _read_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
+    try:
+        weight_map = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map
+    except msgspec.MsgspecError as error:
+        raise StartupError(f"{index.name} is malformed: {error}") from None
+    tensors: dict[str, StoredTensor] = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:
+            raise StartupError(f"{index.name} names {file!r}, which is outside of the checkpoint's folder")
+        if not (folder / file).is_file():
+            raise StartupError(f"{index.name} names {file!r}, which is missing", hint="finish the download")
+        tensors.update(_read_header(folder / file))
+    absent = sorted(weight_map.keys() - tensors.keys())
+    if absent:
+        raise StartupError(f"{index.name} promises {absent[0]!r}, but no shard has it")
+    return tensors
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Layout: uint64 header length · JSON header · data. Offsets count from the start of the data."""
+    with path.open("rb") as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if file_bytes < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
+            raise StartupError(
+                f"{path.name} is truncated or not safetensors: "
+                f"its header claims {header_bytes} bytes of a {file_bytes}-byte file"
+            )
+        header = file.read(header_bytes)
+    try:
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        entries.pop("__metadata__", None)
+        tensors = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in entries.items()}
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise StartupError(f"the header of {path.name} is malformed: {error}") from None
+    data_start = 8 + header_bytes
+    for name, entry in tensors.items():
+        dtype = DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise StartupError(f"{name!r} in {path.name} has the unknown type {entry.dtype!r}")
+        begin, end = entry.data_offsets
+        needed = math.prod(entry.shape) * dtype.itemsize
+        if min(entry.shape, default=0) < 0 or begin < 0 or end - begin != needed:
+            raise StartupError(f"{name!r} in {path.name}: offsets {begin}–{end} do not fit {entry.shape}")
+        if data_start + end > file_bytes:
+            raise StartupError(
+                f"{path.name} is truncated: {name!r} ends at byte {data_start + end} of {file_bytes}",
+                hint="finish the download",
+            )
+        yield name, StoredTensor(path, dtype, entry.shape, data_start + begin)

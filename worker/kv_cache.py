@@ -1,0 +1,126 @@
+"""The paged KV cache of one rank: how many blocks fit, and their memory. Knows no sequences.
+
+    tensor [num_layers, 2 (keys, values), num_blocks + 1, num_kv_heads, block_size, head_dim]
+
+The block behind the last is the null block: always zero, it fills unused places of block tables.
+Memory is touched when a block is granted, not before.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocol.config import CacheOptions
+from protocol.errors import OutOfMemory, StartupError
+
+from .kernels.attention import KVShape
+
+FREE_SHARE = 0.25
+"""Of the machine's available memory, when no size is given. The rest is for everyone else."""
+MOST_BYTES = 4 << 30
+
+
+class KVCache:
+    def __init__(self, num_layers: int, shape: KVShape, dtype: torch.dtype) -> None:
+        """`shape.num_blocks` counts the usable blocks."""
+        self.null_block = shape.num_blocks
+        self.shape = shape._replace(num_blocks=shape.num_blocks + 1)
+        self.tensor = torch.empty(num_layers, 2, *self.shape, dtype=dtype)
+        self.layers: list[Tensor] = list(self.tensor.unbind(0))
+        self.blank(np.array([self.null_block]))
+
+    def blank(self, blocks: NDArray[np.int32]) -> None:
+        """Zero blocks that are granted: what a failed sequence left there may be NaN."""
+        self.tensor.index_fill_(2, torch.from_numpy(blocks.astype(np.int64)), 0)
+
+
+@dataclass(frozen=True)
+class KVBudget:
+    """What decides the number of blocks."""
+
+    options: CacheOptions
+    block_bytes: int
+    """Of all layers of this rank."""
+    max_num_seqs: int
+    model_len: int
+    """Longest sequence that the model itself allows."""
+    wanted_len: int
+    """--max-model-len, or 0."""
+    available_bytes: int
+    """Memory that this rank may still take."""
+
+
+def fit(budget: KVBudget) -> tuple[int, int]:
+    """(number of blocks, longest sequence). Raises OutOfMemory or StartupError, saying what would fit."""
+    if budget.wanted_len > budget.model_len:
+        raise StartupError(
+            f"--max-model-len {budget.wanted_len} is longer than the model's {budget.model_len} positions",
+            hint=f"use at most {budget.model_len}, or leave it out",
+        )
+    size = budget.options.block_size
+    longest = budget.wanted_len or budget.model_len
+    num_blocks, source = _affordable(budget, longest)
+    if num_blocks < 1:
+        raise OutOfMemory(
+            f"not one KV block fits: a block of {size} tokens takes {_mib(budget.block_bytes)}, {source}",
+            hint=f"give --kv-cache-memory at least {budget.block_bytes} bytes, or lower --block-size",
+        )
+    if budget.wanted_len > num_blocks * size:
+        needed = -(-budget.wanted_len // size) * budget.block_bytes
+        raise OutOfMemory(
+            f"one sequence of --max-model-len {budget.wanted_len} needs {_mib(needed)} of KV, {source}",
+            hint=f"--max-model-len {num_blocks * size} would fit, or give --kv-cache-memory {needed}",
+        )
+    return num_blocks, min(longest, num_blocks * size)
+
+
+def _affordable(budget: KVBudget, longest: int) -> tuple[int, str]:
+    """(blocks, where the number comes from)"""
+    options = budget.options
+    if options.num_kv_blocks:
+        taken = options.num_kv_blocks * budget.block_bytes
+        if taken > budget.available_bytes:
+            fits = budget.available_bytes // budget.block_bytes
+            raise OutOfMemory(
+                f"--num-kv-blocks {options.num_kv_blocks} take {_mib(taken)}, "
+                f"but {_mib(budget.available_bytes)} are available",
+                hint=f"use at most {fits} blocks",
+            )
+        return options.num_kv_blocks, f"and --num-kv-blocks is {options.num_kv_blocks}"
+    if options.kv_cache_memory:
+        if options.kv_cache_memory > budget.available_bytes:
+            raise OutOfMemory(
+                f"--kv-cache-memory asks for {_mib(options.kv_cache_memory)}, but "
+                f"{_mib(budget.available_bytes)} are available",
+                hint="lower --kv-cache-memory",
+            )
+        memory = options.kv_cache_memory
+        return memory // budget.block_bytes, f"and --kv-cache-memory is {_mib(memory)}"
+    memory = min(int(budget.available_bytes * FREE_SHARE), MOST_BYTES)
+    useful = budget.max_num_seqs * -(-longest // options.block_size)
+    share = f"and {_mib(memory)} are set aside of {_mib(budget.available_bytes)} available"
+    return min(memory // budget.block_bytes, useful), share
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take: of the machine, or of its control group if less."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if os.path.exists(limit) and os.path.exists(usage):
+            most = Path(limit).read_text().strip()
+            if most != "max":
+                available = min(available, int(most) - int(Path(usage).read_text()))
+    return max(available, 0)
+
+
+def _mib(number: int) -> str:
+    return f"{number / (1 << 20):.1f} MiB"

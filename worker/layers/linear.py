@@ -1,0 +1,48 @@
+"""Linear layers split over ranks by output (column) or by input (row). Weights belong to their method.
+
+A column layer needs no communication and leaves each rank with its part of the output; the row layer
+that follows takes that part as input and sums over the ranks: one all-reduce per pair.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..parallel import Group, Span
+from ..quantization.unquantized import Unquantized
+from ..weights import Scope
+
+
+class ColumnLinear:
+    """Several of the checkpoint's matrices as one: y = x [W1; W2; …]ᵀ, this rank's rows of each."""
+
+    def __init__(
+        self, scope: Scope, in_features: int, merged: Mapping[str, Span], *, bias: bool = False
+    ) -> None:
+        self.sizes = [span.length for span in merged.values()]
+        self.method = Unquantized()
+        self.method.create(scope, merged, Span(in_features, 0, in_features), bias=bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.method.multiply(x)
+
+
+class RowLinear:
+    """y = residual + x Wᵀ, where each rank holds some columns of W and of x."""
+
+    def __init__(
+        self, scope: Scope, name: str, columns: Span, out_features: int, group: Group, *, bias: bool = False
+    ) -> None:
+        self.group = group
+        self.method = Unquantized()
+        self.method.create(scope, {name: Span(out_features, 0, out_features)}, columns, bias=False)
+        self.bias: Tensor | None = None
+        if bias:  # added once, after the sum
+            self.bias = torch.empty(out_features, dtype=scope.dtype)
+            (scope / name).want("bias", (out_features,), self.bias)
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        y = self.method.multiply(x, residual if self.group.rank == 0 else None)
+        y = self.group.all_reduce(y)
+        return y if self.bias is None else y + self.bias

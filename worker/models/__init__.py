@@ -1,0 +1,1 @@
+"""Model families, each a declaration in one file; registry.py is their table."""

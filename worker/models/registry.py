@@ -1,0 +1,87 @@
+"""The table of model families: what `architectures` of a config.json means to us."""
+
+from typing import Protocol
+
+import torch
+from msgspec import Struct
+from torch import Tensor
+
+from protocol.errors import StartupError
+
+from ..checkpoint import Checkpoint
+from ..kernels.attention import AttentionMetadata
+from ..parallel import Group
+from ..weights import Wants
+from .llama import Llama
+
+MODELS = {"LlamaForCausalLM": Llama}
+
+
+class Model(Protocol):
+    """One rank's part of a model. Built with empty weights, which it has declared in `wants`."""
+
+    vocab_size: int
+    num_layers: int
+    num_kv_heads: int
+    """Of this rank."""
+    head_dim: int
+    max_len: int
+    """Positions that the model itself allows."""
+
+    def cover(self, max_len: int) -> None:
+        """Make ready for positions 0 … max_len - 1."""
+
+    def __call__(
+        self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: AttentionMetadata
+    ) -> Tensor:
+        """int64[tokens] twice → hidden states [tokens, hidden]; writes the tokens' KV into the caches."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Hidden states [n, hidden] → float32 [n, vocab_size], the same on every rank."""
+
+
+class _Header(Struct, frozen=True):
+    """What config.json says about any model."""
+
+    architectures: tuple[str, ...] = ()
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    quantization_config: dict[str, object] | None = None
+    auto_map: dict[str, object] | None = None
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def build(checkpoint: Checkpoint, dtype: str, group: Group) -> tuple[Model, Wants]:
+    """The model with its weights still to be loaded. Raises StartupError naming what is not supported."""
+    header = checkpoint.config(_Header)
+    if header.auto_map:
+        raise StartupError("config.json has an auto_map: the model needs its own code, which Tern never runs")
+    if header.quantization_config:
+        method = header.quantization_config.get("quant_method", "unnamed")
+        raise StartupError(
+            f"the checkpoint is quantized ({method!r}), which is not supported", hint="use an unquantized one"
+        )
+    kind = next((MODELS[name] for name in header.architectures if name in MODELS), None)
+    if kind is None:
+        raise StartupError(
+            f"architectures {list(header.architectures)} are not supported; Tern knows {', '.join(MODELS)}"
+        )
+    wants = Wants(resolve_dtype(dtype, header))
+    config = checkpoint.config(kind.config_type)
+    config.check()
+    return kind(config, wants, group), wants
+
+
+def resolve_dtype(asked: str, header: _Header) -> torch.dtype:
+    """--dtype, or the checkpoint's own."""
+    name = asked
+    if asked == "auto":
+        name = (header.dtype or header.torch_dtype or "float32").removeprefix("torch.")
+    if name not in _DTYPES:
+        raise StartupError(
+            f"the checkpoint's dtype is {name!r}; Tern computes in {', '.join(_DTYPES)}",
+            hint="choose one with --dtype",
+        )
+    return _DTYPES[name]

@@ -1,0 +1,226 @@
+"""TorchRunner: one rank's model behind the message loop. The common path of a step reads top to bottom:
+
+    edit the batch → plan attention → forward → logits → sample → feed back → reply
+
+It knows no sockets and no requests; every rank of a group does the same and samples the same tokens.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocol import columns
+from protocol.config import WorkerConfig
+from protocol.errors import NumericalError, OutOfMemory, StartupError
+from protocol.messages import NO_TOKEN, EngineFacts, LogprobBlock
+from protocol.sampling import SamplingParams
+from protocol.steps import SequenceStart, StepPlan, StepResult
+
+from .batch import Batch, Rows
+from .checkpoint import Checkpoint
+from .kernels.attention import AttentionPlanner, KVShape, StepLayout
+from .kv_cache import KVBudget, KVCache, available_memory, fit
+from .logprobs import LogprobReports
+from .models.registry import build
+from .parallel import Group
+from .sampler import Sampler
+from .weights import Report, Wants, load, random_parts, stored_parts
+
+Ints = NDArray[np.int64]
+_WARM_UP_TOKENS = 24
+
+
+class TorchRunner:
+    """See worker.Runner, whose contract it fulfils."""
+
+    def __init__(self, config: WorkerConfig, report: Report) -> None:
+        """Loads the model and takes the KV memory. Raises StartupError or OutOfMemory."""
+        if config.parallel.device == "cuda":
+            raise StartupError("--device cuda: this build computes on the CPU", hint="use --device cpu")
+        size = config.parallel.tensor_parallel_size
+        torch.set_num_threads(config.parallel.threads or max(physical_cores() // size, 1))
+        report("reading the checkpoint", "", None)
+        dummy = config.model.load_format == "dummy"
+        checkpoint = Checkpoint(Path(config.model.model), with_weights=not dummy)
+        self.group = Group(config.rank, size, Path(config.group_dir))
+        self.model, wants = build(checkpoint, config.model.dtype, self.group)
+        self.facts = self._facts(config, checkpoint.eos_token_ids(), wants)
+        self.model_fingerprint = checkpoint.fingerprint(self.facts.dtype, config.model.load_format)
+        load(wants, random_parts(wants) if dummy else stored_parts(wants, checkpoint), report)
+
+        facts = self.facts
+        shape = KVShape(facts.num_blocks, self.model.num_kv_heads, facts.block_size, self.model.head_dim)
+        self.model.cover(facts.max_model_len)
+        self.cache = KVCache(self.model.num_layers, shape, wants.dtype)
+        self.planner = AttentionPlanner(self.cache.shape, wants.dtype)
+        self.batch = Batch(
+            facts.max_num_seqs, facts.max_model_len, facts.block_size, facts.num_blocks, facts.vocab_size
+        )
+        self.sampler = Sampler(facts.max_num_seqs, facts.vocab_size, facts.eos_token_ids)
+        self.reports = LogprobReports(facts.max_num_seqs)
+        self._folder = Path(config.group_dir)
+        self._profiler: torch.profiler.profile | None = None
+        report("warming up", "", None)
+        self._warm_up()
+
+    def reset(self) -> None:
+        """Forget every sequence. Blocks are blanked when they are granted again."""
+        self.batch.reset()
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """One step. Raises InternalError for a plan that breaks the rules; then `reset` must follow."""
+        batch = self.batch
+        granted = batch.edit(plan)
+        for start in plan.started:
+            self._start(start)
+        if len(granted):
+            self.cache.blank(granted)
+        rows = batch.arrange(plan)
+        token_ids, positions = batch.inputs(rows)
+        context_lens = batch.num_computed[rows.slots] + rows.counts
+        width = -(-int(context_lens.max()) // batch.block_size)
+        tables = batch.block_tables[:, :width][rows.slots]
+        layout = StepLayout(rows.query_start, rows.token_rows, positions, context_lens, rows.num_decodes)
+        metadata = self.planner.plan(layout, tables)
+        x = self.model(token_ids, torch.from_numpy(positions), self.cache.layers, metadata)
+        prompts = self._prompt_logprobs(x, rows)
+        ends = x if rows.last_tokens is None else x[rows.last_tokens]
+        result = self._sample(plan, rows, self.model.logits(ends), prompts)
+        return result
+
+    def profile(self, start: bool) -> str:
+        """Start a trace, or stop it and return where its file is. Says so when there is nothing to do."""
+        if start and self._profiler is None:
+            self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self._profiler.start()
+            return "started"
+        if start or self._profiler is None:
+            return "already started" if start else "not started"
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        path = str(self._folder / f"trace-rank{self.group.rank}.json")
+        profiler.export_chrome_trace(path)
+        return path
+
+    # ── parts of a step ─────────────────────────────────────────────────────────────────────────
+
+    def _start(self, start: SequenceStart) -> None:
+        token_ids = np.frombuffer(start.token_ids, dtype=np.int32)
+        self.sampler.start(start.slot, start.sampling, token_ids, start.num_prompt_tokens)
+        self.reports.start(start.slot, start.sampling)
+
+    def _sample(
+        self, plan: StepPlan, rows: Rows, logits: Tensor, prompts: tuple[tuple[int, int, LogprobBlock], ...]
+    ) -> StepResult:
+        batch, slots = self.batch, rows.sampling_slots
+        finite = logits.sum(-1).isfinite()
+        failed = _NONE if bool(finite.all()) else np.flatnonzero(~finite.numpy())
+        if len(failed):
+            logits[torch.from_numpy(failed)] = 0.0  # sampling and feeding back go on with any valid token
+        asked = self.reports.rows(slots)
+        raw = logits[torch.from_numpy(asked)] if len(asked) else logits  # a copy: sampling edits
+        tokens = self.sampler.sample(logits, slots, batch.num_tokens[slots] - batch.num_prompt[slots])
+        batch.advance(rows, tokens)
+        plan_rows = rows.plan_rows[rows.sampling]
+        token_ids = np.full(len(rows.slots), NO_TOKEN, dtype=np.int32)
+        token_ids[plan_rows] = tokens.numpy()
+        token_ids[plan_rows[failed]] = NO_TOKEN
+        block = None
+        if len(asked):
+            block = self.reports.block(raw, tokens[torch.from_numpy(asked)], plan_rows[asked], slots[asked])
+        return StepResult(
+            epoch=plan.epoch,
+            step=plan.step,
+            token_ids=token_ids.tobytes(),
+            logprobs=block,
+            prompt_logprobs=prompts,
+            failed_rows=tuple((row, NumericalError.code) for row in plan_rows[failed].tolist()),
+        )
+
+    def _prompt_logprobs(self, x: Tensor, rows: Rows) -> tuple[tuple[int, int, LogprobBlock], ...]:
+        """Of the chunks that asked: position i's hidden state tells about the token at i + 1."""
+        found = []
+        for row in self.reports.prompt_rows(rows.slots[rows.num_decodes :]) + rows.num_decodes:
+            slot, begin = int(rows.slots[row]), int(rows.query_start[row])
+            first = int(self.batch.num_computed[slot]) + 1
+            stop = min(first + int(rows.counts[row]), int(self.batch.num_prompt[slot]))
+            if first >= stop:
+                continue
+            there = torch.from_numpy(self.batch.known_tokens(slot, first, stop))
+            block = self.reports.prompt_block(self.model, x[begin : begin + stop - first], there, slot)
+            found.append((int(rows.plan_rows[row]), first, block))
+        return tuple(found)
+
+    # ── starting up ─────────────────────────────────────────────────────────────────────────────
+
+    def _facts(self, config: WorkerConfig, eos_token_ids: tuple[int, ...], wants: Wants) -> EngineFacts:
+        """Decide how much fits. Raises OutOfMemory or StartupError."""
+        available = self.group.smallest(available_memory() // self.group.size)
+        weights_bytes = wants.num_bytes()
+        if weights_bytes > available:
+            raise OutOfMemory(
+                f"the weights take {weights_bytes >> 20} MiB, but {available >> 20} MiB are available",
+                hint="use a smaller model, or spread it with --tensor-parallel-size",
+            )
+        model, options = self.model, config.cache
+        block_tokens = options.block_size * model.num_kv_heads * model.head_dim
+        block_bytes = 2 * model.num_layers * block_tokens * wants.dtype.itemsize
+        num_blocks, max_model_len = fit(
+            KVBudget(
+                options=options,
+                block_bytes=block_bytes,
+                max_num_seqs=config.scheduler.max_num_seqs,
+                model_len=model.max_len,
+                wanted_len=config.model.max_model_len,
+                available_bytes=available - weights_bytes,
+            )
+        )
+        return EngineFacts(
+            model=(*config.model.served_model_name, Path(config.model.model).name)[0],
+            vocab_size=model.vocab_size,
+            max_model_len=max_model_len,
+            block_size=options.block_size,
+            num_blocks=num_blocks,
+            eos_token_ids=eos_token_ids,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            device="cpu",
+            dtype=str(wants.dtype).removeprefix("torch."),
+            weights_bytes=weights_bytes,
+            kv_bytes=num_blocks * block_bytes,
+        )
+
+    def _warm_up(self) -> None:
+        """Run the common path once, so that libraries set themselves up before the first request."""
+        count = min(_WARM_UP_TOKENS, self.facts.max_model_len - 1)
+        num_blocks = -(-(count + 1) // self.facts.block_size)
+        start = SequenceStart(
+            slot=0,
+            token_ids=columns.pack_ids([0] * count),
+            num_prompt_tokens=count,
+            num_computed_tokens=0,
+            block_table=columns.pack_ids(range(num_blocks)),
+            sampling=SamplingParams(),
+        )
+        slot = columns.pack_ids([0])
+        if count > 0:
+            self.execute(StepPlan(0, 0, slot, columns.pack_ids([count]), started=(start,)))
+            self.execute(StepPlan(0, 1, slot, columns.pack_ids([1])))
+        self.reset()
+
+
+def physical_cores() -> int:
+    """Processor cores that this process may use, hyperthreads not counted."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        names = [topology / "physical_package_id", topology / "core_id"]
+        cores.add(tuple(n.read_text() for n in names) if all(n.exists() for n in names) else (str(cpu),))
+    return len(cores)
+
+
+_NONE: Ints = np.empty(0, dtype=np.int64)

@@ -1,0 +1,173 @@
+"""The sampler: logits → tokens, as a list of steps, each skipped when no row asks for it.
+
+    logit bias → no end before min_tokens → penalties → greedy rows: the likeliest
+                                                      └ others: temperature → floors → draw
+
+It keeps the parameters of each slot; what it needs of a step is gathered once and kept while the same
+slots sample. Everything is a function of the prompt ids, the output ids and the parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from protocol.sampling import SamplingParams
+
+from .filters import draw, min_p_floor, top_k_top_p_floor
+from .penalties import Penalties
+from .randomness import uniform
+
+Ints = NDArray[np.int64]
+
+GREEDY_BELOW = 1e-5
+"""A lower temperature means greedy."""
+
+
+@dataclass(slots=True)
+class Selection:
+    """The parameters of the rows of a step: indices of the rows concerned, None when there are none."""
+
+    slots: Ints
+    bias: tuple[Tensor, Tensor, Tensor] | None
+    """(rows, token ids, values)"""
+    min_tokens: Ints | None
+    penalized: Tensor | None
+    penalized_slots: Tensor
+    penalties: tuple[Tensor, Tensor, Tensor]
+    """repetition, presence, frequency, each [rows, 1]"""
+    drawn: Tensor | None
+    """Rows that are not greedy; the following are of these."""
+    temperature: Tensor
+    """[rows, 1]"""
+    floors: list[Callable[[Tensor], Tensor]]
+    seeds: NDArray[np.uint64]
+
+
+class Sampler:
+    def __init__(self, max_num_seqs: int, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+        self.vocab_size = vocab_size
+        self.eos_token_ids = eos_token_ids
+        self.penalties = Penalties(max_num_seqs, vocab_size)
+        self._params: list[SamplingParams] = [SamplingParams(temperature=0)] * max_num_seqs
+        self._plain = np.ones(max_num_seqs, dtype=np.bool_)
+        """Greedy and nothing else: such rows need no gathering at all."""
+        self._selection: Selection | None = None
+
+    def start(self, slot: int, params: SamplingParams, token_ids: NDArray[np.int32], num_prompt: int) -> None:
+        """A sequence enters, with its outputs so far."""
+        self._params[slot] = params
+        penalized = Penalties.wanted(params)
+        if penalized:
+            self.penalties.start(slot, token_ids, num_prompt)
+        edited = penalized or params.logit_bias or params.min_tokens
+        self._plain[slot] = params.temperature < GREEDY_BELOW and not edited
+        self._selection = None
+
+    def sample(self, logits: Tensor, slots: Ints, output_positions: Ints) -> Tensor:
+        """float32 logits [n, vocab] of n slots, which may be changed → int64[n].
+
+        The output position of a row is the number of output tokens before the one to be sampled.
+        """
+        if self._plain[slots].all():
+            return logits.argmax(-1)
+        if self._selection is None or self._selection.slots is not slots:
+            self._selection = self._select(slots)
+        selection = self._selection
+        for edit in (_add_bias, self._forbid_ends, self._penalize):
+            edit(logits, selection, output_positions)
+        tokens = logits.argmax(-1)
+        if selection.drawn is not None:
+            tokens[selection.drawn] = _draw(logits[selection.drawn], selection, output_positions)
+        if selection.penalized is not None:
+            self.penalties.count(selection.penalized_slots, tokens[selection.penalized])
+        return tokens
+
+    # ── steps ───────────────────────────────────────────────────────────────────────────────────
+
+    def _forbid_ends(self, logits: Tensor, selection: Selection, output_positions: Ints) -> None:
+        if selection.min_tokens is None:
+            return
+        for row in np.flatnonzero(output_positions < selection.min_tokens).tolist():
+            stops = self._params[selection.slots[row]].stop_token_ids
+            ends = [token for token in (*self.eos_token_ids, *stops) if token < self.vocab_size]
+            logits[row, ends] = -torch.inf
+
+    def _penalize(self, logits: Tensor, selection: Selection, _: Ints) -> None:
+        if (rows := selection.penalized) is not None:
+            slots = selection.penalized_slots
+            logits[rows] = self.penalties.apply(logits[rows], slots, *selection.penalties)
+
+    # ── gathering ───────────────────────────────────────────────────────────────────────────────
+
+    def _select(self, slots: Ints) -> Selection:
+        params = [self._params[slot] for slot in slots.tolist()]
+        penalized = [row for row, p in enumerate(params) if Penalties.wanted(p)]
+        drawn = [row for row, p in enumerate(params) if p.temperature >= GREEDY_BELOW]
+        min_tokens = np.array([p.min_tokens for p in params])
+        who_pays = [params[row] for row in penalized]
+        who_draws = [params[row] for row in drawn]
+        return Selection(
+            slots=slots,
+            bias=self._bias(params),
+            min_tokens=min_tokens if min_tokens.any() else None,
+            penalized=torch.tensor(penalized) if penalized else None,
+            penalized_slots=torch.from_numpy(slots[penalized]),
+            penalties=(
+                _column([p.repetition_penalty for p in who_pays]),
+                _column([p.presence_penalty for p in who_pays]),
+                _column([p.frequency_penalty for p in who_pays]),
+            ),
+            drawn=torch.tensor(drawn) if drawn else None,
+            temperature=_column([p.temperature for p in who_draws]),
+            floors=_floors(who_draws),
+            seeds=np.array([p.seed for p in who_draws], dtype=np.uint64),
+        )
+
+    def _bias(self, params: list[SamplingParams]) -> tuple[Tensor, Tensor, Tensor] | None:
+        entries = [
+            (row, token, value)
+            for row, p in enumerate(params)
+            for token, value in p.logit_bias
+            if token < self.vocab_size  # no such token, so no effect
+        ]
+        if not entries:
+            return None
+        rows, tokens, values = zip(*entries, strict=True)
+        return torch.tensor(rows), torch.tensor(tokens), torch.tensor(values)
+
+
+def _add_bias(logits: Tensor, selection: Selection, _: Ints) -> None:
+    if selection.bias is not None:
+        rows, tokens, values = selection.bias
+        logits.index_put_((rows, tokens), values, accumulate=True)
+
+
+def _draw(logits: Tensor, selection: Selection, output_positions: Ints) -> Tensor:
+    """Of the rows that are not greedy: [n, vocab] → [n]"""
+    logits = logits / selection.temperature
+    floors: Tensor | None = None
+    for floor in selection.floors:
+        floors = floor(logits) if floors is None else torch.maximum(floors, floor(logits))
+    assert selection.drawn is not None
+    numbers = uniform(selection.seeds, output_positions[selection.drawn.numpy()])
+    return draw(logits, floors, torch.from_numpy(numbers).unsqueeze(1))
+
+
+def _floors(params: list[SamplingParams]) -> list[Callable[[Tensor], Tensor]]:
+    """The filters that any of these rows asks for."""
+    found: list[Callable[[Tensor], Tensor]] = []
+    if any(p.top_k or p.top_p < 1 for p in params):
+        top_k, top_p = torch.tensor([p.top_k for p in params]), torch.tensor([p.top_p for p in params])
+        found.append(lambda logits: top_k_top_p_floor(logits, top_k, top_p))
+    if any(p.min_p for p in params):
+        min_p = torch.tensor([p.min_p for p in params])
+        found.append(lambda logits: min_p_floor(logits, min_p))
+    return found
+
+
+def _column(numbers: list[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32).unsqueeze(1)
