@@ -80,18 +80,21 @@ class Engine:
         """Of controls that the workers are working on: (peer, the peer's nonce)."""
         self.quitting = False
         self.poller = zmq.Poller()
-        for source in (channel, self.router.socket, self.workers.router.socket):
+        self.sources = {
+            channel.fileno(): self.read_control,
+            self.workers.router.socket: self.collect,
+            self.router.socket: self.receive,
+        }
+        for source in self.sources:
             self.poller.register(source, zmq.POLLIN)
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
-        """Until told to quit, or until the supervisor is gone."""
+        """receive and collect → schedule and dispatch → publish, until told to quit or left alone."""
         while not self.quitting:
-            self.poller.poll(self._poll_ms())
-            self.read_control()
-            self.collect()
-            self.receive()
+            for source, _ in self.poller.poll(self._poll_ms()):
+                self.sources[source]()
             self.expire()
             self.dispatch()
             self.publish()

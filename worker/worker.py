@@ -63,7 +63,7 @@ class Worker:
         self.quitting = False
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.poller = zmq.Poller()
-        self.poller.register(channel, zmq.POLLIN)
+        self.poller.register(channel.fileno(), zmq.POLLIN)
         self.plans: Dealer[EngineToWorker, WorkerToEngine] | None = None
         self.followers = [self._forwarding_socket(rank) for rank in self._follower_ranks()]
         if config.rank > 0:
@@ -89,9 +89,10 @@ class Worker:
             )
         )
         while not self.quitting:
-            self.poller.poll()
-            self._read_control()
-            if self.plans is not None:
+            ready = dict(self.poller.poll())
+            if self.channel.fileno() in ready:
+                self._read_control()
+            if self.plans is not None and self.plans.socket in ready:
                 for message, body in self.plans.drain_frames():
                     for follower in self.followers:
                         follower.send(body)
