@@ -24,7 +24,7 @@ from protocol.steps import (
 )
 
 _EPOCH_BITS = 20
-"""A supervisor counts incarnations from the clock in milliseconds (41 bits); together they stay below 63."""
+"""Epochs of one engine core; the 43 bits above them hold its incarnation."""
 
 WorkerEvent = WorkerReady | StepResult | StepFailed | WorkerReply
 

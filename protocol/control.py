@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from .config import EngineCoreConfig, FrontendConfig, WorkerConfig
+from .errors import StartupError
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -85,6 +86,13 @@ class Failed(Struct, frozen=True, tag="failed"):
     hint: str = ""
     exit_code: int = 1
 
+    @classmethod
+    def of(cls, error: Exception) -> "Failed":
+        """What ends a child; its traceback, if it is of interest, goes to standard error."""
+        if isinstance(error, StartupError):
+            return cls(error.code, error.message, error.hint, error.exit_code)
+        return cls("internal_error", f"{type(error).__name__}: {error}"[:4096])
+
 
 ToSupervisor = Phase | Ready | Failed
 
@@ -151,15 +159,16 @@ def die_with_parent(parent_pid: int) -> None:
 def enter(config_type: type[Config]) -> tuple[ChildChannel, Config]:
     """First call of a child's main: tie our life to the parent's, then receive the config.
 
-    Terminal signals go to the whole process group, but only the supervisor acts on them.
+    Signals that stop a server often go to all of its processes (a terminal's to the process group, a
+    service manager's to the whole service), but only the supervisor acts on them.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments, _ = parser.parse_known_args()
     die_with_parent(arguments.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     channel: ChildChannel = Channel(socket.socket(fileno=arguments.control_fd), ToChild)
     start = channel.receive(wait=True)
     if not isinstance(start, Start) or not isinstance(start.config, config_type):

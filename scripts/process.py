@@ -70,18 +70,9 @@ class Child:
         """A child that is gone, or no longer reads, is a matter for its pidfd."""
         self.channel.send(message)
 
-    def receive(self) -> list[ToSupervisor]:
-        """What it has said since the last look. Raises EOFError when it will never speak again."""
-        messages: list[ToSupervisor] = []
-        try:
-            while (message := self.channel.receive()) is not None:
-                messages.append(message)
-        except msgspec.MsgspecError:
-            raise EOFError from None
-        except EOFError:
-            if not messages:
-                raise
-        return messages
+    def receive(self) -> tuple[list[ToSupervisor], bool]:
+        """What it has said since the last look, and whether that was its last word."""
+        return drain(self.channel)
 
     def kill(self) -> None:
         """SIGKILL, which cannot hit a stranger: a pidfd is never reused as a pid is."""
@@ -99,6 +90,29 @@ class Child:
         os.close(self.pidfd)
         self.channel.close()
         return exit_code
+
+
+def drain(channel: SupervisorChannel) -> tuple[list[ToSupervisor], bool]:
+    """Everything in the channel, and whether it has ended.
+
+    A child that exits without having read all we sent leaves a reset, and the kernel reports that before
+    what the child sent: the first end is not believed. Otherwise its `Failed` would be lost.
+    """
+    messages: list[ToSupervisor] = []
+    ends = 0
+    while ends < 2:
+        try:
+            message = channel.receive()
+        except EOFError:
+            ends += 1
+        except msgspec.MsgspecError as error:
+            messages.append(Failed("internal_error", f"said what is no control message: {error}"))
+            return messages, True
+        else:
+            if message is None:
+                return messages, False
+            messages.append(message)
+    return messages, True
 
 
 def describe_exit(exit_code: int) -> str:

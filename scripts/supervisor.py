@@ -30,7 +30,7 @@ from .startup import Progress
 from .terminal import Terminal
 from .units import Death, Unit
 
-DRAIN_SLACK_S = 1.0
+DRAIN_SLACK_S = 3.0
 """Frontends end what is left at the drain's timeout, and get this long to say so to their clients."""
 QUIT_GRACE_S = 1.5
 LOST_GRACE_S = 1.0
@@ -118,13 +118,10 @@ class Supervisor:
         if child.lost or child not in unit.children:
             return  # the selector's round began before its end was handled
         now = time.monotonic()
-        try:
-            messages = child.receive()
-        except EOFError:
+        messages, child.lost = child.receive()
+        if child.lost:
             self._selector.unregister(child.channel)
-            child.lost = True
             child.kill_at = now + LOST_GRACE_S
-            return
         for message in messages:
             match message:
                 case Phase():

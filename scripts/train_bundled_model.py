@@ -371,12 +371,24 @@ class Run:
         return min(1.0, self.seconds / (60 * float(self.args.minutes)))
 
 
-def gradients(model: Llama, batch: Batch, answers: int) -> float:
-    """Adds this process's share of the mean loss per answer token; returns that share."""
+def token_weights(targets: Tensor, end_weight: float) -> Tensor:
+    """Zero outside the answers, `end_weight` on the last two tokens of each, else one.
+
+    Where a list of sixty tokens stops is one decision in sixty; unweighted it is the last thing to be learnt.
+    """
+    answer = targets != IGNORE
+    last = answer & ~F.pad(answer[:, 1:], (0, 1))
+    last_two = last | (answer & F.pad(last[:, 1:], (0, 1)))
+    return answer.float() + (end_weight - 1) * last_two.float()
+
+
+def gradients(model: Llama, batch: Batch, end_weight: float, total: float) -> float:
+    """Adds this process's share of the mean loss (weights sum to `total` over all); returns that share."""
     at = batch.targets != IGNORE
     with torch.autocast(batch.ids.device.type, torch.bfloat16):
         logits = model(batch, at)
-    loss = F.cross_entropy(logits.float(), batch.targets[at], reduction="sum") / answers
+    losses = F.cross_entropy(logits.float(), batch.targets[at], reduction="none")
+    loss = (losses * token_weights(batch.targets, end_weight)[at]).sum() / total
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
 
@@ -435,7 +447,9 @@ def train(run: Run) -> Llama:
         batch = batches[place]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.lr, done)
-        loss = gradients(model, batch.part(rank, world, device), int((batch.targets != IGNORE).sum()))
+        end_weight = 1.0 if done < 1 / 3 else 6.0
+        total = float(token_weights(batch.targets, end_weight).sum())
+        loss = gradients(model, batch.part(rank, world, device), end_weight, total)
         run.step += 1
         run.seconds = time.monotonic() - started
         loss, done = reduce(model, loss, run.done())

@@ -30,10 +30,13 @@ def main() -> int:
     channel, config = enter(WorkerConfig)
     try:
         runner = load(config, channel, stub="--stub" in sys.argv[1:])
+        Worker(config, channel, runner).run()
     except StartupError as error:
-        channel.send(Failed(error.code, error.message, error.hint, error.exit_code))
+        channel.send(Failed.of(error))
         return error.exit_code
-    Worker(config, channel, runner).run()
+    except Exception as error:
+        channel.send(Failed.of(error))
+        raise
     return 0
 
 

@@ -83,7 +83,8 @@ async def test_a_client_that_goes_away_frees_its_blocks(server: "Stack") -> None
         httpx2.AsyncClient(base_url=server.base_url, timeout=60) as client,
         client.stream("POST", "/v1/completions", json=body) as response,
     ):
-        await anext(aiter(response.aiter_lines()))
+        lines = response.aiter_lines()  # kept: without a reader, httpx2 closes the connection
+        await anext(lines)
         assert (await engine.ping()).stats.num_running == 1
     while (stats := (await engine.ping()).stats).num_running:
         pass  # the test's own deadline ends this

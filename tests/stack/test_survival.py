@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.stack.conftest import Serve, Stack
 
-LENGTH = 3000
+LENGTH = 1500
 """Tokens: a fraction of a second with the stub, far longer than a kill takes to arrive."""
 
 
@@ -75,7 +75,7 @@ async def test_what_is_killed_again_and_again_is_survived_again_and_again(serve:
         kinds = ["engine_core", "worker", "engine_core", "worker"]
 
         def on_chunk(count: int) -> None:
-            if count % 40 == 0 and kinds:
+            if count % 20 == 0 and kinds:
                 stack.kill(kinds.pop())
 
         assert await stream_text(client, "Once", LENGTH, on_chunk) == expected
