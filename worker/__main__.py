@@ -1,5 +1,6 @@
 """`python -m worker`: joins its supervisor, loads the model, and executes plans until told to quit."""
 
+import os
 import sys
 
 from protocol.config import WorkerConfig
@@ -21,6 +22,9 @@ def load(config: WorkerConfig, channel: ChildChannel, *, stub: bool) -> Runner:
 
         return StubRunner(config)
     report("importing torch", "", None)
+    # OpenMP's threads would spin between operations and take the cores from the rest of the stack: with a
+    # busy neighbour a step of 3 ms was seen to take 200. Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .runner import TorchRunner
 
     return TorchRunner(config, report)

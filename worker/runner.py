@@ -90,8 +90,7 @@ class TorchRunner:
         x = self.model(token_ids, torch.from_numpy(positions), self.cache.layers, metadata)
         prompts = self._prompt_logprobs(x, rows)
         ends = x if rows.last_tokens is None else x[rows.last_tokens]
-        result = self._sample(plan, rows, self.model.logits(ends), prompts)
-        return result
+        return self._sample(plan, rows, self.model.logits(ends), prompts)
 
     def profile(self, start: bool) -> str:
         """Start a trace, or stop it and return where its file is. Says so when there is nothing to do."""

@@ -43,8 +43,8 @@ class Reference:
     """transformers on one checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.model.eval()
+        load: Any = AutoModelForCausalLM.from_pretrained
+        self.model = load(folder, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def logprobs(self, token_ids: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from protocol.sampling import SamplingParams
 from tests.parity.reference import MAX_LEN, VOCAB_SIZE, Reference, write_checkpoint
-from tests.worker.driver import Driver, quiet, worker_config
+from tests.worker.driver import Driver, Resident, quiet, worker_config
 from worker.runner import TorchRunner
 
 TOLERANCE = 1e-4
@@ -147,8 +147,8 @@ def test_company_does_not_matter(plain: Path, reference: Reference, load: Load) 
     chance = random.Random(1)
     prompts = [tokens(length, seed=length) for length in (1, 2, 3, 9, 16, 17, 33, 64, 100, 128)]
     waiting = [driver.add(prompt) for prompt in prompts]
-    running = []
-    finished = []
+    running: list[Resident] = []
+    finished: list[Resident] = []
     while waiting or running:
         if waiting:
             running.append(waiting.pop(0))

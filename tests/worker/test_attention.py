@@ -1,0 +1,97 @@
+"""The paged kernels against attention written out, over random layouts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from worker.kernels import attention
+from worker.kernels.attention import AttentionPlanner, KVShape, StepLayout, paged_attention, write_kv
+
+DIM = 8
+SCALE = 0.3
+
+
+def naive(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """query [n, heads, dim] are the last n positions of keys, values [length, kv_heads, dim]."""
+    count, heads, _ = query.shape
+    group = heads // keys.shape[1]
+    out = torch.empty_like(query)
+    for i in range(count):
+        seen = len(keys) - count + i + 1
+        for head in range(heads):
+            scores = keys[:seen, head // group] @ query[i, head] * SCALE
+            out[i, head] = scores.softmax(0) @ values[:seen, head // group]
+    return out.flatten(1)
+
+
+class World:
+    """Sequences whose earlier KV is in place; everything that is nobody's is NaN."""
+
+    def __init__(
+        self, decodes: list[int], chunks: list[tuple[int, int]], heads: int, kv_heads: int, size: int
+    ) -> None:
+        chance = np.random.default_rng(len(decodes) * 100 + size)
+        torch.manual_seed(1)
+        lens = np.array([*decodes, *(total for total, _ in chunks)])
+        counts = np.array([1] * len(decodes) + [count for _, count in chunks])
+        needed = -(-lens // size)
+        width = int(needed.max())
+        free = chance.permutation(int(needed.sum()) + 3)
+        self.shape = KVShape(len(free) + 1, kv_heads, size, DIM)
+        self.cache = torch.full((2, *self.shape), math.nan)
+        self.cache[:, -1] = 0  # the null block
+        tables = np.full((len(lens), width), len(free), dtype=np.int32)
+        self.keys = [torch.randn(n, kv_heads, DIM) for n in lens]
+        self.values = [torch.randn(n, kv_heads, DIM) for n in lens]
+        for row, count in enumerate(needed):
+            tables[row, :count], free = free[:count], free[count:]
+            self.cache[:, tables[row, :count]] = 0
+            for i in range(int(lens[row] - counts[row])):
+                block = tables[row, i // size]
+                self.cache[0, block, :, i % size] = self.keys[row][i]
+                self.cache[1, block, :, i % size] = self.values[row][i]
+        start = np.concatenate(([0], counts.cumsum()))
+        token_rows = np.repeat(np.arange(len(lens)), counts)
+        positions = np.arange(start[-1]) + (lens - counts - start[:-1])[token_rows]
+        layout = StepLayout(start, token_rows, positions, lens, len(decodes))
+        self.metadata = AttentionPlanner(self.shape, torch.float32).plan(layout, tables)
+        self.queries = [torch.randn(count, heads, DIM) for count in counts]
+        self.counts = counts
+
+    def check(self) -> None:
+        new = zip(self.keys, self.values, self.counts, strict=True)
+        kv = torch.cat([torch.cat((k[-n:], v[-n:]), dim=1) for k, v, n in new])
+        write_kv(kv, self.cache, self.metadata)
+        out = paged_attention(torch.cat(self.queries), self.cache, self.metadata, SCALE)
+        rows = zip(self.queries, self.keys, self.values, strict=True)
+        expected = torch.cat([naive(q, k, v) for q, k, v in rows])
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_decodes_and_chunks_together(heads: tuple[int, int], size: int) -> None:
+    World([30, 17, 16, 1], [(9, 9), (20, 5), (33, 1)], *heads, size).check()
+
+
+def test_only_decodes_and_only_chunks() -> None:
+    World([5, 4], [], 2, 2, 4).check()
+    World([], [(5, 5), (6, 2)], 2, 2, 4).check()
+
+
+def test_many_chunks_of_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of rows holds few blocks here; one row alone exceeds it."""
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 5 * 2 * 2 * 4 * DIM * 4)
+    world = World([40, 11, 9, 8, 3, 2, 1], [], 4, 2, 4)
+    assert len(world.metadata.decode_chunks) > 3
+    world.check()
+
+
+def test_long_prefill_behind_a_prefix_is_stretched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "MASK_ELEMENTS", 100)
+    world = World([], [(40, 23)], 4, 2, 4)
+    assert len(world.metadata.prefill_stretches) > 5
+    world.check()

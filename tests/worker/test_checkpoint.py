@@ -1,0 +1,192 @@
+"""Reading checkpoints: what is refused, and that the message says what is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from protocol.errors import StartupError
+from tests.worker.driver import quiet, worker_config, write_config
+from worker.checkpoint import Checkpoint
+from worker.models.registry import build
+from worker.parallel import Group
+from worker.runner import TorchRunner
+from worker.weights import load, random_parts, stored_parts
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """Random weights of the right names and shapes."""
+    _, wants = build(Checkpoint(folder, with_weights=False), "float32", Group())
+    return {name: tensor.clone() for name, tensor in random_parts(wants)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A good checkpoint."""
+    folder = write_config(tmp_path / "model")
+    save_file(tensors_of(folder), folder / "model.safetensors")
+    return folder
+
+
+def load_all(folder: Path) -> None:
+    checkpoint = Checkpoint(folder)
+    _, wants = build(checkpoint, "auto", Group())
+    load(wants, stored_parts(wants, checkpoint), quiet)
+
+
+def test_a_good_one_loads(folder: Path) -> None:
+    load_all(folder)
+
+
+def test_parts_are_read_exactly(folder: Path) -> None:
+    expected = tensors_of(folder)["model.layers.1.mlp.up_proj.weight"]
+    part = Checkpoint(folder).read("model.layers.1.mlp.up_proj.weight", 5, 7)
+    torch.testing.assert_close(part, expected[5:12], atol=0, rtol=0)
+
+
+def shrink(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], Any]) -> None:
+    tensors = tensors_of(folder)
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def edit_header(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = msgspec.json.decode(data[8 : 8 + length])
+    edit(header)
+    encoded = msgspec.json.encode(header)
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data[8 + length :])
+
+
+def only_pickles(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"anything")
+
+
+def index(folder: Path, **weight_map: str) -> None:
+    content = msgspec.json.encode({"weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_bytes(content)
+
+
+NORM = "model.norm.weight"
+BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (shrink, r"model.safetensors is truncated: .* ends at byte \d+ of \d+"),
+    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "truncated or not safetensors"),
+    "no safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 64), "not safetensors"),
+    "broken header": (
+        lambda f: (f / "model.safetensors").write_bytes((4).to_bytes(8, "little") + b"{{{{"),
+        "header of model.safetensors is malformed",
+    ),
+    "negative offset": (
+        lambda f: edit_header(f, lambda h: h[NORM].update(data_offsets=[-256, 0])),
+        "offsets -256–0 do not fit",
+    ),
+    "wrong length": (
+        lambda f: edit_header(f, lambda h: h[NORM].update(data_offsets=[0, 8])),
+        r"'model.norm.weight' .* offsets 0–8 do not fit \(64,\)",
+    ),
+    "unknown type": (lambda f: edit_header(f, lambda h: h[NORM].update(dtype="X9")), "unknown type 'X9'"),
+    "integers": (
+        lambda f: edit_tensors(f, lambda t: t.update({NORM: torch.ones(64, dtype=torch.int32)})),
+        "'model.norm.weight' is stored as int32",
+    ),
+    "missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop(NORM)), "lacks 'model.norm.weight'"),
+    "misshapen tensor": (
+        lambda f: edit_tensors(f, lambda t: t.update({NORM: torch.ones(63)})),
+        r"'model.norm.weight' has the shape \[63\]; config.json implies \[64\]",
+    ),
+    "surplus tensor": (
+        lambda f: edit_tensors(f, lambda t: t.update(extra=torch.ones(1))),
+        "does not use: 'extra'",
+    ),
+    "pickle": (only_pickles, "pytorch_model.bin is a pickle"),
+    "nothing": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+    "missing shard": (lambda f: index(f, a="gone.safetensors"), "names 'gone.safetensors', which is missing"),
+    "shard elsewhere": (lambda f: index(f, a="../model/model.safetensors"), "outside of the checkpoint"),
+    "broken promise": (lambda f: index(f, a="model.safetensors"), "promises 'a', but no shard has it"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json is malformed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_are_named(case: str, folder: Path) -> None:
+    spoil, message = BAD_FILES[case]
+    spoil(folder)
+    with pytest.raises(StartupError, match=message):
+        load_all(folder)
+
+
+def test_a_file_that_shrinks_while_it_is_read(folder: Path) -> None:
+    checkpoint = Checkpoint(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(StartupError, match="became shorter while"):
+        checkpoint.read(NORM, 0, 64)
+
+
+def test_a_tied_head_may_be_stored_twice(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", tie_word_embeddings=True)
+    save_file({**tensors_of(folder), "lm_head.weight": torch.zeros(96, 64)}, folder / "model.safetensors")
+    load_all(folder)
+
+
+BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
+    "architecture": ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*Tern knows LlamaForCausalLM"),
+    "no architecture": ({"architectures": []}, "Tern knows LlamaForCausalLM"),
+    "own code": ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
+    "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "quantized \\('gptq'\\)"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported for Llama"),
+    "window": ({"sliding_window": 64}, "sliding_window = 64 is not supported"),
+    "partial rotation": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+    "rope type": ({"rope_scaling": {"type": "longrope", "factor": 2}}, "rope_type 'longrope'.*knows default"),
+    "rope without factor": ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs 'factor'"),
+    "rope with more": ({"rope_scaling": {"rope_type": "linear", "factor": 2, "x": 1}}, "unknown field `x`"),
+    "rope in part": ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25"),
+    "heads": ({"num_key_value_heads": 3}, "4 heads, 3 KV heads"),
+    "no size": ({"hidden_size": 0}, "hidden_size"),
+    "wrong type": ({"vocab_size": "many"}, "vocab_size"),
+    "dtype": ({"dtype": "float64"}, "dtype is 'float64'; Tern computes in float32"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_what_would_change_the_maths_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    changes, message = BAD_CONFIGS[case]
+    checkpoint = Checkpoint(write_config(tmp_path / "model", **changes), with_weights=False)
+    with pytest.raises(StartupError, match=message):
+        build(checkpoint, "auto", Group())
+
+
+def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="is not a folder"):
+        TorchRunner(worker_config(tmp_path / "nowhere", tmp_path), quiet)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [(2, None, (2,)), ([2, 3], None, (2, 3)), (2, [4, 5], (4, 5)), (None, None, ()), (None, 7, (7,))],
+)
+def test_end_of_sequence_ids(config: object, generation: object, expected: object, tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", eos_token_id=config)
+    (folder / "generation_config.json").write_bytes(msgspec.json.encode({"eos_token_id": generation}))
+    assert Checkpoint(folder, with_weights=False).eos_token_ids() == expected
+
+
+def test_fingerprint_follows_config_and_headers(folder: Path) -> None:
+    before = Checkpoint(folder).fingerprint("float32")
+    assert Checkpoint(folder).fingerprint("float32") == before
+    assert Checkpoint(folder).fingerprint("bfloat16") != before
+    edit_tensors(folder, lambda t: t.update({NORM: torch.ones(64, dtype=torch.float16)}))
+    assert Checkpoint(folder).fingerprint("float32") != before

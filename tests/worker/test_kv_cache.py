@@ -1,0 +1,75 @@
+"""How many blocks fit, and what is said when too few do."""
+
+from dataclasses import replace
+
+import pytest
+
+from protocol.config import CacheOptions
+from protocol.errors import OutOfMemory, StartupError
+from worker.kv_cache import MOST_BYTES, KVBudget, available_memory, fit
+
+MIB = 1 << 20
+BUDGET = KVBudget(
+    options=CacheOptions(block_size=16),
+    block_bytes=MIB,
+    max_num_seqs=4,
+    model_len=1000,
+    wanted_len=0,
+    available_bytes=400 * MIB,
+)
+
+
+def with_options(num_kv_blocks: int = 0, kv_cache_memory: int = 0) -> KVBudget:
+    options = CacheOptions(block_size=16, num_kv_blocks=num_kv_blocks, kv_cache_memory=kv_cache_memory)
+    return replace(BUDGET, options=options)
+
+
+def test_a_quarter_of_what_is_available() -> None:
+    assert fit(BUDGET) == (100, 1000)
+
+
+def test_not_more_than_can_be_used() -> None:
+    assert fit(replace(BUDGET, wanted_len=160)) == (4 * 10, 160)
+
+
+def test_not_more_than_the_most() -> None:
+    plenty = replace(BUDGET, available_bytes=100 * MOST_BYTES, max_num_seqs=4096)
+    assert fit(plenty)[0] == MOST_BYTES // MIB
+
+
+def test_the_memory_bounds_the_context() -> None:
+    assert fit(replace(BUDGET, available_bytes=40 * MIB)) == (10, 160)
+
+
+def test_given_blocks_and_given_memory() -> None:
+    assert fit(with_options(num_kv_blocks=7)) == (7, 112)
+    assert fit(with_options(kv_cache_memory=9 * MIB + 5)) == (9, 144)
+    assert fit(with_options(num_kv_blocks=7, kv_cache_memory=9 * MIB)) == (7, 112)
+
+
+def test_longer_than_the_model() -> None:
+    with pytest.raises(StartupError, match="--max-model-len 2000 is longer than the model's 1000") as caught:
+        fit(replace(BUDGET, wanted_len=2000))
+    assert "at most 1000" in caught.value.hint
+
+
+def test_not_one_block() -> None:
+    with pytest.raises(OutOfMemory, match=r"not one KV block fits: a block of 16 .* 1.0 MiB") as caught:
+        fit(replace(BUDGET, available_bytes=MIB))
+    assert "--kv-cache-memory" in caught.value.hint
+
+
+def test_not_one_sequence() -> None:
+    with pytest.raises(OutOfMemory, match=r"--max-model-len 320 needs 20.0 MiB of KV") as caught:
+        fit(replace(BUDGET, wanted_len=320, available_bytes=40 * MIB))
+    assert "--max-model-len 160 would fit" in caught.value.hint
+
+
+@pytest.mark.parametrize("options", [{"num_kv_blocks": 401}, {"kv_cache_memory": 401 * MIB}])
+def test_more_than_there_is(options: dict[str, int]) -> None:
+    with pytest.raises(OutOfMemory, match=r"401.* 400.0 MiB are available"):
+        fit(with_options(**options))
+
+
+def test_available_memory_is_a_plausible_number() -> None:
+    assert MIB < available_memory() < 1 << 50

@@ -1,0 +1,73 @@
+"""Both forms of a weight multiply alike, and ranks get their parts."""
+
+import pytest
+import torch
+
+from protocol.errors import StartupError
+from worker.parallel import Group, Span
+from worker.quantization import unquantized
+from worker.quantization.unquantized import Unquantized
+from worker.weights import Wants, load, random_parts
+
+
+def linear(dtype: torch.dtype, *, bias: bool) -> tuple[Unquantized, torch.Tensor, torch.Tensor]:
+    """(the method, its whole weight, its whole bias)"""
+    wants = Wants(dtype)
+    method = Unquantized()
+    rows = {"a": Span(24, 0, 24), "b": Span(8, 0, 8)}
+    method.create(wants.scope(), rows, Span(40, 0, 40), bias=bias)
+    parts = {name: torch.randn(want.shape).to(dtype) for name, want in wants.tensors.items()}
+    load(wants, parts.items(), lambda *_: None)
+    zeros = torch.zeros(24, dtype=dtype), torch.zeros(8, dtype=dtype)
+    biases = (parts["a.bias"], parts["b.bias"]) if bias else zeros
+    return method, torch.cat((parts["a.weight"], parts["b.weight"])), torch.cat(biases)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("small", [False, True])
+def test_rows_are_multiplied_alike_in_every_form(
+    dtype: torch.dtype, bias: bool, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unquantized, "SMALL_BYTES", 1 << 20 if small else 0)
+    method, weight, offset = linear(dtype, bias=bias)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.3  # sums of 40 products of about 1
+    for count in (1, 3, 4, 9, 64):
+        x, add = torch.randn(count, 40).to(dtype), torch.randn(count, 32).to(dtype)
+        expected = x.float() @ weight.float().t() + offset.float()
+        assert (method.multiply(x).float() - expected).abs().max() < tolerance
+        assert (method.multiply(x, add).float() - expected - add.float()).abs().max() < tolerance
+
+
+def test_a_large_weight_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unquantized, "SMALL_BYTES", 0)
+    method, _, _ = linear(torch.float32, bias=False)
+    assert (method.plain is None) == (method.packed is not None)
+
+
+def group(rank: int, size: int) -> Group:
+    """A rank that never meets the others."""
+    found = Group()
+    found.rank, found.size = rank, size
+    return found
+
+
+def test_spans() -> None:
+    assert group(1, 2).span(6, "x") == Span(6, 3, 3)
+    assert group(1, 2).span(6, "x").times(10) == Span(60, 30, 30)
+    assert [group(rank, 4).shared_span(2, "x").start for rank in range(4)] == [0, 0, 1, 1]
+    assert group(1, 2).shared_span(2, "x") == Span(2, 1, 1)
+    with pytest.raises(StartupError, match=r"x is 6, which --tensor-parallel-size 4 does not divide"):
+        group(0, 4).span(6, "x")
+    with pytest.raises(StartupError, match=r"x is 2, which --tensor-parallel-size 3"):
+        group(0, 3).shared_span(2, "x")
+
+
+def test_random_weights_are_parts_of_one_whole() -> None:
+    """Each rank of a dummy model gets its part of the same matrix."""
+    parts = []
+    for span in (Span(8, 0, 8), Span(8, 0, 4), Span(8, 4, 4)):
+        wants = Wants(torch.float32)
+        Unquantized().create(wants.scope(), {"a": span}, Span(6, 0, 6), bias=False)
+        parts.append(dict(random_parts(wants))["a.weight"])
+    torch.testing.assert_close(parts[0], torch.cat(parts[1:]), atol=0, rtol=0)
