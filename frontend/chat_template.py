@@ -72,7 +72,7 @@ class ChatTemplate:
         """The prompt. Raises InvalidRequest with what the template says against the messages."""
         chat = [self._adapt(message) for message in messages]
         if continue_final_message:
-            chat[-1] = {**chat[-1], "content": chat[-1]["content"] + _MARK}
+            chat[-1] = {**chat[-1], "content": _marked(chat[-1]["content"])}
         try:
             text = self._template.render(
                 messages=chat,
@@ -113,6 +113,16 @@ class ChatTemplate:
         except Exception:  # arbitrary code, see render
             return False
         return "one" in text and "two" in text and "text" not in text
+
+
+def _marked(content: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content + _MARK
+    if not content:
+        raise InvalidRequest(
+            "continue_final_message: the last message has no text", param="continue_final_message"
+        )
+    return [*content[:-1], {**content[-1], "text": content[-1]["text"] + _MARK}]
 
 
 def _until_mark(text: str) -> str:

@@ -41,10 +41,18 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_listening = on_listening
+        self._stopped = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_listening()
+
+    async def main_loop(self) -> None:
+        """Until `stop`. The original wakes ten times a second, to look at what we do not use."""
+        await self._stopped.wait()
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()
@@ -114,7 +122,7 @@ class Frontend:
     async def _drain(self, timeout_s: float) -> None:
         """The socket stays open meanwhile: who connects is told to come back, not left without an answer."""
         await self._service.door.drain(timeout_s)
-        self._server.should_exit = True
+        self._server.stop()
 
 
 def run(channel: ChildChannel, config: FrontendConfig) -> None:

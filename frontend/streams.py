@@ -132,10 +132,11 @@ class Generation:
         for choice in self.choices:
             choice.close("abort" if cancelled else "error")
 
-    async def run(self, write: Callable[[Choice], Awaitable[None]]) -> None:
+    def run(self, write: Callable[[Choice], Awaitable[None]]) -> Awaitable[None]:
         """Write every choice, all at once. Raises the first error; the others are then cancelled."""
-        if len(self.choices) == 1:
-            return await write(self.choices[0])
+        return write(self.choices[0]) if len(self.choices) == 1 else self._run_all(write)
+
+    async def _run_all(self, write: Callable[[Choice], Awaitable[None]]) -> None:
         tasks = [asyncio.ensure_future(write(choice)) for choice in self.choices]
         try:
             await asyncio.gather(*tasks)

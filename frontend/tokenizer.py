@@ -17,7 +17,7 @@ from tokenizers import decoders
 
 from protocol.errors import StartupError
 
-from .detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer
+from .detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, TokenTexts, WindowDetokenizer
 
 T = TypeVar("T")
 
@@ -55,14 +55,21 @@ class Tokenizer:
         special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._byte_level = isinstance(self._backend.decoder, decoders.ByteLevel)
         self._bytes = TokenBytes(self._backend.id_to_token, frozenset(), byte_level=self._byte_level)
-        self._visible_bytes = TokenBytes(self._backend.id_to_token, special, byte_level=self._byte_level)
+        visible = TokenBytes(self._backend.id_to_token, special, byte_level=self._byte_level)
+        self._texts = TokenTexts(self._bytes)
+        self._visible_texts = TokenTexts(visible)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text. Special tokens written out in it count as such."""
-        if len(text) <= INLINE_CHARS:
-            return self._encode(text, add_special_tokens)
-        return await self.in_thread(lambda: self._encode(text, add_special_tokens))
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Ids of each text. Special tokens written out in one count as such."""
+        if sum(map(len, texts)) <= INLINE_CHARS:
+            return self.encode_now(texts, add_special_tokens=add_special_tokens)
+        return await self.in_thread(lambda: self.encode_now(texts, add_special_tokens=add_special_tokens))
+
+    def encode_now(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """The same, while the event loop stands still: 0.2 µs a character."""
+        encode = self._backend.encode
+        return [encode(text, add_special_tokens=add_special_tokens).ids for text in texts]
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run long work on text beside the event loop."""
@@ -75,7 +82,7 @@ class Tokenizer:
     def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
         """A new one, for one answer."""
         if self._byte_level:
-            return ByteLevelDetokenizer(self._visible_bytes if skip_special_tokens else self._bytes)
+            return ByteLevelDetokenizer(self._visible_texts if skip_special_tokens else self._texts)
         return WindowDetokenizer(
             functools.partial(self._backend.decode, skip_special_tokens=skip_special_tokens)
         )
@@ -87,9 +94,6 @@ class Tokenizer:
     def token_strings(self, ids: Iterable[int]) -> list[str]:
         """Names of tokens as the vocabulary spells them."""
         return [self._backend.id_to_token(token_id) or "" for token_id in ids]
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
 
 def read_json(path: Path) -> dict[str, Any]:

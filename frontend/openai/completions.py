@@ -23,7 +23,7 @@ from .events import NULL_FINISH, EventStream
 from .fields import GenerationFields, NumLogprobs, make_wish
 from .logprobs import CompletionLogprobs, completion_logprobs
 from .parse import parse, read_body
-from .prompting import check_not_empty, encode_text
+from .prompting import check_not_empty, encode_texts
 from .refused import COMPLETIONS, Refusals
 from .usage import UsageBody, usage_body
 
@@ -108,7 +108,7 @@ class Completions:
                 f"prompt: {count} answers (prompts times n) are over {MAX_CHOICES}", param="prompt"
             )
         if texts:
-            prompts = [await encode_text(service, text, facts, add_special_tokens=special) for text in texts]
+            prompts = await encode_texts(service, texts, facts, add_special_tokens=special)
         else:
             prompts = [Prompt(one) for one in id_lists or [ids]]
         check_not_empty(prompts, "prompt")

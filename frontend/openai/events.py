@@ -6,6 +6,7 @@ event, the usage and [DONE] as one write. The response starts with the first tok
 which the engine core refuses gets its status, not a broken stream.
 """
 
+from collections.abc import Awaitable
 from typing import Protocol
 
 import msgspec
@@ -65,9 +66,9 @@ class EventStream:
         self._unfinished = len(generation.choices)
         self._started = False
 
-    async def run(self) -> None:
+    def run(self) -> Awaitable[None]:
         """Raises what the choices raise; then the stream is left without its end."""
-        await self._generation.run(self._write)
+        return self._generation.run(self._write)
 
     async def _write(self, choice: Choice) -> None:
         send = self._send

@@ -10,8 +10,11 @@ from ..chat_template import RESERVED
 from ..service import Service
 from ..streams import Prompt
 from ..tokenizer import INLINE_CHARS
-from .fields import check_text_length
+from .fields import CHARS_PER_TOKEN, check_text_length
 from .messages import ChatMessage, num_chars, template_messages
+
+MESSAGE_CHARS = CHARS_PER_TOKEN
+"""What a message adds to the length of its content: at least a token, in any template."""
 
 
 class ChatFields(Protocol):
@@ -53,9 +56,9 @@ async def encode_chat(
             "continue_final_message: cannot be combined with add_generation_prompt",
             param="continue_final_message",
         )
-    chars = num_chars(chat)
+    size = num_chars(chat) + len(chat) * MESSAGE_CHARS
     if facts is not None:
-        check_text_length(chars, facts, "messages")
+        check_text_length(size, facts, "messages")
 
     def render() -> str:
         return template.render(
@@ -65,18 +68,19 @@ async def encode_chat(
             variables=variables,
         )
 
-    text = render() if chars <= INLINE_CHARS else await service.tokenizer.in_thread(render)
-    ids = await service.tokenizer.encode(text, add_special_tokens=bool(fields.add_special_tokens))
-    return Prompt(ids, text)
+    text = render() if size <= INLINE_CHARS else await service.tokenizer.in_thread(render)
+    ids = await service.tokenizer.encode([text], add_special_tokens=bool(fields.add_special_tokens))
+    return Prompt(ids[0], text)
 
 
-async def encode_text(
-    service: Service, text: str, facts: EngineFacts | None, *, add_special_tokens: bool
-) -> Prompt:
+async def encode_texts(
+    service: Service, texts: Sequence[str], facts: EngineFacts | None, *, add_special_tokens: bool
+) -> list[Prompt]:
     """Tokenize. Raises InvalidRequest."""
     if facts is not None:
-        check_text_length(len(text), facts, "prompt")
-    return Prompt(await service.tokenizer.encode(text, add_special_tokens=add_special_tokens), text)
+        check_text_length(max(map(len, texts)), facts, "prompt")
+    ids = await service.tokenizer.encode(texts, add_special_tokens=add_special_tokens)
+    return [Prompt(one, text) for one, text in zip(ids, texts, strict=True)]
 
 
 def check_not_empty(prompts: Sequence[Prompt], param: str) -> None:

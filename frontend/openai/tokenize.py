@@ -13,7 +13,7 @@ from ..responses import send_json
 from ..service import Service
 from .messages import Messages
 from .parse import parse, read_body
-from .prompting import encode_chat, encode_text
+from .prompting import encode_chat, encode_texts
 
 
 class TokenizeRequest(Struct, frozen=True, kw_only=True):
@@ -63,7 +63,8 @@ class Tokenization:
             prompt = await encode_chat(service, request.messages, request, None)
         else:
             special = request.add_special_tokens is not False
-            prompt = await encode_text(service, request.prompt or "", None, add_special_tokens=special)
+            texts = [request.prompt or ""]
+            (prompt,) = await encode_texts(service, texts, None, add_special_tokens=special)
         facts, ids = service.client.facts, prompt.token_ids
         names = service.tokenizer.token_strings(ids) if request.return_token_strs else UNSET
         await send_json(send, TokenizeResponse(len(ids), facts.max_model_len if facts else None, ids, names))

@@ -1,0 +1,197 @@
+"""The frontend as a real process, with a test in the supervisor's place."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from protocol.config import FrontendConfig, FrontendOptions, ModelOptions
+from protocol.control import (
+    Drain,
+    EngineAt,
+    Failed,
+    Phase,
+    Quit,
+    Ready,
+    Start,
+    SupervisorChannel,
+    channel_pair,
+)
+from tests.frontend.conftest import MakeEngine, events, text_of
+from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
+
+Ids = Callable[[str], list[int]]
+ROOT = Path(__file__).parents[2]
+REQUEST = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+
+
+class Child:
+    """A frontend process, its control channel and its URL."""
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: SupervisorChannel, url: str) -> None:
+        self.process = process
+        self.channel = channel
+        self.http = httpx2.AsyncClient(base_url=url, timeout=DEADLINE_S)
+
+    async def receive(self) -> Any:
+        return await asyncio.wait_for(asyncio.to_thread(self.channel.receive, wait=True), DEADLINE_S)
+
+    async def ready(self) -> Ready:
+        while isinstance(message := await self.receive(), Phase):
+            pass
+        assert isinstance(message, Ready), message
+        return message
+
+    async def attach(self, engine: FakeEngine) -> None:
+        self.channel.send(EngineAt(1, engine.endpoint, ""))
+        await engine.until(lambda: engine.num_attached)
+        async with asyncio.timeout(DEADLINE_S):
+            while (await self.http.get("/health/ready")).status_code != 200:
+                pass
+
+    async def exit_code(self) -> int:
+        return await asyncio.wait_for(self.process.wait(), DEADLINE_S)
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        self.channel.close()
+        if self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+
+Spawn = Callable[..., Any]
+
+
+@pytest.fixture
+async def spawn(model_folder: Path) -> AsyncIterator[Spawn]:
+    children: list[Child] = []
+
+    async def start(model: Path = model_folder, metrics_dir: str = "", index: int = 0) -> Child:
+        channel, theirs = channel_pair()
+        with socket.create_server(("127.0.0.1", 0)) as listener, theirs:
+            arguments = ["-m", "frontend", "--control-fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+            descriptors = (theirs.fileno(), listener.fileno())
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *arguments, cwd=ROOT, pass_fds=descriptors
+            )
+            config = FrontendConfig(
+                incarnation=index + 1,
+                index=index,
+                listen_fd=listener.fileno(),
+                model=ModelOptions(model=str(model), served_model_name=("tiny",)),
+                frontend=FrontendOptions(),
+                metrics_dir=metrics_dir,
+            )
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        channel.send(Start(config))
+        children.append(Child(process, channel, url))
+        return children[-1]
+
+    yield start
+    for child in children:
+        await child.close()
+
+
+async def test_from_start_to_drain(
+    spawn: Spawn, engine: FakeEngine, make_engine: MakeEngine, ids: Ids
+) -> None:
+    child = await spawn()
+    assert (await child.ready()).facts["models"] == "tiny"
+    assert (await child.http.get("/health/live")).status_code == 200
+    assert (await child.http.get("/health/ready")).status_code == 503
+    assert (await child.http.post("/v1/chat/completions", json=REQUEST)).status_code == 503
+
+    await child.attach(engine)
+    engine.answer, engine.pause_at = ids("From pole to pole"), 1
+    async with child.http.stream("POST", "/v1/chat/completions", json=REQUEST) as response:
+        engine.close()  # killed, in the middle of the stream
+        successor = make_engine()
+        successor.answer = ids("From pole to pole")
+        successor.pause_at = 1
+        await child.attach(successor)
+        await successor.until(lambda: successor.submits)
+        child.channel.send(Drain(DEADLINE_S))
+        async with httpx2.AsyncClient(base_url=child.http.base_url, timeout=DEADLINE_S) as other:
+            while (refused := await other.get("/health/ready")).status_code != 503:
+                pass
+            assert refused.headers["retry-after"]
+        successor.resume()
+        assert text_of(await events(response)) == "From pole to pole"
+    assert await child.exit_code() == 0
+
+
+async def test_draining_is_over_in_time(spawn: Spawn, engine: FakeEngine, ids: Ids) -> None:
+    child = await spawn()
+    await child.ready()
+    await child.attach(engine)
+    engine.answer, engine.pause_at = ids("From pole to pole"), 1
+    lines: list[str] = []
+
+    async def read() -> None:
+        async with child.http.stream("POST", "/v1/chat/completions", json=REQUEST) as response:
+            child.channel.send(Drain(0.05))
+            async for line in response.aiter_lines():
+                lines.append(line)
+
+    with pytest.raises(httpx2.RemoteProtocolError):
+        await read()
+    last = [line for line in lines if line][-1]
+    assert msgspec.json.decode(last.removeprefix("data: "))["error"]["code"] == "unavailable"
+    assert await child.exit_code() == 0
+    await engine.until(lambda: engine.aborted)
+
+
+async def test_quit_and_the_supervisors_death_end_it_at_once(spawn: Spawn) -> None:
+    told, orphan = await spawn(), await spawn()
+    await told.ready()
+    await orphan.ready()
+    told.channel.send(Quit())
+    orphan.channel.close()
+    assert await told.exit_code() == 0
+    assert await orphan.exit_code() == 0
+
+
+async def test_a_start_that_fails_says_why(spawn: Spawn, tmp_path: Path) -> None:
+    child = await spawn(model=tmp_path)
+    assert isinstance(await child.receive(), Phase)
+    failed = await child.receive()
+    assert isinstance(failed, Failed)
+    assert "tokenizer.json" in failed.message
+    assert failed.hint
+    assert await child.exit_code() == failed.exit_code == 78
+
+
+async def test_several_frontends_share_their_metrics(
+    spawn: Spawn, engine: FakeEngine, make_engine: MakeEngine, ids: Ids, tmp_path: Path
+) -> None:
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    engines = [engine, make_engine()]
+    children = [await spawn(metrics_dir=str(folder), index=index) for index in range(2)]
+    for child, one in zip(children, engines, strict=True):
+        await child.ready()
+        await child.attach(one)
+        one.answer = ids("x")
+        assert (await child.http.post("/v1/completions", json={"prompt": "x"})).status_code == 200
+    for child in children:
+        assert (
+            'tern_request_success_total{finished_reason="length"} 2.0'
+            in (await child.http.get("/metrics")).text
+        )
+
+
+async def test_it_starts_light() -> None:
+    code = "import frontend.process, sys; print(*sys.modules)"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    loaded = {name.split(".")[0] for name in (await process.communicate())[0].decode().split()}
+    assert not loaded & {"torch", "transformers", "numpy", "pydantic"}
