@@ -547,7 +547,7 @@ def main() -> None:
     )
     parser.add_argument("--draft", action="store_true", help="train the draft instead of the target")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=None, help="wall time; default 68, the draft 7")
+    parser.add_argument("--minutes", type=float, default=None, help="wall time; default 40, the draft 5")
     parser.add_argument(
         "--steps", type=int, default=None, help="instead of --minutes: exactly this many steps"
     )
@@ -565,7 +565,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     args.out = args.out or MODELS / ("tern-mini-draft" if args.draft else "tern-mini")
-    args.minutes = args.minutes or (7.0 if args.draft else 68.0)
+    args.minutes = args.minutes or (5.0 if args.draft else 40.0)
     # The workers inherit these: with glibc's defaults a fifth of a step is page faults in fresh mappings.
     os.environ |= {
         "MALLOC_MMAP_MAX_": "0",
