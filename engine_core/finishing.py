@@ -4,6 +4,7 @@ from protocol import columns
 from protocol.messages import NO_TOKEN, Finish, PromptLogprobs
 from protocol.steps import StepResult
 
+from .clients import Client
 from .request import Request, State
 from .scheduler import PlannedStep
 
@@ -17,15 +18,15 @@ def deliver(planned: PlannedStep, result: StepResult) -> tuple[list[Request], in
     finished: list[Request] = []
     num_tokens = 0
     ended = State.ENDED
-    row_of: dict[int, tuple[Request, int]] = {}
-    wants_logprobs = result.logprobs is not None
+    row_of: dict[int, tuple[Client, int]] = {}
+    logprobs = result.logprobs
     tokens = columns.unpack_ids(result.token_ids)
     for row, (request, token) in enumerate(zip(planned.rows, tokens, strict=True)):
         if token == NO_TOKEN or request.state is ended:
             continue
         client, token_ids = request.client, request.token_ids
-        if wants_logprobs:
-            row_of[row] = request, len(client.rows)
+        if logprobs is not None:
+            row_of[row] = client, len(client.rows)
         client.rows.append((request.request_id, len(token_ids) - request.num_prompt_tokens, token))
         token_ids.append(token)
         num_tokens += 1
@@ -37,11 +38,11 @@ def deliver(planned: PlannedStep, result: StepResult) -> tuple[list[Request], in
             finish = Finish.LENGTH
         client.ends.append((len(client.rows) - 1, finish))
         finished.append(request)
-    if result.logprobs is not None:
-        for place, row in enumerate(columns.unpack(columns.UINT32, result.logprobs.rows)):
+    if logprobs is not None:
+        for place, row in enumerate(columns.unpack(columns.UINT32, logprobs.rows)):
             if row in row_of:
-                request, ours = row_of[row]
-                request.client.logprobs.append((ours, result.logprobs, place))
+                client, ours = row_of[row]
+                client.logprobs.append((ours, logprobs, place))
     for row, first_position, block in result.prompt_logprobs:
         request = planned.rows[row]
         if request.state is not ended:

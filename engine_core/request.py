@@ -5,7 +5,8 @@
                  [ num_computed_tokens: KV planned so far ──────────────▶ ]
 
 A request that has computed all it knows is *decoding*: each step computes the token that the step
-before sampled, known or still in flight, so its next position is simply `num_computed_tokens`.
+before sampled, known or still in flight. How far it is then follows from the number of the step
+(`Scheduler.num_computed_tokens`); the field here counts up to `decoding_since`.
 """
 
 from array import array
@@ -35,8 +36,9 @@ class Request:
         "cache_salt",
         "client",
         "deadline",
+        "decoding_since",
+        "due_step",
         "failed_steps",
-        "horizon",
         "max_total_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -82,8 +84,10 @@ class Request:
         self.num_computed_tokens = 0
         self.num_cached_tokens = -1
         """Tokens found in the prefix cache when it first ran; -1 before."""
-        self.horizon = 0
-        """The position at which decoding needs a decision: a new block, or that it has reached its end."""
+        self.decoding_since = 0
+        """Of a decoding request: the step up to which `num_computed_tokens` counts."""
+        self.due_step = -1
+        """Of a decoding request: the step that needs a decision first: a new block, or that it is the end."""
         self.failed_steps = 0
 
     @property

@@ -52,6 +52,8 @@ class Scheduler:
         self._caching = cache.enable_prefix_caching
         self._step = 0
         self.decoding: dict[Request, None] = {}
+        self._due: dict[int, list[Request]] = {}
+        """By step number: who needs a decision before that step is planned. Nobody else is looked at."""
         self.prefilling: dict[Request, None] = {}
         self.spent: dict[Request, None] = {}
         self.reset(epoch=0, facts=facts)
@@ -68,6 +70,7 @@ class Scheduler:
         self.pool = BlockPool(facts.num_blocks, self.prefix_cache.is_cached, self.prefix_cache.evict)
         self.free_slots = list(range(facts.max_num_seqs - 1, -1, -1))
         self.decoding.clear()
+        self._due.clear()
         self.prefilling.clear()
         self.spent.clear()
         self._released: list[int] = []
@@ -137,8 +140,6 @@ class Scheduler:
         if not decodes and not chunks:
             return None
 
-        for request in decodes:
-            request.num_computed_tokens += 1
         self._step += 1
         slots, counts = self._decode_slots, _ONE * len(decodes)
         if chunks:
@@ -179,13 +180,13 @@ class Scheduler:
 
         Returns those requests; None if that needs blocks which only a result in flight can bring.
         """
-        due = [request for request in self.decoding if request.num_computed_tokens >= request.horizon]
+        step = self._step + 1
+        due = [request for request in self._due.get(step, ()) if request.due_step == step]
         growing: list[Request] = []
         for request in due:
-            if request.num_computed_tokens >= request.max_total_tokens - 1:
-                del self.decoding[request]
+            if self.num_computed_tokens(request) >= request.max_total_tokens - 1:
+                self._stop_decoding(request)
                 self.spent[request] = None
-                self._decode_rows = None
             else:
                 growing.append(request)
         while len(growing) > self.pool.num_free:
@@ -197,10 +198,11 @@ class Scheduler:
                 self._preempt(victim)
                 if victim in growing:
                     growing.remove(victim)
+        self._due.pop(step, None)
         for request in growing:
             self._register_full_blocks(request)
             request.block_table.append(self.pool.take())
-            self._set_horizon(request)
+            self._set_due_step(request)
         return growing
 
     def _decode_batch(self) -> tuple[Request, ...]:
@@ -210,9 +212,32 @@ class Scheduler:
             self._decode_slots = columns.pack_ids(request.slot for request in self._decode_rows)
         return self._decode_rows
 
-    def _set_horizon(self, request: Request) -> None:
+    def num_computed_tokens(self, request: Request) -> int:
+        """Tokens whose KV is planned. Each step computes one more of every decoding request, so theirs
+        follow from the step number, and a step costs nothing per request that needs no decision."""
+        if request in self.decoding:
+            return request.num_computed_tokens + self._step - request.decoding_since
+        return request.num_computed_tokens
+
+    def _start_decoding(self, request: Request, step: int) -> None:
+        """`step` is the last one that did not yet decode it."""
+        self.decoding[request] = None
+        request.decoding_since = step
+        self._decode_rows = None
+        self._set_due_step(request)
+
+    def _stop_decoding(self, request: Request) -> None:
+        request.num_computed_tokens = self.num_computed_tokens(request)
+        del self.decoding[request]
+        request.due_step = -1
+        self._decode_rows = None
+
+    def _set_due_step(self, request: Request) -> None:
+        """The step that would leave its last block, or go beyond its last token."""
         capacity = len(request.block_table) * self.facts.block_size
-        request.horizon = min(capacity, request.max_total_tokens - 1)
+        horizon = min(capacity, request.max_total_tokens - 1)
+        request.due_step = request.decoding_since + 1 + horizon - request.num_computed_tokens
+        self._due.setdefault(request.due_step, []).append(request)
 
     # ── inside: prompts ─────────────────────────────────────────────────────────────────────────
 
@@ -229,9 +254,7 @@ class Scheduler:
         self._register_full_blocks(request)
         if count == remaining:
             del self.prefilling[request]
-            self.decoding[request] = None
-            self._decode_rows = None
-            self._set_horizon(request)
+            self._start_decoding(request, self._step + 1)
         return count
 
     def _admit(self, request: Request) -> SequenceStart | None:
@@ -282,7 +305,8 @@ class Scheduler:
         cache = self.prefix_cache
         if not cache.enabled:
             return
-        full = min(request.num_computed_tokens, request.num_tokens) // self.facts.block_size
+        computed = self.num_computed_tokens(request)
+        full = min(computed, request.num_tokens) // self.facts.block_size
         if full > len(request.block_keys):
             self._extend_keys(request)
         for index in range(request.num_findable_blocks, full):
@@ -307,9 +331,10 @@ class Scheduler:
         self.pool.settle(self._step)
 
     def _leave(self, request: Request) -> None:
-        for group in (self.decoding, self.prefilling, self.spent):
-            group.pop(request, None)
-        self._decode_rows = None
+        if request in self.decoding:
+            self._stop_decoding(request)
+        self.prefilling.pop(request, None)
+        self.spent.pop(request, None)
         self._released.append(request.slot)
         self.free_slots.append(request.slot)
         fence = self.in_flight[-1].plan.step if self.in_flight else self._step
@@ -338,9 +363,12 @@ class Scheduler:
             slots.add(request.slot)
             for block in request.block_table:
                 holders[block] = holders.get(block, 0) + 1
-            assert request.num_computed_tokens <= len(request.block_table) * self.facts.block_size
+            computed = self.num_computed_tokens(request)
+            assert computed <= len(request.block_table) * self.facts.block_size
             assert request.num_tokens <= request.max_total_tokens
-            assert request.num_computed_tokens < request.max_total_tokens, "computed past its last token"
+            assert computed < request.max_total_tokens, "computed past its last token"
+            if request in self.decoding:
+                assert request in self._due[request.due_step], "nobody will look at it when it is due"
         self.pool.check(holders)
         assert not slots & set(self.free_slots), "a slot is both free and taken"
         assert len(slots) + len(self.free_slots) == self.facts.max_num_seqs
@@ -353,6 +381,6 @@ class Scheduler:
         for key, block in self.prefix_cache.block_of.items():
             assert self.prefix_cache.key_of[block] == key
         for request in self.running():
-            full = min(request.num_computed_tokens, request.num_tokens) // self.facts.block_size
+            full = min(self.num_computed_tokens(request), request.num_tokens) // self.facts.block_size
             for key, block in zip(request.block_keys[:full], request.block_table, strict=False):
                 assert self.prefix_cache.key_of.get(block, key) == key, "a block's key is not that of its ids"
