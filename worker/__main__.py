@@ -22,9 +22,7 @@ def load(config: WorkerConfig, channel: ChildChannel, *, stub: bool) -> Runner:
 
         return StubRunner(config)
     report("importing torch", "", None)
-    # OpenMP's threads would spin between operations and take the cores from the rest of the stack: with a
-    # busy neighbour a step of 3 ms was seen to take 200. Read once, when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read when torch is loaded; see threads.py
     from .runner import TorchRunner
 
     return TorchRunner(config, report)

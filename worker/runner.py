@@ -5,7 +5,6 @@
 It knows no sockets and no requests; every rank of a group does the same and samples the same tokens.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from .logprobs import LogprobReports
 from .models.registry import build
 from .parallel import Group
 from .sampler import Sampler
+from .threads import StepThreads, physical_cores
 from .weights import Report, Wants, load, random_parts, stored_parts
 
 Ints = NDArray[np.int64]
@@ -42,13 +42,15 @@ class TorchRunner:
         if config.parallel.device == "cuda":
             raise StartupError("--device cuda: this build computes on the CPU", hint="use --device cpu")
         size = config.parallel.tensor_parallel_size
-        torch.set_num_threads(config.parallel.threads or max(physical_cores() // size, 1))
+        threads = config.parallel.threads or max(physical_cores() // size, 1)
+        torch.set_num_threads(threads)
         report("reading the checkpoint", "", None)
         dummy = config.model.load_format == "dummy"
         checkpoint = Checkpoint(Path(config.model.model), with_weights=not dummy)
         self.group = Group(config.rank, size, Path(config.group_dir))
         self.model, wants = build(checkpoint, config.model.dtype, self.group)
         self.facts = self._facts(config, checkpoint.eos_token_ids(), wants)
+        self.threads = StepThreads(threads, wants.num_bytes() // wants.dtype.itemsize)
         self.model_fingerprint = checkpoint.fingerprint(self.facts.dtype, config.model.load_format)
         load(wants, random_parts(wants) if dummy else stored_parts(wants, checkpoint), report)
 
@@ -81,6 +83,7 @@ class TorchRunner:
         if len(granted):
             self.cache.blank(granted)
         rows = batch.arrange(plan)
+        self.threads.set_for(len(rows.token_rows))
         token_ids, positions = batch.inputs(rows)
         context_lens = batch.num_computed[rows.slots] + rows.counts
         width = -(-int(context_lens.max()) // batch.block_size)
@@ -210,16 +213,6 @@ class TorchRunner:
             self.execute(StepPlan(0, 0, slot, columns.pack_ids([count]), started=(start,)))
             self.execute(StepPlan(0, 1, slot, columns.pack_ids([1])))
         self.reset()
-
-
-def physical_cores() -> int:
-    """Processor cores that this process may use, hyperthreads not counted."""
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-        names = [topology / "physical_package_id", topology / "core_id"]
-        cores.add(tuple(n.read_text() for n in names) if all(n.exists() for n in names) else (str(cpu),))
-    return len(cores)
 
 
 _NONE: Ints = np.empty(0, dtype=np.int64)

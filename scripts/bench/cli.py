@@ -35,7 +35,7 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
                 options.prompt_tokens,
                 options.tokens,
                 options.repetitions,
-                options.threads,
+                options.peer_threads,
                 serve_arguments,
                 peers=options.peers,
             )
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--prompt-tokens", type=int, default=64)
     one.add_argument("--tokens", type=int, default=128, help="of each answer")
     one.add_argument("--repetitions", type=int, default=3)
-    one.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the peers")
+    one.add_argument("--peer-threads", type=int, default=os.cpu_count() or 1)
     one.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
 
     one = benchmarks.add_parser("rest", help="memory, idle CPU and time to ready")

@@ -14,7 +14,8 @@ from protocol.config import ParallelOptions
 from protocol.errors import InternalError, OutOfMemory, StartupError
 from protocol.sampling import SamplingParams
 from tests.worker.driver import GREEDY, Driver, Resident, quiet, worker_config, write_config
-from worker.runner import TorchRunner, physical_cores
+from worker.runner import TorchRunner
+from worker.threads import StepThreads, physical_cores
 
 PROMPT = [5, 9, 13, 17, 21, 25, 29]
 SEEDED = SamplingParams(temperature=1.0, seed=11)
@@ -200,3 +201,18 @@ def test_cuda_is_refused_by_name(model: Path, tmp_path: Path) -> None:
 def test_threads(driver: Driver) -> None:
     assert torch.get_num_threads() == 1
     assert 1 <= physical_cores() <= 4096
+
+
+def test_small_steps_leave_the_other_cores_alone() -> None:
+    before = torch.get_num_threads()
+    try:
+        threads = StepThreads(most=2, num_weights=1_000_000)
+        chosen = []
+        for num_tokens in (1, 48, 49, 1000, 1):
+            threads.set_for(num_tokens)
+            chosen.append(torch.get_num_threads())
+        assert chosen == [1, 1, 2, 2, 1]
+        StepThreads(most=2, num_weights=1_000_000_000).set_for(1)
+        assert torch.get_num_threads() == 2, "one token of a large model is worth two threads"
+    finally:
+        torch.set_num_threads(before)
