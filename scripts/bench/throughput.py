@@ -43,9 +43,8 @@ async def measure(
 
     points = [Point(concurrency) for concurrency in concurrencies]
     with serving(["--model", model, *arguments]) as stack, transformers_peer(model, threads) as peer:
-        await _ours(stack, Point(1), prompts(1), num_tokens)
-        for _ in range(repetitions):
-            for point in points:
+        for repetition in range(-1, repetitions):  # the first is a warm-up of everyone, and is not counted
+            for point in points if repetition >= 0 else [Point(point.concurrency) for point in points]:
                 batch = prompts(point.concurrency)
                 await _ours(stack, point, batch, num_tokens)
                 if peers:
