@@ -4,8 +4,8 @@ A step is modelled as  seconds = base + per_prompt_token * prompt_tokens,  where
 decode steps and the slope follows the mixed ones.
 """
 
-_WEIGHT = 0.1
-"""Of the newest sample in the moving averages: a change shows within about ten steps."""
+_WEIGHT = 0.25
+"""Of the newest sample in the moving averages: a change shows within about five steps."""
 _LEAST_CHUNK = 16
 
 

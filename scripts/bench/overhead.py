@@ -3,11 +3,12 @@
 Compared in the same run with the least that any ASGI server must do per token: `await send(chunk)`.
 """
 
-import signal
+import asyncio
 import socket
 import statistics
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
 
 from protocol.client import EngineClient
@@ -70,13 +71,19 @@ async def _bare_send(num_streams: int, num_tokens: int) -> float:
         listener.listen(1024)
         port = listener.getsockname()[1]
         command = [sys.executable, "-m", "scripts.bench.bare_send", str(listener.fileno()), str(num_tokens)]
-        with subprocess.Popen(command, pass_fds=[listener.fileno()], stdout=subprocess.PIPE) as server:
+        with subprocess.Popen(command, pass_fds=[listener.fileno()]) as server:
             request = b"POST / HTTP/1.1\r\nHost: bench\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
             await together("127.0.0.1", port, [request])
+            before = await asyncio.to_thread(_cpu_s, port)
             await together("127.0.0.1", port, [request] * num_streams)
-            server.send_signal(signal.SIGINT)
-            seconds, _ = server.communicate()
-    return float(seconds) / (num_streams * num_tokens) * 1e6
+            seconds = await asyncio.to_thread(_cpu_s, port) - before
+            server.kill()
+    return seconds / (num_streams * num_tokens) * 1e6
+
+
+def _cpu_s(port: int) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/cpu", timeout=30) as response:
+        return float(response.read())
 
 
 def report(result: Overhead, num_streams: int) -> str:

@@ -1,5 +1,6 @@
 """What the stack takes when nobody asks for anything: memory, CPU, and the time until it is ready."""
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -32,6 +33,7 @@ async def measure_growth(arguments: list[str], num_requests: int, at_once: int) 
             await together(stack.host, stack.port, requests)
             done += at_once
             if done == at_once or done % max(num_requests // 5 // at_once * at_once, at_once) == 0:
+                await asyncio.sleep(0.5)  # connections that are on their way out
                 rows.append((done, {kind: stack.rss_mb(kind) for kind in _KINDS}, _open_files(stack)))
         lines = ["| after requests | " + " | ".join(f"{kind}, MB" for kind in _KINDS) + " | open files |"]
         lines += ["|---" * (len(_KINDS) + 2) + "|"]
