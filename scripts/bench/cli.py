@@ -1,10 +1,11 @@
 """`tern bench`: runs one benchmark and prints a table that begins with the machine."""
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
+
+import uvloop
 
 from scripts.model_path import BUNDLED
 
@@ -16,7 +17,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Options that this parser does not know are handed to `tern serve`."""
     options, serve_arguments = _parser().parse_known_args(argv)
     print(f"{machine.describe()}\n`tern bench {' '.join(argv)}`\n", flush=True)
-    print(asyncio.run(_run(options, serve_arguments)))
+    print(uvloop.run(_run(options, serve_arguments)))
     return 0
 
 
