@@ -101,7 +101,7 @@ def curl(serving: Serving) -> str:
     body = {
         "model": serving.model_name,
         "stream": True,
-        "messages": [{"role": "user", "content": "Reverse the word tern."}],
+        "messages": [{"role": "user", "content": 'Spell the word "tern".'}],
     }
     key = ' -H "Authorization: Bearer $TERN_API_KEY"' if serving.has_api_key else ""
     return (
