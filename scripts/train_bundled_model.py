@@ -416,7 +416,7 @@ def start(run: Run) -> tuple[Llama, torch.optim.Optimizer]:
     ]
     optimizer = torch.optim.AdamW(groups, lr=run.args.lr, betas=(0.9, 0.97), eps=1e-9, fused=True)
     if run.args.state and run.args.state.exists():
-        state = torch.load(run.args.state, map_location=run.device)
+        state = torch.load(run.args.state, map_location=run.device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         run.step, run.seconds = state["step"], state["seconds"]
