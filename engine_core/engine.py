@@ -14,7 +14,7 @@ import zmq
 
 from protocol import columns
 from protocol.config import EngineCoreConfig
-from protocol.control import ChildChannel, Drain, EngineAt, PeerGone, Quit, Start
+from protocol.control import ChildChannel, Drain, EngineAt, PeerGone, Quit, Retire, Start
 from protocol.errors import (
     DeadlineExceeded,
     InternalError,
@@ -316,7 +316,7 @@ class Engine:
                         self._on_peer_gone(message.incarnation)
                     case Quit() | Drain():
                         self.quitting = True
-                    case Start() | EngineAt():
+                    case Start() | EngineAt() | Retire():
                         pass
                     case _:
                         assert_never(message)

@@ -12,7 +12,6 @@ from protocol.messages import PROTOCOL_VERSION, EngineFacts
 from protocol.sockets import Router, fingerprint
 from protocol.steps import (
     EngineToWorker,
-    Heartbeat,
     Profile,
     Reset,
     StepFailed,
@@ -63,8 +62,6 @@ class WorkerGroup:
                         self.stale_messages += 1
                 case WorkerReply():
                     events.append(message)
-                case Heartbeat():
-                    pass
                 case _:
                     assert_never(message)
         return events

@@ -21,7 +21,18 @@ import uvloop
 
 from protocol.client import EngineClient
 from protocol.config import FrontendConfig
-from protocol.control import ChildChannel, Drain, EngineAt, Failed, PeerGone, Phase, Quit, Ready, Start
+from protocol.control import (
+    ChildChannel,
+    Drain,
+    EngineAt,
+    Failed,
+    PeerGone,
+    Phase,
+    Quit,
+    Ready,
+    Retire,
+    Start,
+)
 from protocol.errors import StartupError
 
 from .app import make_app
@@ -112,7 +123,7 @@ class Frontend:
                         )
                     case Quit():
                         _exit_now()
-                    case Start() | PeerGone():
+                    case Start() | PeerGone() | Retire():
                         pass  # not for us
                     case _:
                         assert_never(message)

@@ -36,6 +36,7 @@ from .messages import (
     Pong,
     Refused,
     Submit,
+    Suspended,
 )
 from .sampling import SamplingParams
 from .sockets import Dealer, fingerprint
@@ -220,6 +221,8 @@ class EngineClient:
             case Pong() | ControlResult():
                 if (answer := self._answers.get(message.nonce)) is not None and not answer.done():
                     answer.set_result(message)
+            case Suspended():
+                pass
             case AttachRefused():
                 self._refusal = ProtocolMismatch(message.message)
                 for stream in self._streams.values():

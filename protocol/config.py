@@ -77,6 +77,15 @@ class SchedulerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_num_waiting: Annotated[
         int, Meta(ge=0, description="requests that wait; more are refused with 429")
     ] = 4096
+    max_waiting_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="prompt tokens that wait; more are refused with 429; 0: sixteen times what the KV "
+            "blocks hold",
+            extra={"unit": "tokens"},
+        ),
+    ] = 0
     enable_chunked_prefill: Annotated[
         bool,
         Meta(
@@ -132,6 +141,26 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int, Meta(ge=0, description="for chat requests that name none; 0: what fits the context")
     ] = 0
     chat_template: Annotated[str, Meta(description="file of a chat template that replaces the model's")] = ""
+    request_timeout: Annotated[
+        float, Meta(ge=0, description="seconds that a request may take, queue included; 0: no limit")
+    ] = 0.0
+    detach_grace: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="seconds for which a request with an Idempotency-Key goes on without its client, and "
+            "its answer is kept",
+        ),
+    ] = 30.0
+    receive_timeout: Annotated[
+        float, Meta(gt=0, description="seconds that a client has for its headers, and again for its body")
+    ] = 10.0
+    write_stall: Annotated[
+        float, Meta(gt=0, description="seconds without reading after which a client counts as gone")
+    ] = 30.0
+    max_connections: Annotated[
+        int, Meta(ge=0, description="per frontend; 0: what the limit on open files allows")
+    ] = 0
 
 
 class ServerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,6 +183,22 @@ class ServerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     log_level: Annotated[
         Literal["error", "warning", "info", "debug"], Meta(description="least level that is logged")
     ] = "info"
+    hang_detection: Annotated[
+        bool, Meta(description="kill and restart what makes no progress; off for debuggers")
+    ] = True
+    journal: Annotated[
+        str,
+        Meta(
+            description="file in which requests, plans and results are recorded for `tern replay`; empty: off"
+        ),
+    ] = ""
+    journal_bytes: Annotated[
+        int, Meta(ge=1 << 16, description="the journal's size at most", extra={"unit": "bytes"})
+    ] = 256 << 20
+    crash_dir: Annotated[
+        str,
+        Meta(description="folder for a small report of each crash of a worker; empty: none is written"),
+    ] = ""
 
 
 class ServeOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,6 +227,9 @@ class FrontendConfig(Struct, frozen=True, kw_only=True, tag="frontend"):
     metrics_dir: str
     """Folder in which frontends find each other's metrics; empty for a single frontend."""
     log_level: str = "info"
+    progress_fd: int = -1
+    """Of the progress board, inherited; -1: there is none."""
+    progress_row: int = 0
 
 
 class EngineCoreConfig(Struct, frozen=True, kw_only=True, tag="engine_core"):
@@ -191,6 +239,14 @@ class EngineCoreConfig(Struct, frozen=True, kw_only=True, tag="engine_core"):
     cache: CacheOptions
     scheduler: SchedulerOptions
     log_level: str = "info"
+    progress_fd: int = -1
+    progress_row: int = 0
+    journal: str = ""
+    """File of the flight recorder; empty: off."""
+    journal_bytes: int = 256 << 20
+    crash_dir: str = ""
+    """Folder for reports of crashes; empty: none are written."""
+    detach_grace_s: float = 30.0
 
 
 class WorkerConfig(Struct, frozen=True, kw_only=True, tag="worker"):
@@ -204,3 +260,5 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, tag="worker"):
     scheduler: SchedulerOptions
     parallel: ParallelOptions
     log_level: str = "info"
+    progress_fd: int = -1
+    progress_row: int = 0

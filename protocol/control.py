@@ -46,6 +46,10 @@ class PeerGone(Struct, frozen=True, tag="peer_gone"):
     """A supervised frontend or worker of this incarnation has died."""
 
     incarnation: int
+    crashed: bool = False
+    """By itself (an exit, a fault signal): what it was doing may be the cause. False: it was killed."""
+    cause: str = ""
+    """For people: "was killed by SIGSEGV"."""
 
 
 class Drain(Struct, frozen=True, tag="drain"):
@@ -54,11 +58,15 @@ class Drain(Struct, frozen=True, tag="drain"):
     timeout_s: float
 
 
+class Retire(Struct, frozen=True, tag="retire"):
+    """To a frontend whose successor serves already: accept no more connections, finish what is open, exit."""
+
+
 class Quit(Struct, frozen=True, tag="quit"):
     """Exit now."""
 
 
-ToChild = Start | EngineAt | PeerGone | Drain | Quit
+ToChild = Start | EngineAt | PeerGone | Drain | Retire | Quit
 
 
 # ── child → supervisor ──────────────────────────────────────────────────────────────────────────

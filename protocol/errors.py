@@ -7,12 +7,14 @@
     │   │   └── Unsupported          400  a field that would change the answer and is not honoured
     │   ├── Unauthorized             401  no key, or a wrong one
     │   ├── ModelNotFound            404  a model name that is not served
+    │   ├── KeyReused                409  an Idempotency-Key that belongs to another request
     │   └── BodyTooLarge             413  the HTTP body is over the limit
     ├── ServiceError                 not the caller's fault: 4xx/5xx by kind
     │   ├── Overloaded               429  queues are full; retry after a while
     │   ├── Unavailable              503  starting, draining, or without an engine core; retry
     │   ├── DeadlineExceeded         504  the request's own deadline passed
     │   ├── NumericalError           500  the model's numbers for this request were not finite
+    │   ├── RequestCrashedWorker     500  a worker died of this request, twice
     │   └── InternalError            500  a defect of ours, confined to this request
     ├── ProtocolMismatch             the two ends speak different versions; seen by whoever attaches
     └── StartupError                 the server cannot start: shown as one root-cause line, exit code 78
@@ -32,10 +34,12 @@ class TernError(Exception):
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        """`retry_after_s`: when it is worth trying again, if that is known."""
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_after_s = retry_after_s
 
 
 class RequestError(TernError):
@@ -75,6 +79,13 @@ class ModelNotFound(RequestError):
 
     code = "model_not_found"
     status = 404
+
+
+class KeyReused(RequestError):
+    """The Idempotency-Key belongs to another request. Seen by the client; use a new key."""
+
+    code = "idempotency_key_reused"
+    status = 409
 
 
 class BodyTooLarge(RequestError):
@@ -117,6 +128,12 @@ class NumericalError(ServiceError):
     """The model produced NaN or infinity for this request. Its neighbours are unaffected."""
 
     code = "numerical_error"
+
+
+class RequestCrashedWorker(ServiceError):
+    """A worker died of this request, and again when it ran alone. Its neighbours went on."""
+
+    code = "request_crashed_worker"
 
 
 class InternalError(ServiceError):

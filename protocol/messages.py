@@ -70,6 +70,11 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     """Requests share cached prefixes only within the same (tenant, salt, adapter)."""
     adapter: Label = ""
     grammar: Annotated[str, Meta(max_length=1 << 20)] = ""
+    key: Label = ""
+    """Not empty: the request outlives its client. Whoever submits the same key (in the same tenant) takes
+    it over, with all its rows from index len(resumed) on, while it runs and for a grace time after."""
+    digest: Label = ""
+    """Of what was asked. The same key with another digest is refused as `idempotency_key_reused`."""
 
 
 class Abort(Struct, frozen=True, array_like=True, tag="abort"):
@@ -174,6 +179,14 @@ class Refused(Struct, frozen=True, array_like=True, tag="refused"):
     message: Annotated[str, Meta(max_length=4096)]
     retryable: bool
     param: Label = ""
+    retry_after_s: float = 0.0
+    """When it is worth trying again, from the measured rate; 0: unknown"""
+
+
+class Suspended(Struct, frozen=True, array_like=True, tag="suspended"):
+    """No worker is attached for the moment; requests wait. Followed by `Attached`."""
+
+    reason: Label = ""
 
 
 class AttachRefused(Struct, frozen=True, array_like=True, tag="attach_refused"):
@@ -202,6 +215,12 @@ class EngineStats(Struct, frozen=True, array_like=True):
     epochs: int = 0
     dropped_frames: int = 0
     stale_messages: int = 0
+    resubmissions: int = 0
+    """Submits of a request that was known already, or that came with ids."""
+    crashed_requests: int = 0
+    """Ended because they crashed a worker."""
+    detached: int = 0
+    """Requests, running or ended, that are kept for a client that is gone."""
 
 
 class Pong(Struct, frozen=True, array_like=True, tag="pong"):
@@ -220,4 +239,4 @@ class ControlResult(Struct, frozen=True, array_like=True, tag="control_result"):
     message: Annotated[str, Meta(max_length=4096)] = ""
 
 
-EngineMessage = Attached | Outputs | Refused | AttachRefused | Pong | ControlResult
+EngineMessage = Attached | Suspended | Outputs | Refused | AttachRefused | Pong | ControlResult

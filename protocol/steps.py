@@ -124,13 +124,6 @@ class StepFailed(Struct, frozen=True, array_like=True, tag="failed"):
     message: Annotated[str, Meta(max_length=4096)]
 
 
-class Heartbeat(Struct, frozen=True, array_like=True, tag="heartbeat"):
-    """Progress of the worker's main loop: steps done in this incarnation."""
-
-    epoch: Epoch
-    steps: int
-
-
 class WorkerReply(Struct, frozen=True, array_like=True, tag="reply"):
     """Answer to LoadAdapter or Profile."""
 
@@ -139,4 +132,4 @@ class WorkerReply(Struct, frozen=True, array_like=True, tag="reply"):
     message: Annotated[str, Meta(max_length=4096)] = ""
 
 
-WorkerToEngine = WorkerReady | StepResult | StepFailed | Heartbeat | WorkerReply
+WorkerToEngine = WorkerReady | StepResult | StepFailed | WorkerReply

@@ -14,7 +14,7 @@ import zmq
 
 from protocol import columns
 from protocol.config import WorkerConfig
-from protocol.control import ChildChannel, Drain, EngineAt, PeerGone, Quit, Ready, Start
+from protocol.control import ChildChannel, Drain, EngineAt, PeerGone, Quit, Ready, Retire, Start
 from protocol.messages import PROTOCOL_VERSION, EngineFacts
 from protocol.sockets import HIGH_WATER_MARK, Dealer, fingerprint
 from protocol.steps import (
@@ -110,7 +110,7 @@ class Worker:
                         self._connect(message.workers_endpoint)
                     case Quit() | Drain():
                         self.quitting = True
-                    case Start() | PeerGone():
+                    case Start() | PeerGone() | Retire():
                         pass
                     case _:
                         assert_never(message)
