@@ -6,17 +6,17 @@ import sys
 from protocol.config import EngineCoreConfig
 from protocol.control import Failed, Ready, enter
 
-from .engine import Engine
+from .process import EngineProcess
 
 
 def main() -> int:
     channel, config = enter(EngineCoreConfig)
     try:
-        engine = Engine(config, channel)
+        process = EngineProcess(config, channel)
         channel.send(Ready())
         gc.collect()
         gc.freeze()  # what exists now lives for ever: collections need not look at it
-        engine.run()
+        process.run()
     except Exception as error:
         channel.send(Failed.of(error))
         raise

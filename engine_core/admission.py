@@ -1,9 +1,14 @@
 """What any client must be told about a request at the door, whether or not its frontend has looked."""
 
-from protocol.errors import ContextLengthExceeded, InvalidRequest, Unsupported
+from protocol.config import SchedulerOptions
+from protocol.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unsupported
 from protocol.messages import EngineFacts, Submit
 
 from .request import Request
+from .waiting import WaitingQueue
+
+_POOLS_WAITING = 16
+"""Prompts that may wait by default, in multiples of what the KV blocks hold."""
 
 
 def check(submit: Submit, request: Request, facts: EngineFacts) -> None:
@@ -29,3 +34,22 @@ def check(submit: Submit, request: Request, facts: EngineFacts) -> None:
     for field in ("adapter", "grammar"):
         if getattr(submit, field):
             raise Unsupported(f"{field} is not supported by this engine core: leave it empty", param=field)
+
+
+def check_room(
+    request: Request,
+    waiting: WaitingQueue,
+    options: SchedulerOptions,
+    facts: EngineFacts,
+    retry_after_s: float,
+) -> None:
+    """Raise Overloaded if the queue is full, by requests or by the tokens (and so the blocks) they need."""
+    if len(waiting) >= options.max_num_waiting:
+        reason = f"{len(waiting)} requests wait already, the most allowed (--max-num-waiting)"
+        raise Overloaded(f"{reason}: try again later", retry_after_s=retry_after_s)
+    most = options.max_waiting_tokens or _POOLS_WAITING * facts.num_blocks * facts.block_size
+    if len(waiting) and waiting.num_tokens + request.num_tokens > most:
+        reason = (
+            f"prompts of {waiting.num_tokens} tokens wait already, of {most} allowed (--max-waiting-tokens)"
+        )
+        raise Overloaded(f"{reason}: try again later", retry_after_s=retry_after_s)

@@ -8,6 +8,8 @@ finishes     │ …
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from protocol import columns
 from protocol.messages import NO_TOKEN, Finish, LogprobBlock, Outputs, PromptLogprobs
 
@@ -26,36 +28,74 @@ class Client:
         self._clear()
 
     def _clear(self) -> None:
-        self.rows: list[tuple[int, int, int]] = []
-        """(request id, output index, token id): one append per token, turned into columns in bulk."""
-        self.ends: list[tuple[int, Finish]] = []
-        """(row, why) of those rows that are their request's last"""
+        self.num_rows = 0
+        self._request_ids: list[bytes] = []
+        self._indexes: list[bytes] = []
+        self._token_ids: list[bytes] = []
+        self._finishes: list[bytes] = []
         self.logprobs: list[tuple[int, LogprobBlock, int]] = []
         """(our row, the worker's block, its row there)"""
         self.started: list[tuple[int, int]] = []
         """(request id, tokens found in the prefix cache)"""
         self.prompt_logprobs: list[PromptLogprobs] = []
 
+    def add_rows(self, request_ids: bytes, indexes: bytes, token_ids: bytes, finishes: bytes) -> int:
+        """Rows in packed columns (see Outputs). Returns the number of the first one."""
+        first = self.num_rows
+        self._request_ids.append(request_ids)
+        self._indexes.append(indexes)
+        self._token_ids.append(token_ids)
+        self._finishes.append(finishes)
+        self.num_rows = first + len(finishes)
+        return first
+
+    def add_row(self, request_id: int, index: int, token_id: int, finish: int = Finish.NONE) -> int:
+        """One row. Returns its number."""
+        return self.add_rows(
+            request_id.to_bytes(8, "little"),
+            index.to_bytes(4, "little"),
+            token_id.to_bytes(4, "little", signed=True),
+            bytes((finish,)),
+        )
+
     def add_end(self, request: "Request", finish: Finish) -> None:
         """A row without a token, for a request that ends between steps."""
-        self.ends.append((len(self.rows), finish))
-        self.rows.append((request.request_id, request.num_output_tokens, NO_TOKEN))
+        self.add_row(request.request_id, request.num_output_tokens, NO_TOKEN, finish)
+
+    def resend(self, request: "Request", first: int) -> None:
+        """All that is known of a request's outputs from index `first` on, as if it came from one step."""
+        token_ids, transcript = request.token_ids[request.num_prompt_tokens + first :], request.transcript
+        count = len(token_ids)
+        finishes = bytearray(count)
+        if count:
+            finishes[-1] = request.finish
+            began = self.add_rows(
+                columns.pack(columns.UINT64, [request.request_id]) * count,
+                columns.pack(columns.UINT32, range(first, first + count)),
+                token_ids.tobytes(),
+                bytes(finishes),
+            )
+            if transcript is not None and request.sampling.logprobs is not None:
+                self.logprobs += [(began + i, transcript.block(first + i), 0) for i in range(count)]
+        elif request.finish:
+            self.add_end(request, request.finish)
+        if request.num_cached_tokens >= 0:
+            self.started.append((request.request_id, request.num_cached_tokens))
+        if transcript is not None:
+            mine = [structs.replace(one, request_id=request.request_id) for one in transcript.prompt_logprobs]
+            self.prompt_logprobs += mine
 
     def take_outputs(self, epoch: int, step: int) -> Outputs | None:
         """The message of this step, or None when there is nothing to say."""
-        if not self.rows and not self.prompt_logprobs:
+        if not self.num_rows and not self.prompt_logprobs:
             return None
-        request_ids, indexes, token_ids = zip(*self.rows, strict=True) if self.rows else ((), (), ())
-        finishes = bytearray(len(self.rows))
-        for row, finish in self.ends:
-            finishes[row] = finish
         outputs = Outputs(
             epoch=epoch,
             step=step,
-            request_ids=columns.pack(columns.UINT64, request_ids),
-            indexes=columns.pack(columns.UINT32, indexes),
-            token_ids=columns.pack_ids(token_ids),
-            finishes=bytes(finishes),
+            request_ids=b"".join(self._request_ids),
+            indexes=b"".join(self._indexes),
+            token_ids=b"".join(self._token_ids),
+            finishes=b"".join(self._finishes),
             logprobs=_gather(self.logprobs),
             started=tuple(self.started),
             prompt_logprobs=tuple(self.prompt_logprobs),

@@ -1,12 +1,127 @@
-"""Takes a step's tokens to the requests they belong to, and decides which of those end. Hot path."""
+"""Takes a step's tokens to the requests they belong to, and decides which of those end. Hot path.
+
+The decoding rows of a client are delivered in bulk, as columns. What is out of the ordinary is delivered
+row by row: prompt chunks, requests that have left or moved since the step was planned, failed rows.
+"""
+
+from array import array
+from collections import deque
+from operator import call
 
 from protocol import columns
 from protocol.messages import NO_TOKEN, Finish, PromptLogprobs
 from protocol.steps import StepResult
 
 from .clients import Client
+from .decode_batch import LaneStep
+from .planned_step import PlannedStep
 from .request import Request, State
-from .scheduler import PlannedStep
+
+_NO_FINISH = bytes(1)
+_INDEX_BYTES, _ID_BYTES = 4, 8
+
+
+class Delivery:
+    """One result on its way. `finished` are the requests that it ends, `num_tokens` what it brought."""
+
+    def __init__(self, planned: PlannedStep, result: StepResult) -> None:
+        self.finished: list[Request] = []
+        self.num_tokens = 0
+        self._planned = planned
+        self._result = result
+        self._place_of: dict[int, tuple[Client, Request, int]] = {}
+        """Of a plan's row: (client, request, row in the client's columns); only for log-probabilities."""
+
+    def run(self) -> None:
+        planned, result = self._planned, self._result
+        tokens = columns.unpack_ids(result.token_ids)
+        first = 0
+        failed = {row for row, _ in result.failed_rows}
+        for lane in planned.lanes:
+            end = first + len(lane.view.requests)
+            self._lane(lane, tokens[first:end], first, failed)
+            first = end
+        for row, request in enumerate(planned.chunks, first):
+            if tokens[row] != NO_TOKEN:
+                self._one(request, tokens[row], row)
+        if result.logprobs is not None:
+            for place, row in enumerate(columns.unpack(columns.UINT32, result.logprobs.rows)):
+                if row in self._place_of:
+                    client, request, ours = self._place_of[row]
+                    client.logprobs.append((ours, result.logprobs, place))
+                    if request.transcript is not None:
+                        request.transcript.add(result.logprobs, place)
+        for row, first_position, block in result.prompt_logprobs:
+            request = planned.request_at(row)
+            if request.state is not State.ENDED:
+                report = PromptLogprobs(request.request_id, first_position, block)
+                request.client.prompt_logprobs.append(report)
+                if request.transcript is not None:
+                    request.transcript.prompt_logprobs.append(report)
+
+    def _lane(self, lane: LaneStep, tokens: "array[int]", first: int, failed: set[int]) -> None:
+        """All rows of one client that decode."""
+        view = lane.view
+        requests, appends = view.requests, view.appends
+        request_ids, indexes = view.request_ids, lane.indexes
+        rows: list[int] | None = None
+        strays = self._planned.strays
+        if strays or failed:
+            there = [
+                row for row, request in enumerate(requests) if request in strays or first + row in failed
+            ]
+            if there:
+                for row in there:
+                    if requests[row] in strays and first + row not in failed:
+                        self._one(requests[row], tokens[row], first + row)
+                out = set(there)
+                rows = [row for row in range(len(requests)) if row not in out]
+                requests, appends = (
+                    tuple([requests[row] for row in rows]),
+                    tuple([appends[row] for row in rows]),
+                )
+                request_ids, indexes = _pick(request_ids, _ID_BYTES, rows), _pick(indexes, _INDEX_BYTES, rows)
+                tokens = array(columns.INT32, [tokens[row] for row in rows])
+        deque(map(call, appends, tokens), maxlen=0)
+        finishes = _NO_FINISH * len(requests)
+        ends: dict[int, Finish] = {}
+        for request in self._planned.last_tokens:
+            if request in requests:
+                ends[requests.index(request)] = Finish.LENGTH
+        if not view.stop_token_ids.isdisjoint(tokens):
+            for row, token in enumerate(tokens):
+                if token in requests[row].stop_token_ids:
+                    ends[row] = Finish.STOP
+        if ends:
+            column = bytearray(finishes)
+            for row, finish in ends.items():
+                column[row] = requests[row].finish = finish
+                self.finished.append(requests[row])
+            finishes = bytes(column)
+        began = view.client.add_rows(request_ids, indexes, tokens.tobytes(), finishes)
+        self.num_tokens += len(requests)
+        if self._result.logprobs is not None:
+            for place, request in enumerate(requests):
+                row = first + (place if rows is None else rows[place])
+                self._place_of[row] = view.client, request, began + place
+
+    def _one(self, request: Request, token: int, row: int) -> None:
+        """One row by itself; nothing if its request ended while the step was in flight."""
+        if request.state is State.ENDED:
+            return
+        index = request.num_output_tokens
+        request.token_ids.append(token)
+        self.num_tokens += 1
+        finish = Finish.NONE
+        if token in request.stop_token_ids:
+            finish = Finish.STOP
+        elif len(request.token_ids) >= request.max_total_tokens:
+            finish = Finish.LENGTH
+        if finish:
+            request.finish = finish
+            self.finished.append(request)
+        client = request.client
+        self._place_of[row] = client, request, client.add_row(request.request_id, index, token, finish)
 
 
 def deliver(planned: PlannedStep, result: StepResult) -> tuple[list[Request], int]:
@@ -15,39 +130,9 @@ def deliver(planned: PlannedStep, result: StepResult) -> tuple[list[Request], in
     Returns the requests that have finished and the number of tokens. Rows of requests that ended while
     the step was in flight are dropped.
     """
-    finished: list[Request] = []
-    num_tokens = 0
-    ended = State.ENDED
-    row_of: dict[int, tuple[Client, int]] = {}
-    logprobs = result.logprobs
-    tokens = columns.unpack_ids(result.token_ids)
-    for row, (request, token) in enumerate(zip(planned.rows, tokens, strict=True)):
-        if token == NO_TOKEN or request.state is ended:
-            continue
-        client, token_ids = request.client, request.token_ids
-        if logprobs is not None:
-            row_of[row] = client, len(client.rows)
-        client.rows.append((request.request_id, len(token_ids) - request.num_prompt_tokens, token))
-        token_ids.append(token)
-        num_tokens += 1
-        if token in request.stop_token_ids:
-            finish = Finish.STOP
-        elif len(token_ids) < request.max_total_tokens:
-            continue
-        else:
-            finish = Finish.LENGTH
-        client.ends.append((len(client.rows) - 1, finish))
-        finished.append(request)
-    if logprobs is not None:
-        for place, row in enumerate(columns.unpack(columns.UINT32, logprobs.rows)):
-            if row in row_of:
-                client, ours = row_of[row]
-                client.logprobs.append((ours, logprobs, place))
-    for row, first_position, block in result.prompt_logprobs:
-        request = planned.rows[row]
-        if request.state is not ended:
-            request.client.prompt_logprobs.append(PromptLogprobs(request.request_id, first_position, block))
-    return finished, num_tokens
+    delivery = Delivery(planned, result)
+    delivery.run()
+    return delivery.finished, delivery.num_tokens
 
 
 def already_finished(request: Request) -> Finish:
@@ -57,3 +142,7 @@ def already_finished(request: Request) -> Finish:
     if request.num_tokens >= request.max_total_tokens:
         return Finish.LENGTH
     return Finish.NONE
+
+
+def _pick(column: bytes, width: int, rows: list[int]) -> bytes:
+    return b"".join([column[row * width : (row + 1) * width] for row in rows])

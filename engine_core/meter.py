@@ -2,11 +2,19 @@
 
 A step is modelled as  seconds = base + per_prompt_token * prompt_tokens,  where `base` follows the pure
 decode steps and the slope follows the mixed ones.
+
+Requests leave at a rate that is an exponentially weighted count of those that ended, so that a full queue
+can say when it is worth coming back.
 """
+
+import math
 
 _WEIGHT = 0.25
 """Of the newest sample in the moving averages: a change shows within about five steps."""
 _LEAST_CHUNK = 16
+_RATE_WINDOW_S = 10.0
+"""Of the rate of ends: what is three windows old counts for nothing."""
+_LONGEST_WAIT_S = 60.0
 
 
 class Meter:
@@ -20,6 +28,8 @@ class Meter:
         self.steps = 0
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self._rate = 0.0
+        self._rate_at = 0.0
 
     def record(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """One step is done, `seconds` after it began."""
@@ -33,6 +43,24 @@ class Meter:
         self.per_prompt_token_s += (slope - self.per_prompt_token_s) * (
             _WEIGHT if self.per_prompt_token_s else 1
         )
+
+    def record_ends(self, count: int, now: float) -> None:
+        """So many requests have ended."""
+        self._rate = self._rate_now(now) + count / _RATE_WINDOW_S
+        self._rate_at = now
+
+    def retry_after_s(self, num_waiting: int, now: float) -> float:
+        """Until a queue of this length has room again: until a tenth of it has left, 1 … 60 s."""
+        rate = self._rate_now(now)
+        wanted = max(num_waiting / 10, 1.0)
+        return (
+            min(max(wanted / rate, 1.0), _LONGEST_WAIT_S)
+            if rate * _LONGEST_WAIT_S > wanted
+            else _LONGEST_WAIT_S
+        )
+
+    def _rate_now(self, now: float) -> float:
+        return self._rate * math.exp((self._rate_at - now) / _RATE_WINDOW_S)
 
     def prompt_budget(self) -> int:
         """Prompt tokens that keep a mixed step within the target; never none, so that prompts get on."""

@@ -1,8 +1,8 @@
 """PrefixCache: finds the KV blocks of token prefixes again. Knows nothing of who holds a block.
 
-A full block's key is a keyed hash of (parent's key, its token ids); the first parent is derived from
-(tenant, salt, adapter), so requests share blocks only within one of those. The hash key is random per
-engine core: nobody outside can construct a collision or test for a prefix.
+A full block's key is a hash of (parent's key, its token ids); the first parent is a keyed hash of (tenant,
+salt, adapter), so requests share blocks only within one of those. The key is random per engine core and
+no block's key ever leaves it: nobody outside can construct a collision or test for a prefix.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import secrets
 from array import array
 
 _KEY_BYTES = 16
+_hash = hashlib.blake2b
 
 
 class PrefixCache:
@@ -36,7 +37,7 @@ class PrefixCache:
         parent = keys[-1] if keys else root
         for first in range(len(keys) * size, len(token_ids) - size + 1, size):
             ids = token_ids[first : first + size].tobytes()
-            parent = hashlib.blake2b(parent + ids, digest_size=_KEY_BYTES, key=self._secret).digest()
+            parent = _hash(parent + ids, digest_size=_KEY_BYTES).digest()
             keys.append(parent)
 
     def match(self, keys: list[bytes], limit: int) -> list[int]:
@@ -54,7 +55,7 @@ class PrefixCache:
 
         The first block of a key stays: a second one with the same content is simply not found again.
         """
-        if self.enabled and key not in self.block_of and block not in self.key_of:
+        if key not in self.block_of and block not in self.key_of:
             self.block_of[key] = block
             self.key_of[block] = key
 

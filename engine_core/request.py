@@ -13,9 +13,10 @@ from array import array
 from enum import Enum, auto
 
 from protocol import columns
-from protocol.messages import EngineFacts, Submit
+from protocol.messages import EngineFacts, Finish, Submit
 
 from .clients import Client
+from .transcript import Transcript
 
 
 class State(Enum):
@@ -29,16 +30,22 @@ class Request:
 
     __slots__ = (
         "adapter",
+        "alone_until",
         "arrival",
         "block_keys",
         "block_table",
         "cache_root",
         "cache_salt",
         "client",
+        "crashes",
+        "crashes_alone",
         "deadline",
         "decoding_since",
+        "digest",
         "due_step",
-        "failed_steps",
+        "finish",
+        "key",
+        "last_step",
         "max_total_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -50,8 +57,10 @@ class Request:
         "slot",
         "state",
         "stop_token_ids",
+        "suspect",
         "tenant",
         "token_ids",
+        "transcript",
     )
 
     def __init__(self, client: Client, submit: Submit, facts: EngineFacts, arrival: int) -> None:
@@ -88,7 +97,23 @@ class Request:
         """Of a decoding request: the step up to which `num_computed_tokens` counts."""
         self.due_step = -1
         """Of a decoding request: the step that needs a decision first: a new block, or that it is the end."""
-        self.failed_steps = 0
+        self.last_step = -1
+        """Of a decoding request: the step whose token is the last that fits."""
+        self.crashes = 0
+        """Evidence against it, see Suspects."""
+        self.crashes_alone = 0
+        self.suspect = False
+        self.alone_until = 0
+        """Of a suspect: the number of tokens at which it has proved harmless."""
+        self.finish = Finish.NONE
+        self.key = submit.key
+        self.digest = submit.digest
+        self.transcript: Transcript | None = None
+        """What besides the ids is sent again to a client that needs it."""
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.due_step >= 0
 
     @property
     def num_tokens(self) -> int:

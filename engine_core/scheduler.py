@@ -14,29 +14,23 @@ step in flight, it waits for that step's result, which is either relief or certa
 from collections import deque
 from collections.abc import Iterable
 
-from msgspec import Struct
-
 from protocol import columns
 from protocol.config import CacheOptions, SchedulerOptions
 from protocol.messages import EngineFacts
 from protocol.steps import SequenceStart, StepPlan
 
 from .block_pool import BlockPool
+from .clients import Client
+from .decode_batch import DecodeBatch
+from .planned_step import PlannedStep, start_of
 from .prefix_cache import PrefixCache
 from .request import Request, State
+from .suspects import Suspects
 from .waiting import WaitingQueue
 
 _ONE = columns.pack_ids([1])
-
-
-class PlannedStep(Struct, frozen=True):
-    """A plan and the requests behind its rows."""
-
-    plan: StepPlan
-    rows: tuple[Request, ...]
-    num_decodes: int
-    """The first rows; the others are prompt chunks."""
-    num_tokens: int
+_GOOD_STEPS = 64
+"""After which twice as many requests may run again as the device's memory sufficed for."""
 
 
 class Scheduler:
@@ -51,32 +45,38 @@ class Scheduler:
         self.prefix_hits = 0
         self._caching = cache.enable_prefix_caching
         self._step = 0
-        self.decoding: dict[Request, None] = {}
-        self._due: dict[int, list[Request]] = {}
+        self.suspects = Suspects()
+        """They wait apart from the others; while there are any, only the first of them runs."""
+        self.most_running = facts.max_num_seqs
+        """Fewer after a step for which the device's memory did not suffice."""
+        self.decoding = DecodeBatch()
+        self.due: dict[int, list[Request]] = {}
         """By step number: who needs a decision before that step is planned. Nobody else is looked at."""
+        self._last: dict[int, list[Request]] = {}
+        """By step number: whose last token that fits it brings."""
         self.prefilling: dict[Request, None] = {}
         self.spent: dict[Request, None] = {}
         self.reset(epoch=0, facts=facts)
 
     def reset(self, epoch: int, facts: EngineFacts) -> None:
         """The workers start from nothing: forget blocks and slots; whoever ran waits, with the ids it has."""
-        for request in self.running():
+        for request in list(self.running()):
             self._forget_kv(request)
-            self.waiting.push(request)
+            if not request.suspect:
+                self.waiting.push(request)
         self.epoch = epoch
         self.facts = facts
         self.in_flight: deque[PlannedStep] = deque()
         self.prefix_cache = PrefixCache(facts.block_size, enabled=self._caching)
         self.pool = BlockPool(facts.num_blocks, self.prefix_cache.is_cached, self.prefix_cache.evict)
         self.free_slots = list(range(facts.max_num_seqs - 1, -1, -1))
-        self.decoding.clear()
-        self._due.clear()
+        self.decoding = DecodeBatch()
+        self.due.clear()
+        self._last.clear()
         self.prefilling.clear()
         self.spent.clear()
         self._released: list[int] = []
-        self._decode_rows: tuple[Request, ...] | None = None
-        self._decode_slots = b""
-        for request in self.waiting:
+        for request in (*self.waiting, *self.suspects):
             request.block_keys.clear()
             request.cache_root = b""  # the new cache has another secret
 
@@ -93,15 +93,32 @@ class Scheduler:
         """
         if request.state is State.WAITING:
             request.state = State.ENDED
-            self.waiting.discard(request)
+            if request.suspect:
+                self.suspects.clear(request)
+            else:
+                self.waiting.discard(request)
         elif request.state is State.RUNNING:
             if trusted:
-                self._register_full_blocks(request)
+                self._register_full_blocks(request, self.num_computed_tokens(request))
             else:
                 for block in request.block_table:
                     self.prefix_cache.evict(block)
             self._leave(request)
             request.state = State.ENDED
+            if request.suspect:
+                self.suspects.clear(request)
+
+    def move(self, request: Request, client: Client, request_id: int) -> None:
+        """Another client has the request now, under another id. Steps in flight deliver to that one."""
+        decoding = request.is_decoding
+        if decoding:
+            index = self.decoding.index_of(request)
+            self.decoding.remove(request)
+        request.client, request.request_id = client, request_id
+        if decoding:
+            self.decoding.add(request, index)
+        for step in self.in_flight:
+            step.strays.add(request)
 
     def running(self) -> Iterable[Request]:
         """Those with a slot."""
@@ -113,6 +130,10 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self.decoding) + len(self.prefilling) + len(self.spent)
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + sum(1 for request in self.suspects if request.state is State.WAITING)
+
     # ── one step ────────────────────────────────────────────────────────────────────────────────
 
     def plan(self, prompt_budget: int) -> PlannedStep | None:
@@ -120,28 +141,31 @@ class Scheduler:
 
         At most `prompt_budget` prompt tokens share the step with decoding requests.
         """
+        if self.suspects and not self._turn_suspects():
+            return None
         grown = self._make_room()
         if grown is None:
             return None
-        decodes = self._decode_batch()
-        budget = self.options.max_num_batched_tokens - len(decodes)
-        if decodes:
+        lanes, num_decodes = self.decoding.steps(), len(self.decoding)
+        budget = self.options.max_num_batched_tokens - num_decodes
+        if num_decodes:
             budget = min(budget, prompt_budget)
         chunks: list[tuple[Request, int]] = []
         for request in list(self.prefilling):
             budget -= self._plan_chunk(request, budget, chunks)
         started: list[SequenceStart] = []
-        while budget > 0 and self.free_slots and (candidate := self.waiting.peek()) is not None:
+        while budget > 0 and self.free_slots and (candidate := self._candidate()) is not None:
             start = self._admit(candidate)
             if start is None:
                 break
             started.append(start)
             budget -= self._plan_chunk(candidate, budget, chunks)
-        if not decodes and not chunks:
+        if not num_decodes and not chunks:
             return None
 
         self._step += 1
-        slots, counts = self._decode_slots, _ONE * len(decodes)
+        self.decoding.advance()
+        slots, counts = b"".join([lane.view.slots for lane in lanes]), _ONE * num_decodes
         if chunks:
             slots += columns.pack_ids(request.slot for request, _ in chunks)
             counts += columns.pack_ids(count for _, count in chunks)
@@ -156,11 +180,15 @@ class Scheduler:
             grown_blocks=columns.pack_ids(request.block_table[-1] for request in grown),
         )
         self._released.clear()
+        last = self._last.pop(self._step, ())
         step = PlannedStep(
             plan=plan,
-            rows=decodes + tuple(request for request, _ in chunks),
-            num_decodes=len(decodes),
-            num_tokens=len(decodes) + sum(count for _, count in chunks),
+            lanes=lanes,
+            chunks=tuple([request for request, _ in chunks]),
+            num_decodes=num_decodes,
+            num_tokens=num_decodes + sum([count for _, count in chunks]),
+            last_tokens=tuple([request for request in last if request.last_step == self._step]),
+            strays=set(),
         )
         self.in_flight.append(step)
         return step
@@ -171,7 +199,14 @@ class Scheduler:
             return None
         planned = self.in_flight.popleft()
         self.pool.settle(step)
+        if self.most_running < self.facts.max_num_seqs and step % _GOOD_STEPS == 0:
+            self.most_running *= 2
         return planned
+
+    def run_fewer(self) -> None:
+        """The device's memory did not suffice for what runs: after the reset that follows, half as many."""
+        self.preemptions += self.num_running
+        self.most_running = max(1, self.num_running // 2)
 
     # ── inside: decoding ────────────────────────────────────────────────────────────────────────
 
@@ -181,10 +216,11 @@ class Scheduler:
         Returns those requests; None if that needs blocks which only a result in flight can bring.
         """
         step = self._step + 1
-        due = [request for request in self._due.get(step, ()) if request.due_step == step]
+        due = [request for request in self.due.get(step, ()) if request.due_step == step]
         growing: list[Request] = []
+        size = self.facts.block_size
         for request in due:
-            if self.num_computed_tokens(request) >= request.max_total_tokens - 1:
+            if len(request.block_table) * size >= request.max_total_tokens - 1:  # the context, not the block
                 self._stop_decoding(request)
                 self.spent[request] = None
             else:
@@ -198,46 +234,43 @@ class Scheduler:
                 self._preempt(victim)
                 if victim in growing:
                     growing.remove(victim)
-        self._due.pop(step, None)
+        self.due.pop(step, None)
         for request in growing:
-            self._register_full_blocks(request)
+            computed = len(request.block_table) * size
+            self._register_full_blocks(request, computed)
             request.block_table.append(self.pool.take())
-            self._set_due_step(request)
+            self._set_due_step(request, step, computed)
         return growing
-
-    def _decode_batch(self) -> tuple[Request, ...]:
-        """All decoding requests; the tuple and its packed slots are kept while nobody comes or goes."""
-        if self._decode_rows is None:
-            self._decode_rows = tuple(self.decoding)
-            self._decode_slots = columns.pack_ids(request.slot for request in self._decode_rows)
-        return self._decode_rows
 
     def num_computed_tokens(self, request: Request) -> int:
         """Tokens whose KV is planned. Each step computes one more of every decoding request, so theirs
         follow from the step number, and a step costs nothing per request that needs no decision."""
-        if request in self.decoding:
+        if request.due_step >= 0:
             return request.num_computed_tokens + self._step - request.decoding_since
         return request.num_computed_tokens
 
     def _start_decoding(self, request: Request, step: int) -> None:
         """`step` is the last one that did not yet decode it."""
-        self.decoding[request] = None
         request.decoding_since = step
-        self._decode_rows = None
-        self._set_due_step(request)
+        self._set_due_step(request, step + 1, request.num_computed_tokens)
+        self.decoding.add(request, request.num_output_tokens)
+        request.last_step = step + request.max_total_tokens - request.num_tokens - 1
+        self._last.setdefault(request.last_step, []).append(request)
 
     def _stop_decoding(self, request: Request) -> None:
         request.num_computed_tokens = self.num_computed_tokens(request)
-        del self.decoding[request]
+        self.decoding.remove(request)
         request.due_step = -1
-        self._decode_rows = None
 
-    def _set_due_step(self, request: Request) -> None:
-        """The step that would leave its last block, or go beyond its last token."""
-        capacity = len(request.block_table) * self.facts.block_size
-        horizon = min(capacity, request.max_total_tokens - 1)
-        request.due_step = request.decoding_since + 1 + horizon - request.num_computed_tokens
-        self._due.setdefault(request.due_step, []).append(request)
+    def _set_due_step(self, request: Request, step: int, computed: int) -> None:
+        """The step that would leave its last block, or go beyond its last token: by `step` it has computed
+        that many tokens, and one more with each."""
+        capacity, last = len(request.block_table) * self.facts.block_size, request.max_total_tokens - 1
+        due = request.due_step = step + (capacity if capacity < last else last) - computed
+        if (others := self.due.get(due)) is not None:
+            others.append(request)
+        else:
+            self.due[due] = [request]
 
     # ── inside: prompts ─────────────────────────────────────────────────────────────────────────
 
@@ -251,7 +284,7 @@ class Scheduler:
             return 0
         chunks.append((request, count))
         request.num_computed_tokens += count
-        self._register_full_blocks(request)
+        self._register_full_blocks(request, self.num_computed_tokens(request))
         if count == remaining:
             del self.prefilling[request]
             self._start_decoding(request, self._step + 1)
@@ -272,7 +305,8 @@ class Scheduler:
         if num_new + num_revived + reserve > pool.num_free:
             return None
 
-        self.waiting.pop()
+        if not request.suspect:
+            self.waiting.pop()
         for block in hits:
             pool.share(block)
         request.block_table = hits + [pool.take() for _ in range(num_new)]
@@ -286,31 +320,25 @@ class Scheduler:
             self.prefix_queries += request.num_prompt_tokens
             self.prefix_hits += request.num_cached_tokens
             request.client.started.append((request.request_id, request.num_cached_tokens))
-        return SequenceStart(
-            slot=request.slot,
-            token_ids=request.token_ids.tobytes(),
-            num_prompt_tokens=request.num_prompt_tokens,
-            num_computed_tokens=request.num_computed_tokens,
-            block_table=columns.pack_ids(request.block_table),
-            sampling=request.sampling,
-            adapter=request.adapter,
-        )
+        return start_of(request)
 
-    def _register_full_blocks(self, request: Request) -> None:
+    def _register_full_blocks(self, request: Request, computed: int) -> None:
         """Make the blocks findable that are full of known tokens whose KV is planned.
 
         A plan may rely on KV that an earlier plan, or the same one, writes: workers execute plans in
         order and write before they read.
         """
+        known = len(request.token_ids)
+        full = (computed if computed < known else known) // self.facts.block_size
+        first = request.num_findable_blocks
         cache = self.prefix_cache
-        if not cache.enabled:
+        if full <= first or not cache.enabled:
             return
-        computed = self.num_computed_tokens(request)
-        full = min(computed, request.num_tokens) // self.facts.block_size
-        if full > len(request.block_keys):
+        keys = request.block_keys
+        if full > len(keys):
             self._extend_keys(request)
-        for index in range(request.num_findable_blocks, full):
-            cache.insert(request.block_keys[index], request.block_table[index])
+        for index in range(first, full):
+            cache.insert(keys[index], request.block_table[index])
         request.num_findable_blocks = full
 
     def _extend_keys(self, request: Request) -> None:
@@ -319,20 +347,40 @@ class Scheduler:
             request.cache_root = cache.root(request.tenant, request.cache_salt, request.adapter)
         cache.extend(request.block_keys, request.cache_root, request.token_ids)
 
+    def _candidate(self) -> Request | None:
+        """Who may be admitted next."""
+        if (first := self.suspects.first) is not None:
+            return first if first.state is State.WAITING else None
+        return self.waiting.peek() if self.num_running < self.most_running else None
+
+    # ── inside: suspects ────────────────────────────────────────────────────────────────────────
+
+    def _turn_suspects(self) -> bool:
+        """Let go of the first suspect once it has got past the crash. False: a result is awaited first."""
+        if self.in_flight:
+            return False
+        first = self.suspects.first
+        if first is not None and first.state is State.RUNNING and first.num_tokens >= first.alone_until:
+            self.suspects.clear(first)
+            self._preempt(first)
+        return True
+
     # ── inside: leaving ─────────────────────────────────────────────────────────────────────────
 
     def _preempt(self, request: Request) -> None:
         """Drop its blocks and let it wait; recomputing is usually a prefix hit."""
         self.preemptions += 1
-        self._register_full_blocks(request)
+        self._register_full_blocks(request, self.num_computed_tokens(request))
         self._leave(request)
         self._forget_kv(request)
         self.waiting.push(request)
         self.pool.settle(self._step)
 
     def _leave(self, request: Request) -> None:
-        if request in self.decoding:
+        if request.is_decoding:
             self._stop_decoding(request)
+        for step in self.in_flight:
+            step.strays.add(request)
         self.prefilling.pop(request, None)
         self.spent.pop(request, None)
         self._released.append(request.slot)
@@ -350,37 +398,4 @@ class Scheduler:
         request.block_table = []
         request.num_computed_tokens = 0
         request.num_findable_blocks = 0
-
-    # ── invariants ──────────────────────────────────────────────────────────────────────────────
-
-    def check(self) -> None:
-        """Assert what must hold after every step (DESIGN: invariants)."""
-        holders: dict[int, int] = {}
-        slots: set[int] = set()
-        for request in self.running():
-            assert request.state is State.RUNNING
-            assert request.slot not in slots, "two requests in one slot"
-            slots.add(request.slot)
-            for block in request.block_table:
-                holders[block] = holders.get(block, 0) + 1
-            computed = self.num_computed_tokens(request)
-            assert computed <= len(request.block_table) * self.facts.block_size
-            assert request.num_tokens <= request.max_total_tokens
-            assert computed < request.max_total_tokens, "computed past its last token"
-            if request in self.decoding:
-                assert request in self._due[request.due_step], "nobody will look at it when it is due"
-        self.pool.check(holders)
-        assert not slots & set(self.free_slots), "a slot is both free and taken"
-        assert len(slots) + len(self.free_slots) == self.facts.max_num_seqs
-        waiting = list(self.waiting)
-        assert len(waiting) == len(set(waiting)) == len(self.waiting)
-        assert not set(waiting) & set(self.running()), "a request both waits and runs"
-        for step in self.in_flight:
-            prompts_alone = not self.options.enable_chunked_prefill and len(step.rows) - step.num_decodes == 1
-            assert step.num_tokens <= self.options.max_num_batched_tokens or prompts_alone
-        for key, block in self.prefix_cache.block_of.items():
-            assert self.prefix_cache.key_of[block] == key
-        for request in self.running():
-            full = min(self.num_computed_tokens(request), request.num_tokens) // self.facts.block_size
-            for key, block in zip(request.block_keys[:full], request.block_table, strict=False):
-                assert self.prefix_cache.key_of.get(block, key) == key, "a block's key is not that of its ids"
+        request.due_step = -1

@@ -25,6 +25,8 @@ class WaitingQueue:
         self._levels: dict[int, dict[str, _Tenant]] = {}
         self._virtual_time = 0.0
         self._size = 0
+        self.num_tokens = 0
+        """Of all that waits: what has to be computed before the last of them has its next token."""
         self._tie = count()
 
     def __len__(self) -> int:
@@ -43,11 +45,13 @@ class WaitingQueue:
             tenant = tenants[request.tenant] = _Tenant(self._virtual_time)
         heapq.heappush(tenant.heap, (request.arrival, next(self._tie), request))
         self._size += 1
+        self.num_tokens += request.num_tokens
 
     def discard(self, request: Request) -> None:
         """Count a waiting request out; its state must already be ENDED."""
         assert request.state is State.ENDED
         self._size -= 1
+        self.num_tokens -= request.num_tokens
 
     def peek(self) -> Request | None:
         """The next request, or None."""
@@ -60,6 +64,7 @@ class WaitingQueue:
         assert tenant is not None
         _, _, request = heapq.heappop(tenant.heap)
         self._size -= 1
+        self.num_tokens -= request.num_tokens
         self._virtual_time = max(self._virtual_time, tenant.virtual_time)
         tenant.virtual_time = max(tenant.virtual_time, self._virtual_time) + request.num_tokens
         return request

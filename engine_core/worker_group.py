@@ -4,12 +4,10 @@ A group announces itself with WorkerReady; each announcement begins a new epoch,
 with Reset. Whatever carries another epoch is stale: dropped and counted.
 """
 
-from typing import Any, assert_never
-
-import zmq
+from typing import Protocol, assert_never
 
 from protocol.messages import PROTOCOL_VERSION, EngineFacts
-from protocol.sockets import Router, fingerprint
+from protocol.sockets import fingerprint
 from protocol.steps import (
     EngineToWorker,
     Profile,
@@ -28,12 +26,23 @@ _EPOCH_BITS = 20
 WorkerEvent = WorkerReady | StepResult | StepFailed | WorkerReply
 
 
+class WorkerLink(Protocol):
+    """The engine core's end of the link to its workers."""
+
+    dropped_frames: int
+
+    def drain(self) -> list[tuple[bytes, WorkerToEngine]]:
+        """What has arrived, with the peers that sent it."""
+
+    def send(self, peer: bytes, message: EngineToWorker) -> bool:
+        """Queue a message. False: the peer is gone, or has stopped consuming."""
+
+
 class WorkerGroup:
     """At most one group is attached; a newer one takes the place of an older."""
 
-    def __init__(self, context: "zmq.Context[Any]", endpoint: str, incarnation: int) -> None:
-        self.router: Router[WorkerToEngine, EngineToWorker] = Router(context, WorkerToEngine)
-        self.router.bind(endpoint)
+    def __init__(self, link: WorkerLink, incarnation: int) -> None:
+        self.link = link
         self.epoch = incarnation << _EPOCH_BITS  # all epochs of engine core n are above those of n-1
         self.facts: EngineFacts | None = None
         self.num_epochs = 0
@@ -50,7 +59,7 @@ class WorkerGroup:
     def receive(self) -> list[WorkerEvent]:
         """What has arrived in the current epoch. A WorkerReady has already been answered with Reset."""
         events: list[WorkerEvent] = []
-        for peer, message in self.router.drain():
+        for peer, message in self.link.drain():
             match message:
                 case WorkerReady():
                     if self._accept(peer, message):
@@ -100,7 +109,7 @@ class WorkerGroup:
     def _send(self, message: EngineToWorker) -> bool:
         if not self._peer:
             return False
-        if not self.router.send(self._peer, message):
+        if not self.link.send(self._peer, message):
             self._peer = b""
             return False
         return True

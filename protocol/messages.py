@@ -1,7 +1,8 @@
 """Client ↔ engine core. README.md draws the life of a request; this file is its alphabet.
 
 A client connects a DEALER to the engine core's ROUTER. Columns (see columns.py) are packed
-little-endian arrays. Fields are only ever appended, with defaults.
+little-endian arrays. Fields are only ever appended, with defaults, and each is bounded by its type: a frame
+can make a decoder allocate no more than a small multiple of its own length.
 """
 
 from enum import IntEnum
@@ -9,16 +10,29 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from .sampling import SamplingParams
+from .sampling import SamplingParams, TokenId
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
+MAX_IDS = 1 << 20
+"""Token ids of one prompt or one answer."""
+MAX_ENTRIES = 1 << 16
+"""Of a list that has an entry per request."""
+
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 RequestId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 """A counter of the client's; unique among one client's requests, and never a user's string."""
 Epoch = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Label = Annotated[str, Meta(max_length=256)]
-TokenColumn = Annotated[bytes, Meta(max_length=4 << 20)]
-"""int32 token ids: at most 2^20 of them."""
+Prose = Annotated[str, Meta(max_length=4096)]
+Column = Annotated[bytes, Meta(max_length=4 * MAX_IDS)]
+"""int32 or uint32 or float32, at most 2^20 of them."""
+WideColumn = Annotated[bytes, Meta(max_length=8 * MAX_IDS)]
+"""uint64, at most 2^20 of them, or int32, twice as many."""
+FlagColumn = Annotated[bytes, Meta(max_length=MAX_IDS)]
+"""uint8, at most 2^20 of them."""
+TableColumn = Annotated[bytes, Meta(max_length=16 * MAX_IDS)]
+"""int32 or float32, several per row: as much as a frame holds."""
 
 
 class Finish(IntEnum):
@@ -42,28 +56,29 @@ NO_TOKEN = -1
 class Attach(Struct, frozen=True, array_like=True, tag="attach"):
     """First message of a client. Answered by `Attached` as soon as a model is loaded, or by `Refused`."""
 
-    protocol_version: int
+    protocol_version: Count
     fingerprint: Label
     """Hash of this protocol's schema: both sides must be built from the same messages."""
     name: Label
-    incarnation: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+    incarnation: Count = 0
     """Of a supervised client, so that the supervisor can report its death; 0 for strangers."""
 
 
 class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     """Start a request, or go on with one from the ids that its client already has.
 
-    Idempotent: a second Submit of a live request_id replaces the first.
+    Idempotent: a second Submit of a live request_id does not restart it; the client gets (again) the rows
+    from index len(resumed) on, with their log-probabilities.
     """
 
     request_id: RequestId
-    prompt_token_ids: TokenColumn
+    prompt_token_ids: Column
     sampling: SamplingParams
-    resumed_token_ids: TokenColumn = b""
+    resumed_token_ids: Column = b""
     """Output ids already delivered; the next row has index len(resumed)."""
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] = 0
     """Lower runs first."""
-    timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    timeout_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
     """From receipt; afterwards the request ends as `deadline_exceeded`."""
     tenant: Label = ""
     cache_salt: Label = ""
@@ -75,28 +90,39 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     it over, with all its rows from index len(resumed) on, while it runs and for a grace time after."""
     digest: Label = ""
     """Of what was asked. The same key with another digest is refused as `idempotency_key_reused`."""
+    again: bool = False
+    """It was accepted before, by this engine core or another: a full queue does not refuse it now."""
 
 
 class Abort(Struct, frozen=True, array_like=True, tag="abort"):
     """End these requests. Unknown ids are ignored: they may have just finished."""
 
-    request_ids: tuple[RequestId, ...]
+    request_ids: Annotated[tuple[RequestId, ...], Meta(max_length=MAX_ENTRIES)]
+
+
+class Leave(Struct, frozen=True, array_like=True, tag="leave"):
+    """The client of these requests is gone: keep those with a key for the grace time, abort the others.
+
+    Nothing is answered. Unknown ids are ignored.
+    """
+
+    request_ids: Annotated[tuple[RequestId, ...], Meta(max_length=MAX_ENTRIES)]
 
 
 class Ping(Struct, frozen=True, array_like=True, tag="ping"):
     """Answered by `Pong` with the same nonce, from the main loop."""
 
-    nonce: int
+    nonce: Count
 
 
 class Control(Struct, frozen=True, array_like=True, tag="control"):
     """An operator's wish. Answered by `ControlResult` with the same nonce."""
 
-    nonce: int
+    nonce: Count
     action: Literal["reset_prefix_cache", "start_profile", "stop_profile"]
 
 
-ClientMessage = Attach | Submit | Abort | Ping | Control
+ClientMessage = Attach | Submit | Abort | Leave | Ping | Control
 
 
 # ── engine core → client ────────────────────────────────────────────────────────────────────────
@@ -106,24 +132,24 @@ class EngineFacts(Struct, frozen=True, array_like=True):
     """What an engine core learned from its workers. A new epoch may bring new facts."""
 
     model: Label
-    vocab_size: int
-    max_model_len: int
+    vocab_size: Count
+    max_model_len: Count
     """Prompt plus output tokens of one request."""
-    block_size: int
+    block_size: Count
     """Tokens per KV block."""
-    num_blocks: int
-    eos_token_ids: tuple[int, ...]
-    max_num_seqs: int
+    num_blocks: Count
+    eos_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_ENTRIES)]
+    max_num_seqs: Count
     device: Label = "cpu"
     dtype: Label = "float32"
-    weights_bytes: int = 0
-    kv_bytes: int = 0
+    weights_bytes: Count = 0
+    kv_bytes: Count = 0
 
 
 class Attached(Struct, frozen=True, array_like=True, tag="attached"):
     """Answer to Attach; sent again whenever the epoch changes."""
 
-    protocol_version: int
+    protocol_version: Count
     fingerprint: Label
     epoch: Epoch
     facts: EngineFacts
@@ -132,14 +158,14 @@ class Attached(Struct, frozen=True, array_like=True, tag="attached"):
 class LogprobBlock(Struct, frozen=True, array_like=True):
     """Log-probabilities of n rows, each with the `width` likeliest tokens, best first."""
 
-    rows: bytes
+    rows: Column
     """uint32[n]: which row of the enclosing message (for prompts: offset from first_position)."""
     width: Annotated[int, Meta(ge=0, le=32)]
-    chosen: bytes
+    chosen: Column
     """float32[n]: of the token that was sampled (for prompts: that stands there)."""
-    top_ids: bytes
+    top_ids: TableColumn
     """int32[n * width]"""
-    top_values: bytes
+    top_values: TableColumn
     """float32[n * width]"""
 
 
@@ -147,7 +173,7 @@ class PromptLogprobs(Struct, frozen=True, array_like=True):
     """Log-probabilities of a stretch of a request's prompt; stretches may come again after a restart."""
 
     request_id: RequestId
-    first_position: int
+    first_position: Count
     block: LogprobBlock
 
 
@@ -155,19 +181,19 @@ class Outputs(Struct, frozen=True, array_like=True, tag="outputs"):
     """What one step produced for one client: one row per token, in columns of equal length."""
 
     epoch: Epoch
-    step: int
-    request_ids: bytes
+    step: Count
+    request_ids: WideColumn
     """uint64[n]"""
-    indexes: bytes
+    indexes: Column
     """uint32[n]: output index of the row's token: a client with i tokens of the request takes only i."""
-    token_ids: bytes
+    token_ids: Column
     """int32[n]; NO_TOKEN where a request ends without one."""
-    finishes: bytes
+    finishes: FlagColumn
     """uint8[n]: Finish"""
     logprobs: LogprobBlock | None = None
-    started: tuple[tuple[RequestId, int], ...] = ()
+    started: Annotated[tuple[tuple[RequestId, Count], ...], Meta(max_length=MAX_ENTRIES)] = ()
     """(request, prompt tokens found in the prefix cache) of requests that ran for the first time."""
-    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    prompt_logprobs: Annotated[tuple[PromptLogprobs, ...], Meta(max_length=MAX_ENTRIES)] = ()
 
 
 class Refused(Struct, frozen=True, array_like=True, tag="refused"):
@@ -176,10 +202,10 @@ class Refused(Struct, frozen=True, array_like=True, tag="refused"):
     request_id: RequestId
     code: Label
     """See errors.BY_CODE."""
-    message: Annotated[str, Meta(max_length=4096)]
+    message: Prose
     retryable: bool
     param: Label = ""
-    retry_after_s: float = 0.0
+    retry_after_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
     """When it is worth trying again, from the measured rate; 0: unknown"""
 
 
@@ -192,41 +218,41 @@ class Suspended(Struct, frozen=True, array_like=True, tag="suspended"):
 class AttachRefused(Struct, frozen=True, array_like=True, tag="attach_refused"):
     """Answer to an Attach from another protocol version or schema."""
 
-    protocol_version: int
+    protocol_version: Count
     fingerprint: Label
-    message: Annotated[str, Meta(max_length=4096)]
+    message: Prose
 
 
 class EngineStats(Struct, frozen=True, array_like=True):
     """Gauges and counters since this engine core started."""
 
-    num_running: int = 0
-    num_waiting: int = 0
-    num_free_blocks: int = 0
-    num_blocks: int = 0
-    steps: int = 0
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    prefix_cache_queries: int = 0
+    num_running: Count = 0
+    num_waiting: Count = 0
+    num_free_blocks: Count = 0
+    num_blocks: Count = 0
+    steps: Count = 0
+    prompt_tokens: Count = 0
+    generation_tokens: Count = 0
+    prefix_cache_queries: Count = 0
     """Prompt tokens looked up."""
-    prefix_cache_hits: int = 0
+    prefix_cache_hits: Count = 0
     """Prompt tokens found."""
-    preemptions: int = 0
-    epochs: int = 0
-    dropped_frames: int = 0
-    stale_messages: int = 0
-    resubmissions: int = 0
+    preemptions: Count = 0
+    epochs: Count = 0
+    dropped_frames: Count = 0
+    stale_messages: Count = 0
+    resubmissions: Count = 0
     """Submits of a request that was known already, or that came with ids."""
-    crashed_requests: int = 0
+    crashed_requests: Count = 0
     """Ended because they crashed a worker."""
-    detached: int = 0
+    detached: Count = 0
     """Requests, running or ended, that are kept for a client that is gone."""
 
 
 class Pong(Struct, frozen=True, array_like=True, tag="pong"):
     """Answer to Ping: proof that the main loop turns."""
 
-    nonce: int
+    nonce: Count
     epoch: Epoch
     stats: EngineStats
 
@@ -234,9 +260,9 @@ class Pong(Struct, frozen=True, array_like=True, tag="pong"):
 class ControlResult(Struct, frozen=True, array_like=True, tag="control_result"):
     """Answer to Control."""
 
-    nonce: int
+    nonce: Count
     ok: bool
-    message: Annotated[str, Meta(max_length=4096)] = ""
+    message: Prose = ""
 
 
 EngineMessage = Attached | Suspended | Outputs | Refused | AttachRefused | Pong | ControlResult

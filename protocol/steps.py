@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from .messages import EngineFacts, Epoch, Label, LogprobBlock
+from .messages import MAX_ENTRIES, Column, Count, EngineFacts, Epoch, Label, LogprobBlock, Prose, WideColumn
 from .sampling import SamplingParams
 
 Step = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -25,13 +25,13 @@ class SequenceStart(Struct, frozen=True, array_like=True):
     """A sequence enters the resident batch, whole. It is sent once per (re)start."""
 
     slot: Slot
-    token_ids: bytes
+    token_ids: WideColumn
     """int32: prompt, then the outputs so far."""
-    num_prompt_tokens: int
+    num_prompt_tokens: Count
     """Penalties and output positions need the border: output position = position - num_prompt_tokens."""
-    num_computed_tokens: int
+    num_computed_tokens: Count
     """KV of this many tokens is already in the blocks (a prefix-cache hit)."""
-    block_table: bytes
+    block_table: WideColumn
     """int32 block ids; token i lives in block_table[i // block_size] at i % block_size."""
     sampling: SamplingParams
     adapter: Label = ""
@@ -47,16 +47,16 @@ class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
 
     epoch: Epoch
     step: Step
-    scheduled_slots: bytes
+    scheduled_slots: Column
     """int32[n]"""
-    scheduled_counts: bytes
+    scheduled_counts: Column
     """int32[n], each at least 1"""
-    released: bytes = b""
+    released: Column = b""
     """int32: slots that are free from here on"""
-    started: tuple[SequenceStart, ...] = ()
-    grown_slots: bytes = b""
+    started: Annotated[tuple[SequenceStart, ...], Meta(max_length=MAX_ENTRIES)] = ()
+    grown_slots: Column = b""
     """int32[g]: slots whose block table grows by …"""
-    grown_blocks: bytes = b""
+    grown_blocks: Column = b""
     """int32[g]: … this block (a slot may appear several times, in order)"""
 
 
@@ -69,15 +69,15 @@ class Reset(Struct, frozen=True, array_like=True, tag="reset"):
 class LoadAdapter(Struct, frozen=True, array_like=True, tag="load_adapter"):
     """Make a LoRA adapter available under `name`. Answered by `WorkerReply`."""
 
-    nonce: int
+    nonce: Count
     name: Label
-    path: Annotated[str, Meta(max_length=4096)]
+    path: Prose
 
 
 class Profile(Struct, frozen=True, array_like=True, tag="profile"):
     """Start or stop a profiler trace. Answered by `WorkerReply` (on stop: where the trace is)."""
 
-    nonce: int
+    nonce: Count
     start: bool
 
 
@@ -90,10 +90,10 @@ EngineToWorker = StepPlan | Reset | LoadAdapter | Profile
 class WorkerReady(Struct, frozen=True, array_like=True, tag="ready"):
     """The group is loaded and idle. Sent after start and again to every new engine core."""
 
-    protocol_version: int
+    protocol_version: Count
     fingerprint: Label
-    rank: int
-    incarnation: int
+    rank: Count
+    incarnation: Count
     model_fingerprint: Label
     """Hash of config, dtype and tensor headers: the same weights give the same fingerprint."""
     facts: EngineFacts
@@ -104,12 +104,12 @@ class StepResult(Struct, frozen=True, array_like=True, tag="result"):
 
     epoch: Epoch
     step: Step
-    token_ids: bytes
+    token_ids: Column
     """int32[n]; NO_TOKEN for a row that did not sample (a prompt chunk that is not the last)"""
     logprobs: LogprobBlock | None = None
-    prompt_logprobs: tuple[tuple[int, int, LogprobBlock], ...] = ()
+    prompt_logprobs: Annotated[tuple[tuple[Count, Count, LogprobBlock], ...], Meta(max_length=MAX_ENTRIES)] = ()
     """(row, first position, block) for rows that asked for them"""
-    failed_rows: tuple[tuple[int, Label], ...] = ()
+    failed_rows: Annotated[tuple[tuple[Count, Label], ...], Meta(max_length=MAX_ENTRIES)] = ()
     """(row, error code): these requests alone end with an error; their token is NO_TOKEN"""
 
 
@@ -118,18 +118,18 @@ class StepFailed(Struct, frozen=True, array_like=True, tag="failed"):
 
     epoch: Epoch
     step: Step
-    slots: bytes
+    slots: Column
     """int32: the rows held responsible, or all of the step's"""
     code: Label
-    message: Annotated[str, Meta(max_length=4096)]
+    message: Prose
 
 
 class WorkerReply(Struct, frozen=True, array_like=True, tag="reply"):
     """Answer to LoadAdapter or Profile."""
 
-    nonce: int
+    nonce: Count
     ok: bool
-    message: Annotated[str, Meta(max_length=4096)] = ""
+    message: Prose = ""
 
 
 WorkerToEngine = WorkerReady | StepResult | StepFailed | WorkerReply

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine_core.engine import Engine
+from engine_core.process import EngineProcess
 from protocol.client import EngineClient
 from protocol.config import (
     CacheOptions,
@@ -56,8 +57,9 @@ class MiniStack:
             cache=self.cache,
             scheduler=self.scheduler,
         )
-        self.engine = Engine(config, Channel(theirs, ToChild))
-        self._launch(threading.Thread(target=self.engine.run), ours)
+        process = EngineProcess(config, Channel(theirs, ToChild))
+        self.engine = process.engine
+        self._launch(threading.Thread(target=process.run), ours)
         self.engine_channel = ours
         self.engine_at = EngineAt(number, clients, workers)
         if self.worker_channel is not None:

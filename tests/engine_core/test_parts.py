@@ -106,7 +106,8 @@ def test_keys_depend_on_everything_before_and_on_who_asks() -> None:
     cache.extend(again, root, array("i", [1, 2, 3, 4]))
     assert again == keys
     foreign: list[bytes] = []
-    PrefixCache(2).extend(foreign, root, array("i", [1, 2]))
+    stranger = PrefixCache(2)
+    stranger.extend(foreign, stranger.root("", "", ""), array("i", [1, 2]))
     assert foreign[0] != keys[0], "another engine core has another secret"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from engine_core.clients import Client
 from engine_core.finishing import deliver
+from engine_core.invariants import check
 from engine_core.request import Request, State
 from engine_core.scheduler import Scheduler
 from protocol import columns
@@ -124,7 +125,7 @@ class World:
             if planned is None:
                 break
             self.steps += 1
-            assert len(set(planned.rows)) == len(planned.rows), "a request twice in one step"
+            assert len(set(planned.requests)) == len(planned.requests), "a request twice in one step"
             last = self.results[-1][0] if self.results else self.now
             arrival = max(self.now, last) + self.random.expovariate(100)
             result = self.runner.execute(planned.plan)
@@ -149,10 +150,10 @@ class World:
             if self.crash_every and self.random.random() < 1 / self.crash_every:
                 self.crash()
             self.dispatch()
-            self.scheduler.check()
+            check(self.scheduler)
             if self.results and (len(self.scheduler.in_flight) == self.depth or self.random.random() < 0.5):
                 self.settle()
-                self.scheduler.check()
+                check(self.scheduler)
             if len(self.requests) == num_requests and not self.results:
                 self.dispatch()
                 if not self.results:

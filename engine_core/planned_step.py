@@ -1,0 +1,44 @@
+"""PlannedStep: a step in flight, as the scheduler remembers it until its result is back."""
+
+from msgspec import Struct
+
+from protocol import columns
+from protocol.steps import SequenceStart, StepPlan
+
+from .decode_batch import LaneStep
+from .request import Request
+
+
+class PlannedStep(Struct, frozen=True):
+    """A plan and the requests behind its rows: first those that decode, lane by lane, then the chunks."""
+
+    plan: StepPlan
+    lanes: tuple[LaneStep, ...]
+    chunks: tuple[Request, ...]
+    num_decodes: int
+    num_tokens: int
+    last_tokens: tuple[Request, ...]
+    """Decoding requests whose token of this step is the last that fits."""
+    strays: set[Request]
+    """Requests that have left since, or have another client now."""
+
+    @property
+    def requests(self) -> list[Request]:
+        """Of all rows, in their order."""
+        return [request for lane in self.lanes for request in lane.view.requests] + list(self.chunks)
+
+    def request_at(self, row: int) -> Request:
+        return self.requests[row]
+
+
+def start_of(request: Request) -> SequenceStart:
+    """The request, which has just been given its slot and blocks, as its worker must know it."""
+    return SequenceStart(
+        slot=request.slot,
+        token_ids=request.token_ids.tobytes(),
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_computed_tokens=request.num_computed_tokens,
+        block_table=columns.pack_ids(request.block_table),
+        sampling=request.sampling,
+        adapter=request.adapter,
+    )

@@ -1,0 +1,79 @@
+"""The engine core as a process: its sockets, its clock, and what the supervisor tells it.
+
+One thread. Between messages it sleeps in poll and costs nothing; it wakes by itself only for a deadline.
+"""
+
+import time
+from typing import Any, assert_never
+
+import zmq
+
+from protocol.config import EngineCoreConfig
+from protocol.control import ChildChannel, Drain, EngineAt, PeerGone, Quit, Retire, Start
+from protocol.messages import ClientMessage, EngineMessage
+from protocol.progress import Progress
+from protocol.sockets import Router
+from protocol.steps import EngineToWorker, WorkerToEngine
+
+from .engine import Engine
+
+_TURN_BUDGET_S = 0.75
+"""A turn takes milliseconds; a crowd of long prompts at once may take some hundred."""
+
+
+class EngineProcess:
+    """Binds what the config names, and runs until told to quit or left alone."""
+
+    def __init__(self, config: EngineCoreConfig, channel: ChildChannel) -> None:
+        self._channel = channel
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._clients: Router[ClientMessage, EngineMessage] = Router(self._context, ClientMessage)
+        self._clients.bind(config.clients_endpoint)
+        self._workers: Router[WorkerToEngine, EngineToWorker] = Router(self._context, WorkerToEngine)
+        self._workers.bind(config.workers_endpoint)
+        self.engine = Engine(config, self._clients, self._workers, time.monotonic)
+        self._progress = Progress(config.progress_fd, config.progress_row)
+        self._quitting = False
+
+    def run(self) -> None:
+        """The loop."""
+        engine, progress = self.engine, self._progress
+        sources = {
+            self._channel.fileno(): self._read_control,
+            self._workers.socket: engine.collect,
+            self._clients.socket: engine.receive,
+        }
+        poller = zmq.Poller()
+        for source in sources:
+            poller.register(source, zmq.POLLIN)
+        while not self._quitting:
+            progress.idle()
+            ready = poller.poll(self._poll_ms())
+            progress.busy(_TURN_BUDGET_S)
+            for source, _ in ready:
+                sources[source]()
+            engine.advance()
+        self._context.destroy(linger=0)
+        self._channel.close()
+
+    def _poll_ms(self) -> int | None:
+        deadline = self.engine.next_deadline()
+        return None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
+
+    def _read_control(self) -> None:
+        """What the supervisor says."""
+        try:
+            while (message := self._channel.receive()) is not None:
+                match message:
+                    case PeerGone():
+                        self.engine.on_peer_gone(
+                            message.incarnation, crashed=message.crashed, cause=message.cause
+                        )
+                    case Quit() | Drain():
+                        self._quitting = True
+                    case Start() | EngineAt() | Retire():
+                        pass
+                    case _:
+                        assert_never(message)
+        except EOFError:
+            self._quitting = True
