@@ -5,6 +5,7 @@ import sys
 
 from protocol.config import EngineCoreConfig
 from protocol.control import Failed, Ready, enter
+from protocol.errors import StartupError
 
 from .process import EngineProcess
 
@@ -17,6 +18,9 @@ def main() -> int:
         gc.collect()
         gc.freeze()  # what exists now lives for ever: collections need not look at it
         process.run()
+    except StartupError as error:
+        channel.send(Failed.of(error))
+        return error.exit_code
     except Exception as error:
         channel.send(Failed.of(error))
         raise

@@ -18,6 +18,7 @@ from protocol.errors import (
     DeadlineExceeded,
     InvalidRequest,
     KeyReused,
+    NotAttached,
     TernError,
     Unavailable,
 )
@@ -74,7 +75,7 @@ class Desk:
     def _submit(self, client: Client | None, submit: Submit) -> Request | None:
         scheduler = self.scheduler
         if client is None or scheduler is None:
-            raise Unavailable("attach first, and wait for Attached")
+            raise NotAttached("attach first, and wait for Attached")
         request = Request(client, submit, scheduler.facts, next(self._arrivals))
         live = client.requests.get(submit.request_id)
         kept = self.kept.find(submit.tenant, submit.key)

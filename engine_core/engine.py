@@ -51,7 +51,9 @@ OUT_OF_MEMORY = "out_of_memory"
 class ClientLink(Protocol):
     """The engine core's end of the link to its clients."""
 
-    dropped_frames: int
+    @property
+    def dropped_frames(self) -> int:
+        """Frames that did not decode."""
 
     def drain(self) -> list[tuple[bytes, ClientMessage]]:
         """What has arrived, with the peers that sent it."""
@@ -244,7 +246,7 @@ class Engine:
         assert self.scheduler is not None
         planned = self.scheduler.settle(result.step)
         if planned is None:
-            self.workers.stale_messages += 1
+            self._on_unexpected(result)
             return
         now = self.clock()
         seconds = now - max(self.begun.popleft(), self.last_result)
@@ -263,6 +265,21 @@ class Engine:
         if self.journal is not None:
             self.journal.write(result)
 
+    def _on_unexpected(self, result: StepResult) -> None:
+        """Not of the oldest step in flight. A later one's: a result was lost, and with it the common view."""
+        assert self.scheduler is not None
+        self.workers.stale_messages += 1
+        if any(step.plan.step == result.step for step in self.scheduler.in_flight):
+            self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        """The workers forget everything, and every request starts over with the ids it has."""
+        assert self.scheduler is not None
+        self.workers.begin_epoch()
+        self._restart(self.scheduler.facts)
+        if self.journal is not None:
+            self.journal.write(Reset(self.workers.epoch))
+
     def _on_step_failed(self, failed: StepFailed) -> None:
         """The workers' batch is lost, not the requests: start over, suspects alone."""
         scheduler = self.scheduler
@@ -276,10 +293,7 @@ class Engine:
             requests = [request for request in scheduler.running() if request.slot in blamed]
             message = "the model failed on this request, also when it ran alone"
             self._accuse(requests, True, InternalError(message))
-        self.workers.begin_epoch()
-        self._restart(scheduler.facts)
-        if self.journal is not None:
-            self.journal.write(Reset(self.workers.epoch))
+        self._begin_epoch()
 
     # ── operators ───────────────────────────────────────────────────────────────────────────────
 

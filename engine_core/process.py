@@ -4,6 +4,7 @@ One thread. Between messages it sleeps in poll and costs nothing; it wakes by it
 """
 
 import time
+from collections.abc import Callable
 from typing import Any, assert_never
 
 import zmq
@@ -12,11 +13,15 @@ from protocol.config import EngineCoreConfig
 from protocol.control import ChildChannel, Drain, EngineAt, PeerGone, Quit, Retire, Start
 from protocol.messages import ClientMessage, EngineMessage
 from protocol.progress import Progress
+from protocol.remote import CurveRouter, Routers
 from protocol.sockets import Router
 from protocol.steps import EngineToWorker, WorkerToEngine
 
 from .engine import Engine
 
+ClientsRouter = Router[ClientMessage, EngineMessage] | Routers[ClientMessage, EngineMessage]
+
+_LONGEST_POLL_MS = 1 << 30
 _TURN_BUDGET_S = 0.75
 """A turn takes milliseconds; a crowd of long prompts at once may take some hundred."""
 
@@ -27,8 +32,7 @@ class EngineProcess:
     def __init__(self, config: EngineCoreConfig, channel: ChildChannel) -> None:
         self._channel = channel
         self._context: zmq.Context[Any] = zmq.Context()
-        self._clients: Router[ClientMessage, EngineMessage] = Router(self._context, ClientMessage)
-        self._clients.bind(config.clients_endpoint)
+        self._clients = _listen(config, self._context)
         self._workers: Router[WorkerToEngine, EngineToWorker] = Router(self._context, WorkerToEngine)
         self._workers.bind(config.workers_endpoint)
         self.engine = Engine(config, self._clients, self._workers, time.monotonic)
@@ -38,11 +42,12 @@ class EngineProcess:
     def run(self) -> None:
         """The loop."""
         engine, progress = self.engine, self._progress
-        sources = {
+        sources: dict[object, Callable[[], None]] = {
             self._channel.fileno(): self._read_control,
             self._workers.socket: engine.collect,
-            self._clients.socket: engine.receive,
         }
+        for socket in self._clients.sockets:
+            sources[socket] = engine.receive
         poller = zmq.Poller()
         for source in sources:
             poller.register(source, zmq.POLLIN)
@@ -53,12 +58,13 @@ class EngineProcess:
             for source, _ in ready:
                 sources[source]()
             engine.advance()
+        self._clients.close()
         self._context.destroy(linger=0)
         self._channel.close()
 
     def _poll_ms(self) -> int | None:
         deadline = self.engine.next_deadline()
-        return None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
+        return None if deadline is None else min(max(0, int((deadline - time.monotonic()) * 1000) + 1), _LONGEST_POLL_MS)
 
     def _read_control(self) -> None:
         """What the supervisor says."""
@@ -77,3 +83,15 @@ class EngineProcess:
                         assert_never(message)
         except EOFError:
             self._quitting = True
+
+
+def _listen(config: EngineCoreConfig, context: "zmq.Context[Any]") -> ClientsRouter:
+    """In the run folder, and on tcp if the operator wants that. Raises StartupError."""
+    local: Router[ClientMessage, EngineMessage] = Router(context, ClientMessage)
+    local.bind(config.clients_endpoint)
+    if not config.engine_endpoint:
+        return local
+    remote: CurveRouter[ClientMessage, EngineMessage] = CurveRouter(
+        ClientMessage, config.engine_endpoint, config.curve_secret_key, config.curve_allowed_keys
+    )
+    return Routers([local, remote])

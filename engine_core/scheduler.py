@@ -245,9 +245,8 @@ class Scheduler:
     def num_computed_tokens(self, request: Request) -> int:
         """Tokens whose KV is planned. Each step computes one more of every decoding request, so theirs
         follow from the step number, and a step costs nothing per request that needs no decision."""
-        if request.due_step >= 0:
-            return request.num_computed_tokens + self._step - request.decoding_since
-        return request.num_computed_tokens
+        since = self._step - request.decoding_since if request.due_step >= 0 else 0
+        return request.num_computed_tokens + since
 
     def _start_decoding(self, request: Request, step: int) -> None:
         """`step` is the last one that did not yet decode it."""

@@ -4,28 +4,24 @@
     async for batch in client.submit([1, 2, 3], SamplingParams(max_tokens=8)):
         print(batch.token_ids, batch.finish)
 
-The client holds the truth about each open stream: its prompt, parameters and the ids it has. When the
-engine core is replaced (`reattach`), or a message was lost, it submits the stream again with those ids,
-and the stream goes on. It takes output i only if it has exactly i tokens: lower is a duplicate, higher
-is a gap. Knows nothing of text.
+The registry holds the truth about each open stream and decides what is sent; this is the connection around
+it: one socket, one event loop, one timer while something is awaited. When the engine core is replaced
+(`reattach`), or a message was lost, the streams go on. Knows nothing of text.
 """
 
 import asyncio
 import itertools
 import os
-from collections.abc import Sequence
-from typing import Any, assert_never
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import zmq
 
-from . import columns
-from .errors import BY_CODE, InternalError, ProtocolMismatch, TernError, Unavailable
+from .curve import CurveKeys
+from .errors import TernError, Unavailable
 from .messages import (
-    PROTOCOL_VERSION,
-    Abort,
-    Attach,
-    Attached,
-    AttachRefused,
     ClientMessage,
     Control,
     ControlResult,
@@ -34,59 +30,62 @@ from .messages import (
     Outputs,
     Ping,
     Pong,
-    Refused,
-    Submit,
-    Suspended,
 )
+from .registry import Registry
 from .sampling import SamplingParams
-from .sockets import Dealer, fingerprint
-from .stream import TokenBatch, TokenLogprob, TokenStream, unpack_logprobs
+from .sockets import HIGH_WATER_MARK, Dealer
+from .stream import TokenBatch, TokenLogprob, TokenStream
 
-__all__ = ["EngineClient", "TokenBatch", "TokenLogprob", "TokenStream", "endpoint_file"]
+__all__ = ["CurveKeys", "EngineClient", "TokenBatch", "TokenLogprob", "TokenStream", "endpoint_file"]
+
+LOOK_AGAIN_S = 1.0
+"""How often a client that waits for something looks whether it has waited too long."""
 
 
 class EngineClient:
     """A connection to one engine core; belongs to one event loop."""
 
-    def __init__(self, name: str = "client", incarnation: int = 0) -> None:
-        self.facts: EngineFacts | None = None
-        self.epoch = 0
+    def __init__(self, name: str = "client", incarnation: int = 0, curve: CurveKeys | None = None) -> None:
+        """`curve`: the keys for an engine core at a `tcp://` endpoint."""
         self.attached = asyncio.Event()
-        self.gaps = 0
-        self.resubmitted = 0
-        self._name = name
-        self._incarnation = incarnation
+        """Requests are taken; or the engine core has refused us, which `attach` raises."""
+        self._registry = Registry(name, incarnation, self._close_stream)
+        self._streams = self._registry.streams
+        self._curve = curve
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dealer: Dealer[EngineMessage, ClientMessage] | None = None
-        self._unsent: list[ClientMessage] = []
-        self._streams: dict[int, TokenStream] = {}
+        self._unsent: deque[ClientMessage] = deque(maxlen=HIGH_WATER_MARK)
+        """What the socket did not take. What falls off is a lost message, and missed as such."""
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._ids = itertools.count(1)
-        self._refusal: TernError | None = None
+        self._nonces = itertools.count(1)
         self._follower: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     # ── connecting ──────────────────────────────────────────────────────────────────────────────
 
     @classmethod
-    async def attach(cls, address: str, *, name: str = "client", timeout_s: float = 60) -> "EngineClient":
+    async def attach(
+        cls, address: str, *, name: str = "client", timeout_s: float = 60, curve: CurveKeys | None = None
+    ) -> "EngineClient":
         """Connect and wait until a model is ready.
 
-        `address` is an endpoint (`ipc://…`) or the path of a server's endpoint file, which is followed
-        when the engine core is replaced. Raises Unavailable after `timeout_s`, ProtocolMismatch at once.
+        `address` is an endpoint (`ipc://…`, or `tcp://…` with `curve`) or the path of a server's endpoint
+        file, which is followed when the engine core is replaced. Raises Unavailable after `timeout_s`,
+        also when the keys are not allowed; ProtocolMismatch and ValueError (`tcp://` without keys) at once.
         """
-        client = cls(name)
-        if "://" in address:
-            client.reattach(address)
-        else:
-            client._follower = asyncio.create_task(client._follow(address))
+        client = cls(name, curve=curve)
         try:
+            if "://" in address:
+                client.reattach(address)
+            else:
+                client._follower = asyncio.create_task(client._follow(address))
             await asyncio.wait_for(client.attached.wait(), timeout_s)
-            if client._refusal is not None:
-                raise client._refusal
+            if client._registry.refusal is not None:
+                raise client._registry.refusal
         except TimeoutError:
             await client.close()
             raise Unavailable(f"no engine core answered at {address} within {timeout_s:g} s") from None
-        except TernError:
+        except (TernError, ValueError):
             await client.close()
             raise
         return client
@@ -94,20 +93,20 @@ class EngineClient:
     def reattach(self, endpoint: str) -> None:
         """Leave the engine core, if any, for the one at `endpoint`, and go on there with every stream."""
         self._disconnect()
-        self.attached.clear()
         dealer: Dealer[EngineMessage, ClientMessage] = Dealer(self._context, EngineMessage)
-        dealer.connect(endpoint)
         self._dealer = dealer
         asyncio.get_running_loop().add_reader(dealer.fileno(), self._receive)
-        self._send(Attach(PROTOCOL_VERSION, fingerprint(), self._name, self._incarnation))
+        dealer.connect(endpoint, self._curve)
+        self._send(self._registry.attach(time.monotonic()))
+        self._on_attachment()
 
     async def close(self) -> None:
         """Abort every stream and disconnect."""
         if self._follower is not None:
             self._follower.cancel()
-        if self._dealer is not None and self._streams:
-            self._send(Abort(tuple(self._streams)))
-        self._streams.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._send(self._registry.close_all())
         self._disconnect(linger_ms=200)
         self._context.term()
 
@@ -123,22 +122,27 @@ class EngineClient:
         timeout_s: float | None = None,
         tenant: str = "",
         cache_salt: str = "",
+        key: str = "",
+        digest: str = "",
     ) -> TokenStream:
-        """Start a request and return its stream. Errors of the engine core are raised while iterating."""
-        request = Submit(
-            request_id=next(self._ids),
-            prompt_token_ids=columns.pack_ids(prompt_token_ids),
-            sampling=sampling,
-            resumed_token_ids=columns.pack_ids(resumed_token_ids),
+        """Start a request and return its stream. Errors of the engine core are raised while iterating.
+
+        `key` and `digest`: see messages.Submit.
+        """
+        stream, messages = self._registry.submit(
+            prompt_token_ids,
+            sampling,
+            time.monotonic(),
+            resumed_token_ids=resumed_token_ids,
             priority=priority,
             timeout_s=timeout_s,
             tenant=tenant,
             cache_salt=cache_salt,
+            key=key,
+            digest=digest,
         )
-        stream = TokenStream(request, self._drop)
-        self._streams[request.request_id] = stream
-        if self.attached.is_set():
-            self._send(request)
+        self._send(messages)
+        self._watch()
         return stream
 
     async def ping(self, timeout_s: float = 5) -> Pong:
@@ -152,6 +156,30 @@ class EngineClient:
         return result
 
     @property
+    def facts(self) -> EngineFacts | None:
+        """What the engine core has said of the model; None before."""
+        return self._registry.facts
+
+    @property
+    def epoch(self) -> int:
+        return self._registry.epoch
+
+    @property
+    def suspended(self) -> bool:
+        """The engine core is there and no worker is: requests wait."""
+        return self._registry.suspended
+
+    @property
+    def gaps(self) -> int:
+        """Losses that showed in what came after."""
+        return self._registry.gaps
+
+    @property
+    def resubmitted(self) -> int:
+        """Submits of streams that were submitted before."""
+        return self._registry.resubmitted
+
+    @property
     def num_streams(self) -> int:
         """Requests that have not had their last message."""
         return len(self._streams)
@@ -159,9 +187,9 @@ class EngineClient:
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 
     async def _ask(self, make: Any, timeout_s: float) -> Any:
-        nonce = next(self._ids)
+        nonce = next(self._nonces)
         answer = self._answers[nonce] = asyncio.get_running_loop().create_future()
-        self._send(make(nonce))
+        self._send([make(nonce)])
         try:
             return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
@@ -189,12 +217,13 @@ class EngineClient:
             self._dealer = None
         self._unsent.clear()
 
-    def _send(self, message: ClientMessage) -> None:
+    def _send(self, messages: Iterable[ClientMessage]) -> None:
         dealer = self._dealer
-        if dealer is None:
-            return  # everything that matters is submitted again on Attached
-        if self._unsent or not dealer.send(message):
-            self._unsent.append(message)
+        if dealer is None or not messages:
+            return  # all that matters is submitted again once there is an engine core
+        for message in messages:
+            if self._unsent or not dealer.send(message):
+                self._unsent.append(message)
         if dealer.readable():  # sending may have eaten the descriptor's edge
             asyncio.get_running_loop().call_soon(self._receive)
 
@@ -203,83 +232,38 @@ class EngineClient:
         if dealer is None:
             return
         while messages := dealer.drain():
+            now = time.monotonic()
             for message in messages:
-                self._handle(message)
+                match message:
+                    case Outputs():
+                        self._send(self._registry.handle(message, now))
+                    case Pong() | ControlResult():
+                        if (answer := self._answers.get(message.nonce)) is not None and not answer.done():
+                            answer.set_result(message)
+                    case _:
+                        self._send(self._registry.handle(message, now))
+                        self._on_attachment()
         while self._unsent and dealer.send(self._unsent[0]):
-            del self._unsent[0]
+            self._unsent.popleft()
 
-    def _handle(self, message: EngineMessage) -> None:
-        match message:
-            case Outputs():
-                self._take(message)
-            case Attached():
-                self._on_attached(message)
-            case Refused():
-                if (stream := self._streams.pop(message.request_id, None)) is not None:
-                    kind = BY_CODE.get(message.code, InternalError)
-                    stream.fail(kind(message.message, param=message.param or None))
-            case Pong() | ControlResult():
-                if (answer := self._answers.get(message.nonce)) is not None and not answer.done():
-                    answer.set_result(message)
-            case Suspended():
-                pass
-            case AttachRefused():
-                self._refusal = ProtocolMismatch(message.message)
-                for stream in self._streams.values():
-                    stream.fail(self._refusal)
-                self._streams.clear()
-                self.attached.set()
-            case _:
-                assert_never(message)
+    def _on_attachment(self) -> None:
+        if self._registry.attached or self._registry.refusal is not None:
+            self.attached.set()
+        else:
+            self.attached.clear()
+        self._watch()
 
-    def _on_attached(self, message: Attached) -> None:
-        self.facts, self.epoch = message.facts, message.epoch
-        if self.attached.is_set():
-            return  # a new epoch of the same engine core, which still has our requests
-        self.attached.set()
-        for stream in list(self._streams.values()):
-            self._resubmit(stream)
+    def _watch(self) -> None:
+        if self._timer is None and self._dealer is not None and self._registry.waiting:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again)
 
-    def _resubmit(self, stream: TokenStream) -> None:
-        self.resubmitted += 1
-        self._send(stream.resumption())
+    def _look_again(self) -> None:
+        self._timer = None
+        self._send(self._registry.stalled(time.monotonic()))
+        self._watch()
 
-    def _drop(self, stream: TokenStream) -> None:
-        if self._streams.pop(stream.request_id, None) is not None:
-            self._send(Abort((stream.request_id,)))
-
-    def _take(self, outputs: Outputs) -> None:
-        """The hot path: one call per engine step."""
-        streams = self._streams
-        for request_id, cached in outputs.started:
-            stream = streams.get(request_id)
-            if stream is not None and not stream.token_ids:  # a resumed one counts its first start only
-                stream.num_cached_tokens = cached
-        for prompt in outputs.prompt_logprobs:
-            if (stream := streams.get(prompt.request_id)) is not None:
-                for offset, logprob in unpack_logprobs(prompt.block):
-                    stream.prompt_logprobs[prompt.first_position + offset] = logprob
-        logprobs = dict(unpack_logprobs(outputs.logprobs)) if outputs.logprobs is not None else None
-        rows = zip(
-            columns.unpack(columns.UINT64, outputs.request_ids),
-            columns.unpack(columns.UINT32, outputs.indexes),
-            columns.unpack_ids(outputs.token_ids),
-            outputs.finishes,
-            strict=True,
-        )
-        for row, (request_id, index, token_id, finish) in enumerate(rows):
-            stream = streams.get(request_id)
-            if stream is None:
-                continue
-            have = len(stream.token_ids)
-            if index == have:
-                stream.push(token_id, finish, None if logprobs is None else logprobs.get(row))
-                if finish:
-                    del streams[request_id]
-            elif index > have and not stream.gap:
-                stream.gap = True
-                self.gaps += 1
-                self._resubmit(stream)
+    def _close_stream(self, stream: TokenStream, detach: bool) -> None:
+        self._send(self._registry.close(stream, detach))
 
 
 def endpoint_file(run_dir: str) -> str:

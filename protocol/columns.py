@@ -17,6 +17,7 @@ INT32: Final = "i"
 UINT32: Final = "I"
 UINT64: Final = "Q"
 FLOAT32: Final = "f"
+ID_BYTES: Final = 4
 
 
 def pack(typecode: str, numbers: Iterable[float]) -> bytes:

@@ -134,6 +134,7 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         tuple[str, ...],
         Meta(description="keys that clients must send; better given as TERN_API_KEY", extra={"secret": True}),
     ] = ()
+    api_key_file: Annotated[str, Meta(description="file of more such keys, one a line")] = ""
     max_body_bytes: Annotated[
         int, Meta(ge=1024, description="longest HTTP body", extra={"unit": "bytes"})
     ] = 8 << 20
@@ -142,7 +143,7 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 0
     chat_template: Annotated[str, Meta(description="file of a chat template that replaces the model's")] = ""
     request_timeout: Annotated[
-        float, Meta(ge=0, description="seconds that a request may take, queue included; 0: no limit")
+        float, Meta(ge=0, le=1e6, description="seconds that a request may take, queue included; 0: no limit")
     ] = 0.0
     detach_grace: Annotated[
         float,
@@ -199,6 +200,18 @@ class ServerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         str,
         Meta(description="folder for a small report of each crash of a worker; empty: none is written"),
     ] = ""
+    engine_endpoint: Annotated[
+        str,
+        Meta(
+            description="tcp://ADDRESS:PORT on which the engine core also serves clients; needs the next two"
+        ),
+    ] = ""
+    curve_secret_key: Annotated[
+        str, Meta(description="file of the engine core's secret key, made by `tern keys FILE`")
+    ] = ""
+    curve_allowed_keys: Annotated[
+        str, Meta(description="file of the public keys (Z85) of the clients that are let in, one a line")
+    ] = ""
 
 
 class ServeOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -247,6 +260,10 @@ class EngineCoreConfig(Struct, frozen=True, kw_only=True, tag="engine_core"):
     crash_dir: str = ""
     """Folder for reports of crashes; empty: none are written."""
     detach_grace_s: float = 30.0
+    engine_endpoint: str = ""
+    """Of clients elsewhere, see ServerOptions; empty: there are none."""
+    curve_secret_key: str = ""
+    curve_allowed_keys: str = ""
 
 
 class WorkerConfig(Struct, frozen=True, kw_only=True, tag="worker"):

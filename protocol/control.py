@@ -6,6 +6,7 @@ End of file means that the other side died. It carries no work, so it never queu
 
 import argparse
 import ctypes
+import faulthandler
 import os
 import signal
 import socket
@@ -17,12 +18,15 @@ from msgspec import Struct
 
 from .config import EngineCoreConfig, FrontendConfig, WorkerConfig
 from .errors import StartupError
+from .hardening import harden
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 Config = TypeVar("Config")
 
 MAX_PACKET_BYTES = 64 << 10
+OOM_SCORE_ADJ: dict[type[Any], int] = {FrontendConfig: 500, EngineCoreConfig: 300, WorkerConfig: 0}
+"""Who goes first when memory runs out: what costs least to start again."""
 
 
 # ── supervisor → child ──────────────────────────────────────────────────────────────────────────
@@ -165,10 +169,11 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def enter(config_type: type[Config]) -> tuple[ChildChannel, Config]:
-    """First call of a child's main: tie our life to the parent's, then receive the config.
+    """First call of a child's main: tie our life to the parent's, harden, then receive the config.
 
     Signals that stop a server often go to all of its processes (a terminal's to the process group, a
-    service manager's to the whole service), but only the supervisor acts on them.
+    service manager's to the whole service), but only the supervisor acts on them. SIGUSR1 makes this
+    process write the stacks of its threads to standard error, whatever it is doing.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--control-fd", type=int, required=True)
@@ -177,6 +182,8 @@ def enter(config_type: type[Config]) -> tuple[ChildChannel, Config]:
     die_with_parent(arguments.parent)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1)
+    harden(OOM_SCORE_ADJ[config_type])
     channel: ChildChannel = Channel(socket.socket(fileno=arguments.control_fd), ToChild)
     start = channel.receive(wait=True)
     if not isinstance(start, Start) or not isinstance(start.config, config_type):

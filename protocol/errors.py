@@ -12,6 +12,7 @@
     ├── ServiceError                 not the caller's fault: 4xx/5xx by kind
     │   ├── Overloaded               429  queues are full; retry after a while
     │   ├── Unavailable              503  starting, draining, or without an engine core; retry
+    │   │   └── NotAttached          503  an engine core that does not know this client; it attaches again
     │   ├── DeadlineExceeded         504  the request's own deadline passed
     │   ├── NumericalError           500  the model's numbers for this request were not finite
     │   ├── RequestCrashedWorker     500  a worker died of this request, twice
@@ -115,6 +116,12 @@ class Unavailable(ServiceError):
     code = "unavailable"
     status = 503
     retryable = True
+
+
+class NotAttached(Unavailable):
+    """The engine core does not know the client that submits. Never seen by a user: clients attach again."""
+
+    code = "not_attached"
 
 
 class DeadlineExceeded(ServiceError):

@@ -16,6 +16,8 @@ PROTOCOL_VERSION = 2
 
 MAX_IDS = 1 << 20
 """Token ids of one prompt or one answer."""
+MOST_TIMEOUT_S = 1e6
+"""Eleven days: in milliseconds it is still an int32, which is what poll takes."""
 MAX_ENTRIES = 1 << 16
 """Of a list that has an entry per request."""
 
@@ -78,7 +80,7 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     """Output ids already delivered; the next row has index len(resumed)."""
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] = 0
     """Lower runs first."""
-    timeout_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    timeout_s: Annotated[float, Meta(gt=0, le=MOST_TIMEOUT_S)] | None = None
     """From receipt; afterwards the request ends as `deadline_exceeded`."""
     tenant: Label = ""
     cache_salt: Label = ""

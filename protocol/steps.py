@@ -107,7 +107,9 @@ class StepResult(Struct, frozen=True, array_like=True, tag="result"):
     token_ids: Column
     """int32[n]; NO_TOKEN for a row that did not sample (a prompt chunk that is not the last)"""
     logprobs: LogprobBlock | None = None
-    prompt_logprobs: Annotated[tuple[tuple[Count, Count, LogprobBlock], ...], Meta(max_length=MAX_ENTRIES)] = ()
+    prompt_logprobs: Annotated[
+        tuple[tuple[Count, Count, LogprobBlock], ...], Meta(max_length=MAX_ENTRIES)
+    ] = ()
     """(row, first position, block) for rows that asked for them"""
     failed_rows: Annotated[tuple[tuple[Count, Label], ...], Meta(max_length=MAX_ENTRIES)] = ()
     """(row, error code): these requests alone end with an error; their token is NO_TOKEN"""

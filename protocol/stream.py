@@ -1,11 +1,10 @@
-"""TokenStream: what a client knows of one request, and how it waits for more. Knows no sockets.
+"""TokenStream: what a client knows of one request, and how it waits for more. Knows no sockets, no clock.
 
 The stream is the truth about its request: from the request and the ids it has, an engine core that has
-never heard of it can go on.
+never heard of it can go on. Only whoever iterates it needs an event loop.
 """
 
 import asyncio
-import time
 from array import array
 from collections.abc import AsyncIterator, Callable
 from typing import Self
@@ -15,6 +14,11 @@ from msgspec import Struct, structs
 from . import columns
 from .errors import TernError
 from .messages import NO_TOKEN, Finish, LogprobBlock, Submit
+
+PATIENCE_S = 5.0
+"""A stream to which nothing has come for this long is submitted again: a message may have been lost."""
+MOST_PATIENCE_S = 60.0
+"""The patience doubles up to here: a request that waits its turn in a long queue is silent, too."""
 
 _FINISH = tuple(Finish)
 
@@ -35,18 +39,25 @@ class TokenBatch(Struct, array_like=True, gc=False):
 
 
 class TokenStream:
-    """One request. Iterate it; `close` (or leaving `async with`) aborts what has not finished."""
+    """One request. Iterate it; `close` (or leaving `async with`) ends what has not finished."""
 
-    def __init__(self, request: Submit, abort: Callable[["TokenStream"], None]) -> None:
+    def __init__(
+        self, request: Submit, on_close: Callable[["TokenStream", bool], object], now: float
+    ) -> None:
         self.request_id = request.request_id
         self.token_ids: list[int] = list(columns.unpack_ids(request.resumed_token_ids))
         self.num_cached_tokens = 0
         self.prompt_logprobs: dict[int, TokenLogprob] = {}
         """By position in the prompt, when asked for; complete at the first token."""
         self.finish = Finish.NONE
-        self.submitted_at = time.monotonic()
+        self.sent = False
+        """The engine core, this one or another, has been told of it."""
         self._request = request
-        self._abort = abort
+        self._on_close = on_close
+        self._submitted_at = now
+        self._quiet_since = now
+        self._patience_s = PATIENCE_S
+        self._seen = 0
         self._taken = len(self.token_ids)
         self._logprobs: list[TokenLogprob] = []
         self._error: TernError | None = None
@@ -83,19 +94,42 @@ class TokenStream:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Abort if the request still runs."""
-        self._abort(self)
+    def close(self, detach: bool = False) -> None:
+        """Drop the stream and abort its request; with `detach`, leave a request with a key running."""
+        self._on_close(self, detach)
 
-    # ── for the client that owns the connection ─────────────────────────────────────────────────
+    # ── for the registry that holds it ──────────────────────────────────────────────────────────
 
-    def resumption(self) -> Submit:
+    def submission(self, now: float) -> Submit:
         """The request as an engine core must see it to go on from here."""
-        request, timeout_s = self._request, self._request.timeout_s
+        timeout_s = self._request.timeout_s
         if timeout_s is not None:
-            timeout_s = max(timeout_s - (time.monotonic() - self.submitted_at), 0.001)
-        resumed = columns.pack_ids(self.token_ids)
-        return structs.replace(request, resumed_token_ids=resumed, timeout_s=timeout_s)
+            timeout_s = max(timeout_s - (now - self._submitted_at), 0.001)
+        resumed, again, self.sent = columns.pack_ids(self.token_ids), self.sent, True
+        return structs.replace(self._request, resumed_token_ids=resumed, timeout_s=timeout_s, again=again)
+
+    def wait_anew(self, now: float) -> None:
+        """There is a reason for its silence, which is over now."""
+        self._quiet_since, self._patience_s = now, PATIENCE_S
+
+    def stalled(self, now: float) -> bool:
+        """Whether nothing has come for as long as its patience lasts, which doubles each time."""
+        seen = len(self.token_ids) + len(self.prompt_logprobs)
+        if seen != self._seen:
+            self._seen = seen
+            self.wait_anew(now)
+        if now - self._quiet_since < self._patience_s:
+            return False
+        self._quiet_since, self._patience_s = now, min(2 * self._patience_s, MOST_PATIENCE_S)
+        return True
+
+    @property
+    def num_missing_prompt_logprobs(self) -> int:
+        """Of those asked for; 0 from the first token on, unless a message was lost."""
+        if self._request.sampling.prompt_logprobs is None:
+            return 0
+        num_prompt_tokens = len(self._request.prompt_token_ids) // columns.ID_BYTES
+        return max(num_prompt_tokens - 1 - len(self.prompt_logprobs), 0)  # nothing precedes the first
 
     def push(self, token_id: int, finish: int, logprob: TokenLogprob | None) -> None:
         """The next row: a token, an end, or both. Hot path."""

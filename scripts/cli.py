@@ -20,9 +20,15 @@ usage: tern COMMAND [options]
   serve     serve a model behind the OpenAI API   (tern serve --help)
   chat      talk to a running server              (tern chat --help)
   bench     measure a server                      (tern bench --help)
+  keys      make a key pair for tcp://
   version   print the version
 """
-COMMANDS = {"serve": "scripts.serve", "chat": "scripts.chat", "bench": "scripts.bench.cli"}
+COMMANDS = {
+    "serve": "scripts.serve",
+    "chat": "scripts.chat",
+    "bench": "scripts.bench.cli",
+    "keys": "scripts.keys",
+}
 """Modules with a `main(argv, environ) -> exit code`."""
 
 

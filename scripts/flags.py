@@ -18,6 +18,8 @@ from protocol.errors import StartupError
 from .options import Option, build, declared_options, did_you_mean
 
 CONFIG_FLAG, CONFIG_VARIABLE = "--config", "TERN_CONFIG"
+FOR_WORKERS = {"TERN_FAULTS", "TERN_FAULTS_DIR"}
+"""No options: faults on purpose, for tests; see worker/faults.py, which checks them."""
 EPILOG = """\
 Every option can also be given as TERN_<NAME> in the environment (TERN_MAX_NUM_SEQS=64; lists with
 commas), or in a TOML file, flat or in sections. A flag beats the environment, which beats the file.
@@ -112,7 +114,7 @@ def _from_environment(
     """(name, raw value, source). A variable that is set but empty counts as not given."""
     by_variable = {option.variable: option for option in options.values()}
     for variable, text in environ.items():
-        if not variable.startswith("TERN_") or variable == CONFIG_VARIABLE:
+        if not variable.startswith("TERN_") or variable in {CONFIG_VARIABLE, *FOR_WORKERS}:
             continue
         if variable not in by_variable:
             hint = "TERN_ is for options: unset it, or give it another name (Kubernetes sets such variables "

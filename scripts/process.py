@@ -28,7 +28,12 @@ from protocol.control import (
 )
 from protocol.errors import StartupError
 
+from .restart_policy import EXIT_CODES
+
 TERMINAL_SIGNALS = {signal.SIGINT, signal.SIGHUP}
+
+FAULT_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS}
+"""What a process brings upon itself; other signals come from outside."""
 
 STDERR = 2
 
@@ -61,6 +66,9 @@ class Child:
         """… until then; its interpreter may need a while to take itself apart."""
         self.overdue = False
         """It was killed after that."""
+        self.charge = ""
+        """For people, why we killed it while it served: "it made no progress for 2.3 s"."""
+        self.row = command.config.progress_row
         self._process, self.channel = _spawn(command)
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
@@ -78,6 +86,11 @@ class Child:
         """SIGKILL, which cannot hit a stranger: a pidfd is never reused as a pid is."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def dump_stacks(self) -> None:
+        """It writes where its threads are to standard error."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
 
     def reap(self) -> int:
         """Wait for its end and release everything. Exit code, or minus the number of the signal.
@@ -115,17 +128,27 @@ def drain(channel: SupervisorChannel) -> tuple[list[ToSupervisor], bool]:
     return messages, True
 
 
-def describe_exit(exit_code: int) -> str:
-    """For people: "was killed by SIGKILL"."""
+def describe_exit(exit_code: int, charge: str = "") -> str:
+    """For people: "was killed by SIGKILL (it made no progress for 2.3 s)"."""
     if exit_code < 0:
-        return f"was killed by {signal.Signals(-exit_code).name}"
-    return f"exited with code {exit_code}"
+        text = f"was killed by {signal.Signals(-exit_code).name}"
+        return f"{text} ({charge})" if charge else text
+    meaning = EXIT_CODES.get(exit_code)
+    return f"exited with code {exit_code}" + (f": {meaning}" if meaning else "")
+
+
+def is_crash(exit_code: int) -> bool:
+    """It ended by itself, so what it was doing may be the cause. False: it was killed, or asked to end."""
+    return exit_code > 0 or -exit_code in FAULT_SIGNALS
 
 
 def _spawn(command: Command) -> tuple["subprocess.Popen[bytes]", SupervisorChannel]:
     ours, theirs = channel_pair()
     arguments = [sys.executable, "-P", "-m", command.module, *command.arguments]
     arguments += ["--control-fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+    inherit = (theirs.fileno(), *command.inherit)
+    if command.config.progress_fd >= 0:
+        inherit += (command.config.progress_fd,)
     # A child inherits the mask. Without it, a Ctrl-C before the child's first line would print its traceback.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
     try:
@@ -133,7 +156,7 @@ def _spawn(command: Command) -> tuple["subprocess.Popen[bytes]", SupervisorChann
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=STDERR,
-            pass_fds=(theirs.fileno(), *command.inherit),
+            pass_fds=inherit,
             env=_environment(),
         )
     except OSError as error:

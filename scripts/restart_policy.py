@@ -1,7 +1,8 @@
 """Something died: start it again, after how long, or give up. Knows no process, clock or signal.
 
-    died ── exit code of a configuration error ─────────────────────────────▶ GiveUp
+    died ── of its configuration, or of too little memory while loading ────▶ GiveUp
          ── exited by itself, and none of its kind was ever ready ──────────▶ GiveUp
+            (but not with a code that says that the next one may do better)
          ── more than max_restarts deaths of this kind within the window ───▶ GiveUp
          ── more than max_restarts starts in a row that never got ready ────▶ GiveUp
          ── otherwise ──────────────────────────────────────────────────────▶ Restart(delay)
@@ -21,8 +22,19 @@ from protocol.errors import OutOfMemory, StartupError
 
 Kind = Literal["engine_core", "worker", "frontend"]
 
+DEVICE_EXIT_CODE = 70
+PROTOCOL_EXIT_CODE = 71
 CONFIGURATION_EXIT_CODES = frozenset({StartupError.exit_code, OutOfMemory.exit_code})
-"""A child that exits with one of these would do so again."""
+"""A child that exits with one of these while it starts would do so again."""
+PASSING_EXIT_CODES = frozenset({DEVICE_EXIT_CODE, PROTOCOL_EXIT_CODE})
+"""Another process on the same device, or with a new link, may well succeed."""
+EXIT_CODES = {
+    DEVICE_EXIT_CODE: "its device is in an unusable state",
+    PROTOCOL_EXIT_CODE: "its peer broke the protocol",
+    OutOfMemory.exit_code: "out of memory",
+    StartupError.exit_code: "a mistake in the configuration or in a file",
+}
+"""What they mean, for people."""
 
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 10.0
@@ -57,7 +69,7 @@ class RestartPolicy:
 
     def on_death(self, kind: Kind, exit_code: int, was_ready: bool, now: float) -> Restart | GiveUp:
         """A process of this kind is gone. `exit_code` is negative for a signal, `now` in seconds."""
-        if exit_code in CONFIGURATION_EXIT_CODES or (exit_code >= 0 and kind not in self._ever_ready):
+        if _is_final(exit_code, was_ready, kind in self._ever_ready):
             return GiveUp()
         deaths = self._deaths[kind]
         deaths.append(now)
@@ -77,3 +89,11 @@ class RestartPolicy:
         if failed_starts <= 1:
             return Restart(0.0)
         return Restart(min(FIRST_DELAY_S * 2 ** (failed_starts - 2), LONGEST_DELAY_S))
+
+
+def _is_final(exit_code: int, was_ready: bool, ever_ready: bool) -> bool:
+    if exit_code == OutOfMemory.exit_code:
+        return not was_ready
+    if exit_code == StartupError.exit_code:
+        return True
+    return exit_code >= 0 and exit_code not in PASSING_EXIT_CODES and not ever_ready

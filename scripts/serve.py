@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from . import output_paths
 from .flags import parse_serve
 from .listening import listen, url
 from .model_path import resolve
@@ -19,8 +20,9 @@ from .run_dir import RunDir
 from .startup import Serving, banner
 from .supervisor import Supervisor
 from .terminal import Terminal
-from .units import plan_units
+from .units import make_board, plan_units
 from .version import version
+from .watch import Watch
 
 OPEN_FILES = 1 << 20
 """Enough for any number of connections. Without a limit some libraries make tables of gigabytes."""
@@ -33,9 +35,14 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     os.umask(0o077)
     _allow_many_open_files()
     listeners = listen(options.frontend.host, options.frontend.port, options.frontend.frontends)
-    options = msgspec.structs.replace(options, model=resolve(options.model, environ))
+    options = msgspec.structs.replace(
+        options,
+        model=resolve(options.model, environ),
+        server=output_paths.resolve(options.server),
+    )
     terminal = Terminal(environ, options.server.log_level)
     run_dir = RunDir.open(options.server.run_dir)
+    board = make_board(options)
     serving = Serving(
         version=version(),
         url=url(listeners[0]),
@@ -50,8 +57,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     try:
         return Supervisor(
-            units=plan_units(options, run_dir, listeners),
+            units=plan_units(options, run_dir, listeners, board.fd),
             policy=RestartPolicy(options.server.max_restarts, options.server.restart_window_s),
+            watch=Watch(board, began, enabled=options.server.hang_detection),
             run_dir=run_dir,
             terminal=terminal,
             began=began,
@@ -59,6 +67,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             announce=announce,
         ).run()
     finally:
+        board.close()
         run_dir.remove()
         for listener in listeners:
             listener.close()

@@ -1,4 +1,7 @@
-"""Signals as bytes on a descriptor, for a selector. A handler does nothing but wake it."""
+"""Signals as bytes on a descriptor, for a selector. A handler does nothing but wake it.
+
+SIGHUP is among them even under nohup: it stops nothing.
+"""
 
 import signal
 import socket
@@ -7,7 +10,7 @@ from typing import Self
 
 
 class SignalPipe:
-    """While entered, the signals that stop a server are read here and have no other effect."""
+    """While entered, the signals that a server knows are read here and have no other effect."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -16,11 +19,7 @@ class SignalPipe:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._handlers = {
-            number: signal.signal(number, _wake)
-            for number in self.SIGNALS
-            if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP  # nohup
-        }
+        self._handlers = {number: signal.signal(number, _wake) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

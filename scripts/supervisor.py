@@ -5,11 +5,13 @@ Knows no request, no HTTP and no tensor; what to do about a death is the policy'
     STARTING ──all ready──▶ SERVING ──signal──▶ DRAINING ──frontends gone──▶ QUITTING ──all gone──▶ end
         └──────────────── signal, or a reason to give up ───────────────────────▲
     DRAINING and QUITTING end at a deadline; after QUITTING comes KILLING. Each further signal skips a stage.
+    SIGHUP is none of these: while SERVING it replaces the frontends (rolling.py).
 
 One thread, one selector: process descriptors, control channels and the signals' wakeup descriptor.
-Nothing polls: an idle server sleeps.
+The only clock that ticks is the watch's, four times a second.
 """
 
+import math
 import os
 import selectors
 import signal
@@ -22,13 +24,16 @@ from typing import assert_never
 
 from protocol.control import Drain, EngineAt, Failed, PeerGone, Phase, Quit, Ready
 
-from .process import Child, describe_exit
+from .liveness import Verdict
+from .process import Child, describe_exit, is_crash
 from .restart_policy import GiveUp, Kind, Restart, RestartPolicy
+from .rolling import Roll
 from .run_dir import RunDir
 from .signals import SignalPipe
 from .startup import Progress
 from .terminal import Terminal
 from .units import Death, Unit
+from .watch import Watch
 
 DRAIN_SLACK_S = 3.0
 """Frontends end what is left at the drain's timeout, and get this long to say so to their clients."""
@@ -53,6 +58,7 @@ class Supervisor:
         self,
         units: Sequence[Unit],
         policy: RestartPolicy,
+        watch: Watch,
         run_dir: RunDir,
         terminal: Terminal,
         *,
@@ -64,8 +70,9 @@ class Supervisor:
 
         `announce` is called once with the workers' facts, the pids and how long the start took.
         """
-        self._units = units
+        self._units = list(units)
         self._policy = policy
+        self._watch = watch
         self._run_dir = run_dir
         self._terminal = terminal
         self._shutdown_timeout_s = shutdown_timeout_s
@@ -76,6 +83,7 @@ class Supervisor:
         self._incarnations = int(time.time() * 10)
         """Rises over restarts of the server too, so that no endpoint in a kept run folder comes twice.
         Must stay below 2^39: an engine core's epochs begin at its incarnation times 2^24."""
+        self._roll = Roll(self._units, self._start, terminal)
         self._stage = Stage.STARTING
         self._stage_deadline: float | None = None
         self._exit_code = 0
@@ -142,7 +150,10 @@ class Supervisor:
         self._policy.on_ready(unit.kind)
         if unit.kind == "engine_core":
             self._introduce_engine_core(unit)
-        if self._stage is not Stage.STARTING:
+        if unit.replaces is not None:
+            if self._stage is Stage.SERVING:
+                self._roll.on_ready(unit, unit.replaces)
+        elif self._stage is not Stage.STARTING:
             pids = " ".join(str(child.pid) for child in unit.children)
             self._terminal.log(
                 "info", f"{unit.name} is ready again after {now - unit.started_at:.1f} s (pid {pids})"
@@ -169,30 +180,31 @@ class Supervisor:
     def _on_exit(self, unit: Unit, child: Child) -> None:
         self._on_channel(unit, child)  # its last words
         self._selector.unregister(child.pidfd)
+        self._watch.forget(child)
         if not child.lost:
             self._selector.unregister(child.channel)
         unit.children.remove(child)
         exit_code = child.reap()
-        told = child.failed
+        told, how = child.failed, describe_exit(exit_code, child.charge)
         unit.deaths.append(
-            Death(child.name, child.pid, exit_code)
+            Death(child.name, child.pid, exit_code, how)
             if told is None
-            else Death(child.name, child.pid, told.exit_code, told.code, told.message, told.hint)
+            else Death(child.name, child.pid, told.exit_code, how, told.code, told.message, told.hint)
         )
         if len(unit.deaths) == 1:
             unit.kill()
-            self._on_first_death(unit)
+            self._on_first_death(unit, PeerGone(unit.incarnation, is_crash(exit_code), how))
         if not unit.children:
             self._on_unit_gone(unit)
 
-    def _on_first_death(self, unit: Unit) -> None:
+    def _on_first_death(self, unit: Unit, news: PeerGone) -> None:
         """The sooner the others know, the sooner they stop waiting for it."""
         if unit.kind == "engine_core":
             self._engine_at = None
         else:
             for other in self._units:
                 if other.kind == "engine_core":
-                    other.send(PeerGone(unit.incarnation))
+                    other.send(news)
 
     def _on_unit_gone(self, unit: Unit) -> None:
         self._run_dir.forget(unit.incarnation)
@@ -205,7 +217,11 @@ class Supervisor:
             return
         now = time.monotonic()
         death = unit.root_cause()
-        what = f"{death.name} (pid {death.pid}) {describe_exit(death.exit_code)}"
+        what = f"{death.name} (pid {death.pid}) {death.how}"
+        if unit.is_rolling:
+            self._roll.on_gone(unit, f"{what}: {death.message}" if death.message else what, death.exit_code)
+            self._run_dir.write_pids(self._pids())
+            return
         match self._policy.on_death(unit.kind, death.exit_code, unit.was_ready, now):
             case Restart(delay_s):
                 unit.restart_at = now + delay_s
@@ -227,7 +243,11 @@ class Supervisor:
 
     def _on_signals(self, signals: SignalPipe) -> None:
         for number in signals.read():
-            if self._stage is Stage.STARTING:
+            if number is signal.SIGHUP and self._stage is Stage.SERVING:
+                self._roll.begin()
+            elif number is signal.SIGHUP:
+                self._terminal.log("warning", f"SIGHUP: ignored while {self._stage.name.lower()}")
+            elif self._stage is Stage.STARTING:
                 self._advance(Stage.QUITTING, number)
             elif self._stage < Stage.KILLING:
                 self._advance(Stage(self._stage + 1), number)
@@ -247,12 +267,16 @@ class Supervisor:
                 self._terminal.log("info", f"{reason}stopping; {patience} (once more: stop now)")
                 self._stage_deadline = now + self._shutdown_timeout_s + DRAIN_SLACK_S
                 self._call_off_restarts("frontend")
-                for child in self._children("frontend"):
-                    child.send(Drain(self._shutdown_timeout_s))
+                for unit in self._units:
+                    if unit.replaces is not None:
+                        unit.kill()  # it serves nobody yet
+                    elif unit.kind == "frontend":
+                        unit.send(Drain(self._shutdown_timeout_s))
             case Stage.QUITTING:
                 self._terminal.log("info", f"{reason}stopping {names or 'what is left'}")
                 self._stage_deadline = now + QUIT_GRACE_S
                 self._call_off_restarts()
+                self._watch.close()
                 for child in running:
                     if child.ready is None:
                         child.kill()  # it has nothing to finish, and may be deep in an import
@@ -284,13 +308,15 @@ class Supervisor:
     def _seconds_to_next_deadline(self) -> float | None:
         """None when nothing is due: sleep until something happens."""
         now = time.monotonic()
-        deadlines = [unit.restart_at for unit in self._units if unit.restart_at is not None]
+        deadlines = [self._watch.next_look]
+        deadlines += [unit.restart_at for unit in self._units if unit.restart_at is not None]
         deadlines += [child.kill_at for child in self._children() if child.kill_at is not None]
         if self._stage_deadline is not None:
             deadlines.append(self._stage_deadline)
         if self._stage is Stage.STARTING and self._terminal.rewrites:
             deadlines.append(now + REPAINT_S)
-        return max(min(deadlines) - now, 0.0) if deadlines else None
+        soonest = min(deadlines)
+        return max(soonest - now, 0.0) if soonest < math.inf else None
 
     def _on_clock(self, now: float) -> None:
         for child in self._children():
@@ -298,6 +324,8 @@ class Supervisor:
                 child.kill()
                 child.kill_at = None
                 child.overdue = True
+        if now >= self._watch.next_look:
+            self._look(now)
         if self._stage is Stage.STARTING:
             self._progress.repaint(now)
         for unit in self._units:
@@ -307,6 +335,20 @@ class Supervisor:
             self._advance(Stage.QUITTING)
         elif self._stage_deadline is not None and now >= self._stage_deadline:
             self._advance(Stage(self._stage + 1))
+
+    def _look(self, now: float) -> None:
+        """Slow is worth a line; hung or stopped for good is as good as dead."""
+        suspects = [child for child in self._children() if not child.charge]
+        for child, verdict, stall_s in self._watch.look(suspects, now):
+            if verdict is Verdict.SLOW:
+                self._terminal.log("warning", f"{child.name} has been at one thing for {stall_s:.1f} s")
+                child.dump_stacks()
+                continue
+            stopped = verdict is Verdict.STOPPED
+            what = "is stopped and was not continued" if stopped else f"made no progress for {stall_s:.1f} s"
+            self._terminal.log("warning", f"{child.name} (pid {child.pid}) {what}; killing it")
+            child.charge = f"it {what}"
+            child.kill()
 
     # ── the table ───────────────────────────────────────────────────────────────────────────────
 

@@ -11,10 +11,15 @@ from msgspec import Struct
 
 from protocol.config import EngineCoreConfig, FrontendConfig, ServeOptions, WorkerConfig
 from protocol.control import ToChild
+from protocol.curve import check_options
+from protocol.progress import Board
 
 from .process import Child, Command
 from .restart_policy import CONFIGURATION_EXIT_CODES, Kind
 from .run_dir import RunDir
+
+Commands = Callable[[int, int], Sequence[Command]]
+"""(incarnation, first row of the progress board) → what to spawn."""
 
 
 class Death(Struct, frozen=True):
@@ -23,6 +28,8 @@ class Death(Struct, frozen=True):
     name: str
     pid: int
     exit_code: int
+    how: str
+    """For people: "exited with code 3"."""
     code: str = ""
     message: str = ""
     hint: str = ""
@@ -35,9 +42,13 @@ class Unit:
         self,
         kind: Kind,
         name: str,
-        commands: Callable[[int], Sequence[Command]],
+        commands: "Commands",
+        row: int,
+        *,
+        spare_row: int | None = None,
         listener: socket.socket | None = None,
     ) -> None:
+        """`row` is the first of its rows of the progress board; with `spare_row` it may have a successor."""
         self.kind: Kind = kind
         self.name = name
         self.listener = listener
@@ -50,15 +61,38 @@ class Unit:
         self.started_at = 0.0
         self.restart_at: float | None = None
         self.was_ready = False
-        self._commands = commands
+        self.replaces: Unit | None = None
+        """The unit that is to retire as soon as this one is ready."""
+        self.retired = False
+        """Its end is no death."""
+        self.row = row
+        self._commands, self._spare_row = commands, spare_row
+
+    def successor(self) -> "Unit":
+        """One that replaces this one while it still runs: not yet started, on the same listener."""
+        assert self._spare_row is not None, f"{self.name} cannot have a successor"
+        unit = Unit(
+            self.kind, self.name, self._commands, self._spare_row, spare_row=self.row, listener=self.listener
+        )
+        unit.replaces = self
+        return unit
 
     def start(self, incarnation: int, now: float) -> None:
         """Spawn every process of a new incarnation."""
         self.incarnation, self.started_at, self.restart_at = incarnation, now, None
         self.deaths.clear()
         self.was_ready = False
-        for command in self._commands(incarnation):
+        for command in self.commands(incarnation):
             self.children.append(Child(command))
+
+    def commands(self, incarnation: int) -> Sequence[Command]:
+        """What an incarnation consists of."""
+        return self._commands(incarnation, self.row)
+
+    @property
+    def is_rolling(self) -> bool:
+        """It is about to replace another, or was replaced: there are two of it."""
+        return self.retired or self.replaces is not None
 
     @property
     def is_ready(self) -> bool:
@@ -80,23 +114,33 @@ class Unit:
         return (fatal or told or self.deaths)[0]
 
 
-def plan_units(options: ServeOptions, run_dir: RunDir, listeners: Sequence[socket.socket]) -> list[Unit]:
-    """All units of a server, in the order in which they are started."""
+def make_board(options: ServeOptions) -> Board:
+    """With the rows that `plan_units` hands out: engine core, workers, and two for each frontend."""
+    return Board(1 + options.parallel.tensor_parallel_size + 2 * options.frontend.frontends)
+
+
+def plan_units(
+    options: ServeOptions, run_dir: RunDir, listeners: Sequence[socket.socket], board_fd: int
+) -> list[Unit]:
+    """All units of a server, in the order in which they are started. Raises StartupError."""
+    check_options(options.server)
     several = len(listeners) > 1
-    frontends = [
-        Unit("frontend", name, _frontend(name, index, listener, options, run_dir), listener)
-        for index, listener in enumerate(listeners)
-        for name in [f"frontend {index}" if several else "frontend"]
-    ]
+    first_row = 1 + options.parallel.tensor_parallel_size
+    frontends = []
+    for index, listener in enumerate(listeners):
+        name = f"frontend {index}" if several else "frontend"
+        commands = _frontend(name, index, listener, options, run_dir, board_fd)
+        row = first_row + 2 * index
+        frontends.append(Unit("frontend", name, commands, row, spare_row=row + 1, listener=listener))
     return [
-        Unit("engine_core", "engine core", _engine_core(options, run_dir)),
-        Unit("worker", "worker", _workers(options, run_dir)),
+        Unit("engine_core", "engine core", _engine_core(options, run_dir, board_fd), 0),
+        Unit("worker", "worker", _workers(options, run_dir, board_fd), 1),
         *frontends,
     ]
 
 
-def _engine_core(options: ServeOptions, run_dir: RunDir) -> Callable[[int], list[Command]]:
-    def commands(incarnation: int) -> list[Command]:
+def _engine_core(options: ServeOptions, run_dir: RunDir, board_fd: int) -> Commands:
+    def commands(incarnation: int, row: int) -> list[Command]:
         config = EngineCoreConfig(
             incarnation=incarnation,
             clients_endpoint=run_dir.clients_endpoint(incarnation),
@@ -104,17 +148,26 @@ def _engine_core(options: ServeOptions, run_dir: RunDir) -> Callable[[int], list
             cache=options.cache,
             scheduler=options.scheduler,
             log_level=options.server.log_level,
+            progress_fd=board_fd,
+            progress_row=row,
+            journal=options.server.journal,
+            journal_bytes=options.server.journal_bytes,
+            crash_dir=options.server.crash_dir,
+            detach_grace_s=options.frontend.detach_grace,
+            engine_endpoint=options.server.engine_endpoint,
+            curve_secret_key=options.server.curve_secret_key,
+            curve_allowed_keys=options.server.curve_allowed_keys,
         )
         return [Command("engine core", "engine_core", config)]
 
     return commands
 
 
-def _workers(options: ServeOptions, run_dir: RunDir) -> Callable[[int], list[Command]]:
+def _workers(options: ServeOptions, run_dir: RunDir, board_fd: int) -> Commands:
     size = options.parallel.tensor_parallel_size
     arguments = ("--stub",) if options.parallel.worker == "stub" else ()
 
-    def commands(incarnation: int) -> list[Command]:
+    def commands(incarnation: int, row: int) -> list[Command]:
         group_dir = run_dir.make_group_dir(incarnation)
         return [
             Command(f"worker {rank}" if size > 1 else "worker", "worker", config, arguments)
@@ -129,6 +182,8 @@ def _workers(options: ServeOptions, run_dir: RunDir) -> Callable[[int], list[Com
                     scheduler=options.scheduler,
                     parallel=options.parallel,
                     log_level=options.server.log_level,
+                    progress_fd=board_fd,
+                    progress_row=row + rank,
                 )
             ]
         ]
@@ -137,9 +192,9 @@ def _workers(options: ServeOptions, run_dir: RunDir) -> Callable[[int], list[Com
 
 
 def _frontend(
-    name: str, index: int, listener: socket.socket, options: ServeOptions, run_dir: RunDir
-) -> Callable[[int], list[Command]]:
-    def commands(incarnation: int) -> list[Command]:
+    name: str, index: int, listener: socket.socket, options: ServeOptions, run_dir: RunDir, board_fd: int
+) -> Commands:
+    def commands(incarnation: int, row: int) -> list[Command]:
         config = FrontendConfig(
             incarnation=incarnation,
             index=index,
@@ -148,6 +203,8 @@ def _frontend(
             frontend=options.frontend,
             metrics_dir=run_dir.metrics_dir if options.frontend.frontends > 1 else "",
             log_level=options.server.log_level,
+            progress_fd=board_fd,
+            progress_row=row,
         )
         return [Command(name, "frontend", config, inherit=(listener.fileno(),))]
 

@@ -10,6 +10,7 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import inspect
 
 from protocol import columns, control
 from protocol.errors import BY_CODE, InternalError, TernError
@@ -44,6 +45,38 @@ def test_messages_are_frozen_tagged_arrays(message: type[msgspec.Struct]) -> Non
     assert config.frozen
     assert config.array_like
     assert isinstance(config.tag, str)
+
+
+def unbounded(declared: inspect.Type, where: str, seen: set[type]) -> Iterator[str]:
+    """Places in a type where a value may be of any size."""
+    match declared:
+        case inspect.StrType() | inspect.BytesType() if declared.max_length is None:
+            yield where
+        case inspect.IntType() if declared.ge is None or declared.le is None:
+            yield where
+        case inspect.FloatType() if None in (declared.ge or declared.gt, declared.le) and declared.ge != 0:
+            yield where
+        case inspect.VarTupleType():
+            if declared.max_length is None:
+                yield where
+            yield from unbounded(declared.item_type, where, seen)
+        case inspect.TupleType():
+            for item in declared.item_types:
+                yield from unbounded(item, where, seen)
+        case inspect.UnionType():
+            for option in declared.types:
+                yield from unbounded(option, where, seen)
+        case inspect.StructType() if declared.cls not in seen:
+            seen.add(declared.cls)
+            for field in declared.fields:
+                yield from unbounded(field.type, f"{declared.cls.__name__}.{field.name}", seen)
+        case inspect.ListType() | inspect.DictType() | inspect.AnyType() | inspect.RawType():
+            yield where
+
+
+@pytest.mark.parametrize("union", UNIONS)
+def test_every_field_is_bounded(union: Any) -> None:
+    assert list(unbounded(inspect.type_info(union), "", set())) == []
 
 
 def test_tags_are_unique_within_a_direction() -> None:

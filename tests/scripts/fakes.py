@@ -2,7 +2,8 @@
 
 `python -m fakes --fake FOLDER NAME …` is such a process. It appends what it is told to FOLDER/NAME.told,
 and follows FOLDER/NAME.does, one of: serve (the default) · crash · misconfigured · stubborn · silent ·
-mute (closes its channel and stays) · crash_once.
+mute (closes its channel and stays) · crash_once · hang_once · slow_once (until its stacks are dumped) ·
+busy_streams (does not end when it retires).
 """
 
 import os
@@ -12,17 +13,23 @@ import time
 from pathlib import Path
 
 from protocol.config import CacheOptions, EngineCoreConfig, SchedulerOptions
-from protocol.control import ChildChannel, Drain, Failed, Phase, Quit, Ready, enter
+from protocol.control import ChildChannel, Drain, Failed, Phase, Quit, Ready, Retire, enter
+from protocol.progress import Board, Progress
 from scripts.process import Command
 from scripts.restart_policy import RestartPolicy
 from scripts.run_dir import RunDir
 from scripts.supervisor import Supervisor
 from scripts.terminal import Terminal
 from scripts.units import Unit
+from scripts.watch import Watch
+
+BUDGET_S = 0.5
 
 
 def fake(folder: Path, name: str) -> int:
     channel, config = enter(EngineCoreConfig)
+    progress = Progress(config.progress_fd, config.progress_row)
+    told = folder / f"{name}.told"
     does = (folder / f"{name}.does").read_text() if (folder / f"{name}.does").exists() else "serve"
     channel.send(Phase("loading", "a lot", 0.5))
     match does:
@@ -38,18 +45,51 @@ def fake(folder: Path, name: str) -> int:
             channel.close()
             return linger()
         case "silent":
+            note(told, config.incarnation, "silent")
             return linger()
     channel.send(Ready({"num_blocks": "10", "block_size": "16"}))
-    return listen(channel, folder / f"{name}.told", config.incarnation, stubborn=does == "stubborn")
+    match does:
+        case "hang_once":
+            (folder / f"{name}.does").write_text("serve")
+            progress.busy(BUDGET_S)
+            return linger()
+        case "slow_once":
+            (folder / f"{name}.does").write_text("serve")
+            be_slow(progress)
+    return listen(channel, told, config.incarnation, ENDS.get(does, ENDS["serve"]))
 
 
-def listen(channel: ChildChannel, told: Path, incarnation: int, *, stubborn: bool) -> int:
+ENDS: dict[str, tuple[type, ...]] = {
+    "serve": (Quit, Drain, Retire),
+    "busy_streams": (Quit, Drain),
+    "stubborn": (),
+}
+"""What they obey."""
+
+
+def listen(channel: ChildChannel, told: Path, incarnation: int, ends: tuple[type, ...]) -> int:
     while True:
         message = channel.receive(wait=True)
-        with told.open("a") as file:
-            print(incarnation, message, file=file, flush=True)
-        if isinstance(message, Quit | Drain) and not stubborn:
+        note(told, incarnation, message)
+        if isinstance(message, ends):
             return 0
+
+
+def note(told: Path, incarnation: int, what: object) -> None:
+    with told.open("a") as file:
+        print(incarnation, what, file=file, flush=True)
+
+
+def be_slow(progress: Progress) -> None:
+    """Be at one thing for longer than its budget, and go on as soon as that has been noticed."""
+    reader, writer = os.pipe()
+    stderr = os.dup(2)
+    os.dup2(writer, 2)
+    progress.busy(BUDGET_S)
+    stacks = os.read(reader, 1 << 16)
+    progress.idle()
+    os.dup2(stderr, 2)
+    os.write(2, stacks)
 
 
 def linger() -> int:
@@ -57,31 +97,40 @@ def linger() -> int:
         time.sleep(60)
 
 
-def unit(folder: Path, kind: str, *names: str) -> Unit:
-    def commands(incarnation: int) -> list[Command]:
-        config = EngineCoreConfig(
-            incarnation=incarnation, clients_endpoint="", workers_endpoint="", cache=CacheOptions(),
-            scheduler=SchedulerOptions(),
-        )  # fmt: skip
-        return [Command(name, "fakes", config, ("--fake", str(folder), name)) for name in names]
+def unit(folder: Path, board: Board, row: int, kind: str, *names: str) -> Unit:
+    def commands(incarnation: int, first_row: int) -> list[Command]:
+        configs = [
+            EngineCoreConfig(
+                incarnation=incarnation, clients_endpoint="", workers_endpoint="", cache=CacheOptions(),
+                scheduler=SchedulerOptions(), progress_fd=board.fd, progress_row=first_row + index,
+            )
+            for index in range(len(names))
+        ]  # fmt: skip
+        return [
+            Command(name, "fakes", config, ("--fake", str(folder), name))
+            for name, config in zip(names, configs, strict=True)
+        ]
 
-    return Unit(kind, kind, commands)  # type: ignore[arg-type]
+    return Unit(kind, kind, commands, row, spare_row=row + 1 if kind == "frontend" else None)  # type: ignore[arg-type]
 
 
 def supervise(folder: Path) -> int:
     run_dir = RunDir.open(str(folder / "run"))
     terminal = Terminal(os.environ)
+    board = Board(7)
+    began = time.monotonic()
     supervisor = Supervisor(
         units=[
-            unit(folder, "engine_core", "core"),
-            unit(folder, "worker", "rank0", "rank1"),
-            unit(folder, "frontend", "front0"),
-            unit(folder, "frontend", "front1"),
+            unit(folder, board, 0, "engine_core", "core"),
+            unit(folder, board, 1, "worker", "rank0", "rank1"),
+            unit(folder, board, 3, "frontend", "front0"),
+            unit(folder, board, 5, "frontend", "front1"),
         ],
         policy=RestartPolicy(max_restarts=3, window_s=60),
+        watch=Watch(board, began, enabled=True),
         run_dir=run_dir,
         terminal=terminal,
-        began=time.monotonic(),
+        began=began,
         shutdown_timeout_s=float(os.environ.get("SHUTDOWN_TIMEOUT", "5")),
         announce=lambda facts, pids, started_in: terminal.show(f"all ready: {facts} {started_in}"),
     )

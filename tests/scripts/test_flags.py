@@ -81,6 +81,10 @@ def test_environment_lists_and_switches() -> None:
     assert options.frontend.host == "127.0.0.1"
 
 
+def test_what_tests_tell_workers_is_no_option() -> None:
+    assert parse_serve([], {"TERN_FAULTS": "hang:step=3", "TERN_FAULTS_DIR": "/"}) == parse_serve([], {})
+
+
 def test_file_in_sections(tmp_path: Path) -> None:
     path = toml(
         tmp_path,

@@ -1,10 +1,12 @@
 """The supervisor's end of a control channel, and what it makes of a child's last words."""
 
+import signal as signals
+
 import msgspec
 import pytest
 
 from protocol.control import Channel, EngineAt, Failed, Phase, SupervisorChannel, ToChild, channel_pair
-from scripts.process import describe_exit, drain
+from scripts.process import describe_exit, drain, is_crash
 
 
 def pair() -> tuple[SupervisorChannel, Channel[ToChild, object]]:
@@ -48,6 +50,31 @@ def test_nonsense_is_a_reason_to_fail() -> None:
     theirs.close()
 
 
-@pytest.mark.parametrize(("code", "text"), [(-9, "was killed by SIGKILL"), (3, "exited with code 3")])
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (-9, "was killed by SIGKILL"),
+        (3, "exited with code 3"),
+        (70, "exited with code 70: its device is in an unusable state"),
+        (75, "exited with code 75: out of memory"),
+    ],
+)
 def test_exits_in_words(code: int, text: str) -> None:
     assert describe_exit(code) == text
+
+
+def test_why_we_killed_it_is_told() -> None:
+    assert describe_exit(-9, "it was late") == "was killed by SIGKILL (it was late)"
+    assert describe_exit(0, "it was late") == "exited with code 0"
+
+
+@pytest.mark.parametrize("signal", ["SEGV", "ABRT", "BUS", "ILL", "FPE"])
+def test_faults_are_its_own(signal: str) -> None:
+    assert is_crash(-getattr(signals, f"SIG{signal}"))
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "crash"), [(0, False), (1, True), (70, True), (-9, False), (-15, False)]
+)
+def test_exits_are_its_own_and_kills_are_not(exit_code: int, crash: bool) -> None:
+    assert is_crash(exit_code) is crash

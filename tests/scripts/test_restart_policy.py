@@ -15,9 +15,23 @@ def died(
     return policy.on_death("worker", exit_code, was_ready, now)
 
 
-@pytest.mark.parametrize("exit_code", [78, 75])
-def test_a_configuration_error_is_final(exit_code: int) -> None:
-    assert died(RestartPolicy(5, 60), 0, exit_code=exit_code) == GiveUp()
+@pytest.mark.parametrize(("exit_code", "was_ready"), [(78, True), (78, False), (75, False)])
+def test_a_configuration_error_is_final(exit_code: int, was_ready: bool) -> None:
+    assert died(RestartPolicy(5, 60), 0, exit_code=exit_code, was_ready=was_ready) == GiveUp()
+
+
+def test_memory_that_runs_out_after_loading_may_suffice_again() -> None:
+    policy = RestartPolicy(5, 60)
+    policy.on_ready("worker")
+    assert died(policy, 0, exit_code=75) == Restart(0)
+
+
+@pytest.mark.parametrize("exit_code", [70, 71])
+@pytest.mark.parametrize("was_ready", [True, False])
+def test_a_bad_device_or_link_is_worth_another_process(exit_code: int, was_ready: bool) -> None:
+    policy = RestartPolicy(1, 60)
+    assert died(policy, 0, exit_code=exit_code, was_ready=was_ready) == Restart(0)
+    assert isinstance(died(policy, 1, exit_code=exit_code, was_ready=was_ready), GiveUp)
 
 
 def test_a_defect_that_every_start_would_meet_is_final() -> None:

@@ -1,71 +1,14 @@
 """The supervisor over fake processes (fakes.py): who is told what, who is restarted, how it ends."""
 
-import json
-import os
 import re
 import signal
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 if TYPE_CHECKING:
-    from tests.conftest import Launch, Program
-
-HERE = str(Path(__file__).parent)
+    from tests.scripts.conftest import StartFakes
 
 
-class FakeStack:
-    """A supervisor over fakes, and the folder through which they are seen and steered."""
-
-    def __init__(self, program: "Program", folder: Path) -> None:
-        self.program = program
-        self.folder = folder
-
-    @property
-    def pids(self) -> dict[str, list[int]]:
-        pids: dict[str, list[int]] = json.loads((self.folder / "run" / "pids.json").read_text())
-        return pids
-
-    def told(self, name: str) -> str:
-        path = self.folder / f"{name}.told"
-        return path.read_text() if path.exists() else ""
-
-    def kill(self, kind: str, index: int = 0) -> None:
-        os.kill(self.pids[kind][index], signal.SIGKILL)
-
-    def ends(self, number: signal.Signals) -> int:
-        """Exit code after a signal; nothing may be left."""
-        self.program.signal(number)
-        return self.gone()
-
-    def gone(self) -> int:
-        exit_code = self.program.wait()
-        assert self.program.survivors() == []
-        assert "Traceback" not in self.program.output, self.program.output
-        assert not (self.folder / "run").exists()
-        return exit_code
-
-
-StartFakes = Callable[..., FakeStack]
-
-
-@pytest.fixture
-def start(launch: "Launch", tmp_path: Path) -> StartFakes:
-    def start_fakes(*, ready: bool = True, shutdown_timeout: float = 5, **does: str) -> FakeStack:
-        for name, behaviour in does.items():
-            (tmp_path / f"{name}.does").write_text(behaviour)
-        paths = os.pathsep.join([HERE, str(Path(HERE).parent.parent)])
-        program = launch("fakes", str(tmp_path), PYTHONPATH=paths, SHUTDOWN_TIMEOUT=str(shutdown_timeout))
-        if ready:
-            program.wait_for("all ready")
-        return FakeStack(program, tmp_path)
-
-    return start_fakes
-
-
-def test_all_are_told_where_the_engine_core_is(start: StartFakes) -> None:
+def test_all_are_told_where_the_engine_core_is(start: "StartFakes") -> None:
     stack = start()
     endpoint = (stack.folder / "run" / "endpoint").read_text().strip()
     assert re.fullmatch(rf"ipc://{stack.folder}/run/c\d+", endpoint)
@@ -74,13 +17,13 @@ def test_all_are_told_where_the_engine_core_is(start: StartFakes) -> None:
         assert f"clients_endpoint='{endpoint}'" in stack.told(name)
 
 
-def test_facts_and_phases_are_shown(start: StartFakes) -> None:
+def test_facts_and_phases_are_shown(start: "StartFakes") -> None:
     stack = start()
     assert "'num_blocks': '10'" in stack.program.output
     assert "rank0: loading a lot" in stack.program.output
 
 
-def test_pids_are_written_and_right(start: StartFakes) -> None:
+def test_pids_are_written_and_right(start: "StartFakes") -> None:
     stack = start()
     pids = stack.pids
     assert {kind: len(group) for kind, group in pids.items()} == {
@@ -89,7 +32,7 @@ def test_pids_are_written_and_right(start: StartFakes) -> None:
     assert sorted(pid for group in pids.values() for pid in group) == sorted(stack.program.survivors())
 
 
-def test_a_dead_engine_core_is_replaced_under_a_new_endpoint_and_the_others_stay(start: StartFakes) -> None:
+def test_a_dead_engine_core_is_replaced_under_a_new_endpoint_and_the_others_stay(start: "StartFakes") -> None:
     stack = start()
     before, first = stack.pids, (stack.folder / "run" / "endpoint").read_text()
     stack.kill("engine_core")
@@ -103,7 +46,7 @@ def test_a_dead_engine_core_is_replaced_under_a_new_endpoint_and_the_others_stay
         assert stack.told(name).index(first.strip()) < stack.told(name).index(second.strip())
 
 
-def test_a_dead_rank_takes_its_group_with_it(start: StartFakes) -> None:
+def test_a_dead_rank_takes_its_group_with_it(start: "StartFakes") -> None:
     stack = start()
     before = stack.pids
     stack.kill("worker", 1)
@@ -115,10 +58,19 @@ def test_a_dead_rank_takes_its_group_with_it(start: StartFakes) -> None:
     stack.ends(signal.SIGTERM)
     incarnations = re.findall(r"^(\d+) EngineAt", stack.told("rank0"), re.M)
     assert int(incarnations[0]) < int(incarnations[1])
-    assert f"PeerGone(incarnation={incarnations[0]}," in stack.told("core")
+    gone = f"PeerGone(incarnation={incarnations[0]}, crashed=False, cause='was killed by SIGKILL')"
+    assert gone in stack.told("core")
 
 
-def test_a_dead_frontend_is_replaced_and_reported_to_the_engine_core(start: StartFakes) -> None:
+def test_the_engine_core_hears_who_died_by_itself(start: "StartFakes") -> None:
+    stack = start()
+    stack.kill("worker", 0, signal.SIGSEGV)
+    stack.program.wait_for("worker is ready again")
+    stack.ends(signal.SIGTERM)
+    assert "crashed=True, cause='was killed by SIGSEGV'" in stack.told("core")
+
+
+def test_a_dead_frontend_is_replaced_and_reported_to_the_engine_core(start: "StartFakes") -> None:
     stack = start()
     before = stack.pids["frontend"]
     stack.kill("frontend", 1)
@@ -130,14 +82,14 @@ def test_a_dead_frontend_is_replaced_and_reported_to_the_engine_core(start: Star
     assert stack.told("core").count("PeerGone") >= 1
 
 
-def test_a_start_that_fails_once_is_repeated(start: StartFakes) -> None:
+def test_a_start_that_fails_once_is_repeated(start: "StartFakes") -> None:
     stack = start(rank1="crash_once")
     assert "rank1" in stack.program.output
     assert "was killed by SIGSEGV; starting it again" in stack.program.output
     assert stack.ends(signal.SIGTERM) == 0
 
 
-def test_a_crash_loop_gives_up_and_the_last_line_says_why(start: StartFakes) -> None:
+def test_a_crash_loop_gives_up_and_the_last_line_says_why(start: "StartFakes") -> None:
     stack = start()
     (stack.folder / "core.does").write_text("crash")
     stack.kill("engine_core")
@@ -146,7 +98,7 @@ def test_a_crash_loop_gives_up_and_the_last_line_says_why(start: StartFakes) -> 
     assert re.fullmatch(r"tern: error: core \(pid \d+\) exited with code 3; gave up after 4 .*", last), last
 
 
-def test_a_first_start_that_crashes_is_not_tried_again(start: StartFakes) -> None:
+def test_a_first_start_that_crashes_is_not_tried_again(start: "StartFakes") -> None:
     stack = start(ready=False, rank0="crash")
     assert stack.gone() == 3
     assert re.fullmatch(
@@ -155,25 +107,21 @@ def test_a_first_start_that_crashes_is_not_tried_again(start: StartFakes) -> Non
     assert "starting it again" not in stack.program.output
 
 
-def test_a_configuration_error_is_not_tried_again(start: StartFakes) -> None:
+def test_a_configuration_error_is_not_tried_again(start: "StartFakes") -> None:
     stack = start(ready=False, rank1="misconfigured")
     assert stack.gone() == 78
     assert stack.program.output.strip().splitlines()[-1] == "tern: error: rank1: no such model (name one)"
     assert "starting it again" not in stack.program.output
 
 
-def test_ctrl_c_and_the_hangup_of_a_terminal(start: StartFakes) -> None:
+def test_ctrl_c(start: "StartFakes") -> None:
     stack = start()
     assert stack.ends(signal.SIGINT) == 130
     assert "SIGINT: stopping" in stack.program.output
     assert "nothing is left running" in stack.program.output
 
 
-def test_hangup_stops_too(start: StartFakes) -> None:
-    assert start().ends(signal.SIGHUP) == 129
-
-
-def test_frontends_are_drained_before_the_rest_is_told_to_quit(start: StartFakes) -> None:
+def test_frontends_are_drained_before_the_rest_is_told_to_quit(start: "StartFakes") -> None:
     stack = start()
     assert stack.ends(signal.SIGTERM) == 0
     assert "Drain(timeout_s=5.0)" in stack.told("front0")
@@ -182,14 +130,14 @@ def test_frontends_are_drained_before_the_rest_is_told_to_quit(start: StartFakes
     assert "Quit()" in stack.told("rank1")
 
 
-def test_what_does_not_stop_is_killed(start: StartFakes) -> None:
+def test_what_does_not_stop_is_killed(start: "StartFakes") -> None:
     stack = start(shutdown_timeout=0, front0="stubborn")
     assert stack.ends(signal.SIGTERM) == 0
     assert re.search("killing what has not stopped: front0", stack.program.output)
     assert "Quit()" in stack.told("front0")
 
 
-def test_each_further_signal_skips_a_stage(start: StartFakes) -> None:
+def test_each_further_signal_skips_a_stage(start: "StartFakes") -> None:
     stack = start(shutdown_timeout=1000, front0="stubborn")
     stack.program.signal(signal.SIGINT)
     stack.program.wait_for("open streams have 1000 s")
@@ -198,13 +146,13 @@ def test_each_further_signal_skips_a_stage(start: StartFakes) -> None:
     assert stack.ends(signal.SIGINT) == 130
 
 
-def test_a_signal_while_starting_waits_for_nobody(start: StartFakes) -> None:
+def test_a_signal_while_starting_waits_for_nobody(start: "StartFakes") -> None:
     stack = start(ready=False, rank0="silent")
     stack.program.wait_for("rank0: loading")
     assert stack.ends(signal.SIGINT) == 130
 
 
-def test_a_worker_that_dies_while_streams_drain_is_still_replaced(start: StartFakes) -> None:
+def test_a_worker_that_dies_while_streams_drain_is_still_replaced(start: "StartFakes") -> None:
     stack = start(shutdown_timeout=1000, front0="stubborn")
     stack.program.signal(signal.SIGTERM)
     stack.program.wait_for("open streams have")
@@ -213,13 +161,13 @@ def test_a_worker_that_dies_while_streams_drain_is_still_replaced(start: StartFa
     assert stack.ends(signal.SIGTERM) == 0
 
 
-def test_a_child_that_hangs_up_and_stays_is_killed(start: StartFakes) -> None:
+def test_a_child_that_hangs_up_and_stays_is_killed(start: "StartFakes") -> None:
     stack = start(ready=False, front1="mute")
     assert stack.gone() == 1
     assert "front1" in stack.program.output.splitlines()[-1]
 
 
-def test_children_die_with_the_supervisor(start: StartFakes) -> None:
+def test_children_die_with_the_supervisor(start: "StartFakes") -> None:
     stack = start()
     stack.program.signal(signal.SIGKILL)
     stack.program.wait_until_gone()

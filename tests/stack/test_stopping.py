@@ -66,6 +66,46 @@ def test_nothing_outlives_the_supervisor(serve: "Serve") -> None:
         probe.bind(("127.0.0.1", port))
 
 
+LOADING = "worker: importing torch"
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed_while_starting(
+    launch: "Launch", tiny_checkpoint: Path
+) -> None:
+    program = launch("scripts.cli", "serve", str(tiny_checkpoint), "--port", "0", "--threads", "1")
+    program.wait_for(LOADING)
+    program.signal(signal.SIGKILL)
+    program.wait_until_gone()
+
+
+def test_a_signal_while_starting_leaves_nothing(
+    launch: "Launch", tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    flags = ["--port", "0", "--threads", "1", "--run-dir", str(run_dir)]
+    program = launch("scripts.cli", "serve", str(tiny_checkpoint), *flags)
+    program.wait_for(LOADING)
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert program.survivors() == []
+    assert not run_dir.exists()
+    assert "Traceback" not in program.output
+
+
+def test_a_second_signal_waits_for_no_stream(serve: "Serve") -> None:
+    stack = serve("--shutdown-timeout", "1000")
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 16000, "stream": True, "ignore_eos": True}
+    with (
+        httpx2.Client(base_url=stack.base_url, timeout=60) as client,
+        client.stream("POST", "/v1/completions", json=body) as response,
+    ):
+        next(response.iter_bytes())
+        stack.program.signal(signal.SIGTERM)
+        stack.program.wait_for("open streams have 1000 s")
+        stack.program.signal(signal.SIGTERM)
+        assert stack.gone() == 0
+
+
 def test_a_port_in_use_is_said_before_anything_starts(launch: "Launch", tiny_checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
