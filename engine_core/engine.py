@@ -161,6 +161,11 @@ class Engine:
         """When `advance` has something to do although nothing has arrived."""
         return self.desk.next_deadline()
 
+    def close(self) -> None:
+        """Finish the recording."""
+        if self.journal is not None:
+            self.journal.close()
+
     # ── clients ─────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, peer: bytes, attach: Attach) -> None:

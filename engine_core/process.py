@@ -58,13 +58,16 @@ class EngineProcess:
             for source, _ in ready:
                 sources[source]()
             engine.advance()
+        engine.close()
         self._clients.close()
         self._context.destroy(linger=0)
         self._channel.close()
 
     def _poll_ms(self) -> int | None:
         deadline = self.engine.next_deadline()
-        return None if deadline is None else min(max(0, int((deadline - time.monotonic()) * 1000) + 1), _LONGEST_POLL_MS)
+        if deadline is None:
+            return None
+        return min(max(0, int((deadline - time.monotonic()) * 1000) + 1), _LONGEST_POLL_MS)
 
     def _read_control(self) -> None:
         """What the supervisor says."""

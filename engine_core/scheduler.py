@@ -50,7 +50,7 @@ class Scheduler:
         self.most_running = facts.max_num_seqs
         """Fewer after a step for which the device's memory did not suffice."""
         self.decoding = DecodeBatch()
-        self.due: dict[int, list[Request]] = {}
+        self.due: dict[int, dict[Request, None]] = {}
         """By step number: who needs a decision before that step is planned. Nobody else is looked at."""
         self._last: dict[int, list[Request]] = {}
         """By step number: whose last token that fits it brings."""
@@ -267,9 +267,9 @@ class Scheduler:
         capacity, last = len(request.block_table) * self.facts.block_size, request.max_total_tokens - 1
         due = request.due_step = step + (capacity if capacity < last else last) - computed
         if (others := self.due.get(due)) is not None:
-            others.append(request)
+            others[request] = None  # perhaps again: before it was preempted it was due then, too
         else:
-            self.due[due] = [request]
+            self.due[due] = {request: None}
 
     # ── inside: prompts ─────────────────────────────────────────────────────────────────────────
 

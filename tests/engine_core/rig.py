@@ -1,0 +1,193 @@
+"""The real Engine and the hash model in one thread: no sockets, and a clock that only the test moves."""
+
+from typing import Any
+
+from engine_core.engine import Engine
+from engine_core.invariants import check
+from protocol import columns
+from protocol.config import (
+    CacheOptions,
+    EngineCoreConfig,
+    ModelOptions,
+    ParallelOptions,
+    SchedulerOptions,
+    WorkerConfig,
+)
+from protocol.messages import PROTOCOL_VERSION, ClientMessage, EngineMessage
+from protocol.registry import Registry
+from protocol.sockets import fingerprint
+from protocol.steps import EngineToWorker, Reset, StepFailed, StepPlan, WorkerReady, WorkerToEngine
+from protocol.stream import TokenStream
+from worker.stub import StubRunner
+
+
+class Wire:
+    """One link: what has arrived and is not yet taken, what was sent and is not yet looked at."""
+
+    dropped_frames = 0
+
+    def __init__(self) -> None:
+        self.arrived: list[tuple[bytes, Any]] = []
+        self.sent: list[tuple[bytes, Any]] = []
+
+    def drain(self) -> list[tuple[bytes, Any]]:
+        taken, self.arrived = self.arrived, []
+        return taken
+
+    def send(self, peer: bytes, message: Any) -> bool:
+        self.sent.append((peer, message))
+        return True
+
+    def taken(self) -> list[tuple[bytes, Any]]:
+        sent, self.sent = self.sent, []
+        return sent
+
+
+class Rig:
+    """One engine core, one worker, and clients by name."""
+
+    def __init__(self, **config: Any) -> None:
+        self.now = 1000.0
+        cache = config.pop("cache", CacheOptions(num_kv_blocks=256))
+        scheduler = config.pop("scheduler", SchedulerOptions())
+        self.clients_wire, self.workers_wire = Wire(), Wire()
+        engine_config = EngineCoreConfig(
+            incarnation=1,
+            clients_endpoint="",
+            workers_endpoint="",
+            cache=cache,
+            scheduler=scheduler,
+            **config,
+        )
+        self.engine = Engine(engine_config, self.clients_wire, self.workers_wire, lambda: self.now)
+        worker_config = WorkerConfig(
+            incarnation=7,
+            rank=0,
+            group_dir="",
+            model=ModelOptions(max_model_len=512),
+            cache=cache,
+            scheduler=scheduler,
+            parallel=ParallelOptions(worker="stub"),
+        )
+        self.runner = StubRunner(worker_config)
+        self.epoch = -1
+        self.worker_incarnation = 7
+        self.poison: dict[int, str] = {}
+        """Token of a prompt → what happens to a step with such a sequence: "die", or a StepFailed's code."""
+        self.deaths = 0
+        self.plans: list[StepPlan] = []
+        self.registries: dict[bytes, Registry] = {}
+        self.start_worker()
+
+    # ── the worker ──────────────────────────────────────────────────────────────────────────────
+
+    def start_worker(self) -> None:
+        runner = self.runner
+        ready = WorkerReady(
+            PROTOCOL_VERSION,
+            fingerprint(),
+            0,
+            self.worker_incarnation,
+            runner.model_fingerprint,
+            runner.facts,
+        )
+        self.workers_wire.arrived.append((b"worker", ready))
+
+    def kill_worker(self, *, crashed: bool = False) -> None:
+        """What it was sent and what it answered is lost; another one comes."""
+        self.workers_wire.taken()
+        self.workers_wire.drain()
+        self.epoch = -1
+        self.deaths += 1
+        self.engine.on_peer_gone(self.worker_incarnation, crashed=crashed, cause="was killed")
+        self.worker_incarnation += 1
+        self.start_worker()
+
+    def _work(self, message: EngineToWorker) -> WorkerToEngine | None:
+        match message:
+            case Reset():
+                self.runner.reset()
+                self.epoch = message.epoch
+            case StepPlan() if message.epoch == self.epoch:
+                self.plans.append(message)
+                result = self.runner.execute(message)
+                bad = [
+                    fault
+                    for slot in columns.unpack_ids(message.scheduled_slots)
+                    for fault in self._faults(slot)
+                ]
+                if "die" in bad:
+                    raise ChildProcessError
+                if bad:
+                    self.epoch = -1
+                    return StepFailed(message.epoch, message.step, message.scheduled_slots, bad[0], "")
+                return result
+            case _:
+                pass
+        return None
+
+    def _faults(self, slot: int) -> list[str]:
+        sequence = self.runner.sequences[slot]
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        return [fault for token, fault in self.poison.items() if token in prompt]
+
+    # ── clients ─────────────────────────────────────────────────────────────────────────────────
+
+    def client(self, name: bytes, incarnation: int = 0) -> Registry:
+        """Attached once the rig has turned."""
+        registry = Registry(
+            name.decode(), incarnation, lambda stream, detach: self.close(name, stream, detach)
+        )
+        self.registries[name] = registry
+        self.say(name, registry.attach(self.now))
+        self.turn()
+        return registry
+
+    def say(self, name: bytes, messages: list[ClientMessage]) -> None:
+        self.clients_wire.arrived += [(name, message) for message in messages]
+
+    def submit(self, name: bytes, *arguments: Any, **options: Any) -> TokenStream:
+        stream, messages = self.registries[name].submit(*arguments, self.now, **options)
+        self.say(name, messages)
+        return stream
+
+    def close(self, name: bytes, stream: TokenStream, detach: bool) -> None:
+        self.say(name, self.registries[name].close(stream, detach))
+
+    # ── time ────────────────────────────────────────────────────────────────────────────────────
+
+    def turn(self) -> bool:
+        """One turn of the engine core and of everyone else. False: nothing happens any more."""
+        engine = self.engine
+        before = bool(self.clients_wire.arrived or self.workers_wire.arrived)
+        engine.collect()
+        engine.receive()
+        engine.advance()
+        if engine.scheduler is not None:
+            check(engine.scheduler)
+        for peer, message in self.clients_wire.taken():
+            self._deliver(peer, message)
+        work = self.workers_wire.taken()
+        for _, order in work:
+            try:
+                answer = self._work(order)
+            except ChildProcessError:
+                self.kill_worker(crashed=True)
+                break
+            if answer is not None:
+                self.workers_wire.arrived.append((b"worker", answer))
+        return before or bool(work) or bool(self.clients_wire.arrived or self.workers_wire.arrived)
+
+    def _deliver(self, peer: bytes, message: EngineMessage) -> None:
+        registry = self.registries.get(peer)
+        if registry is not None:
+            self.say(peer, registry.handle(message, self.now))
+
+    def settle(self) -> None:
+        """Until nothing happens any more."""
+        while self.turn():
+            pass
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.settle()

@@ -1,0 +1,322 @@
+"""Requests that come again, change hands, outlive their clients, or find the queue full."""
+
+import pytest
+
+from engine_core.kept import Kept
+from protocol import columns
+from protocol.config import CacheOptions, SchedulerOptions
+from protocol.errors import DeadlineExceeded, KeyReused, NumericalError, Overloaded, TernError, Unavailable
+from protocol.messages import Attached, Finish, Submit, Suspended
+from protocol.sampling import SamplingParams
+from protocol.stream import TokenStream
+from tests.engine_core.rig import Rig
+from tests.simulation.simulator import alone
+
+SAMPLING = SamplingParams(max_tokens=40, ignore_eos=True, temperature=0)
+SCORED = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1, seed=5, logprobs=2, prompt_logprobs=1)
+PROMPT = [1, 2, 3, 4] * 10
+
+
+def expected(prompt: list[int], sampling: SamplingParams) -> list[int]:
+    return alone(Submit(1, columns.pack_ids(prompt), sampling), 512)
+
+
+def error_of(stream: TokenStream) -> TernError:
+    assert stream._error is not None
+    return stream._error
+
+
+def run_until(rig: Rig, stream: TokenStream, count: int) -> None:
+    while len(stream.token_ids) < count:
+        assert rig.turn()
+
+
+def assert_all_free(rig: Rig) -> None:
+    stats = rig.engine.stats()
+    assert stats.num_running == stats.num_waiting == 0
+    assert stats.num_free_blocks == stats.num_blocks
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, SCORED], ids=["plain", "scored"])
+def test_a_second_submit_brings_the_missing_rows_and_restarts_nothing(sampling: SamplingParams) -> None:
+    rig = Rig()
+    rig.client(b"a")
+    stream = rig.submit(b"a", PROMPT, sampling)
+    run_until(rig, stream, 10)
+    lost = stream.token_ids[4:]
+    del stream.token_ids[4:], stream._logprobs[4:]
+    rig.say(b"a", [stream.submission(rig.now)])
+    rig.settle()
+    assert stream.token_ids[4 : 4 + len(lost)] == lost
+    assert stream.token_ids == expected(PROMPT, sampling)
+    assert stream.finish is Finish.LENGTH
+    assert sum(len(plan.started) for plan in rig.plans) == 1, "the work was begun again"
+    if sampling.logprobs is not None:
+        assert [entry.top[0][0] for entry in stream._logprobs] == stream.token_ids
+        assert sorted(stream.prompt_logprobs) == list(range(1, len(PROMPT)))
+    assert_all_free(rig)
+
+
+def test_the_same_id_with_another_prompt_replaces_the_request() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    stream = rig.submit(b"a", PROMPT, SAMPLING)
+    run_until(rig, stream, 3)
+    other = Submit(stream.request_id, columns.pack_ids([9, 9, 9]), SAMPLING)
+    del stream.token_ids[:]
+    rig.say(b"a", [other])
+    while rig.clients_wire.arrived:
+        rig.turn()
+        del stream.token_ids[:]  # rows of the first that were on their way
+    rig.settle()
+    assert rig.engine.stats().resubmissions >= 1
+    assert_all_free(rig)
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, SCORED], ids=["plain", "scored"])
+@pytest.mark.parametrize("when", [0, 1, 17, 40])
+def test_a_keyed_request_goes_on_without_its_client_and_another_takes_it_over(
+    sampling: SamplingParams, when: int
+) -> None:
+    rig = Rig()
+    rig.client(b"a", incarnation=3)
+    first = rig.submit(b"a", PROMPT, sampling, key="k", digest="d")
+    run_until(rig, first, when)
+    rig.engine.on_peer_gone(3, crashed=False, cause="was killed")
+    del rig.registries[b"a"]
+    for _ in range(5):
+        rig.turn()
+    rig.client(b"b")
+    again = rig.submit(b"b", PROMPT, sampling, key="k", digest="d")
+    rig.settle()
+    assert again.token_ids == expected(PROMPT, sampling)
+    assert again.finish is Finish.LENGTH
+    if sampling.logprobs is not None:
+        assert [entry.top[0][0] for entry in again._logprobs] == again.token_ids
+        assert sorted(again.prompt_logprobs) == list(range(1, len(PROMPT)))
+    if when:
+        assert sum(len(plan.started) for plan in rig.plans) == 1, "the work was begun again"
+    assert rig.engine.stats().detached == 1, "the answer is kept"
+    rig.pass_time(31)
+    assert rig.engine.stats().detached == 0
+    assert_all_free(rig)
+
+
+def test_a_client_that_leaves_or_dies_without_a_key_takes_its_requests_along() -> None:
+    rig = Rig()
+    rig.client(b"a", incarnation=3)
+    streams = [rig.submit(b"a", PROMPT, SAMPLING), rig.submit(b"a", PROMPT, SAMPLING, key="k")]
+    run_until(rig, streams[0], 5)
+    rig.engine.on_peer_gone(3, crashed=False, cause="was killed")
+    del rig.registries[b"a"]
+    rig.turn()
+    assert rig.engine.stats().num_running == 1
+    rig.now += 31
+    rig.engine.advance()
+    rig.settle()
+    assert_all_free(rig)
+
+
+def test_leaving_keeps_what_has_a_key_and_aborts_the_rest() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    plain, keyed = rig.submit(b"a", PROMPT, SAMPLING), rig.submit(b"a", PROMPT, SAMPLING, key="k")
+    run_until(rig, plain, 5)
+    rig.close(b"a", plain, True)
+    rig.close(b"a", keyed, True)
+    rig.turn()
+    assert rig.engine.stats().num_running == 1
+    back = rig.submit(b"a", PROMPT, SAMPLING, key="k")
+    rig.settle()
+    assert back.token_ids == expected(PROMPT, SAMPLING)
+
+
+def test_who_takes_over_ends_the_other_stream() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    rig.client(b"b")
+    first = rig.submit(b"a", PROMPT, SAMPLING, key="k", digest="d")
+    run_until(rig, first, 5)
+    second = rig.submit(b"b", PROMPT, SAMPLING, key="k", digest="d")
+    rig.settle()
+    assert isinstance(error_of(first), Unavailable)
+    assert second.token_ids == expected(PROMPT, SAMPLING)
+
+
+def test_a_key_of_another_request_is_refused_and_tenants_have_their_own_keys() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    first = rig.submit(b"a", PROMPT, SAMPLING, key="k", digest="d")
+    run_until(rig, first, 5)
+    other = rig.submit(b"a", [7], SAMPLING, key="k", digest="e")
+    foreign = rig.submit(b"a", [7], SAMPLING, key="k", digest="e", tenant="t")
+    rig.settle()
+    assert isinstance(error_of(other), KeyReused)
+    assert first.token_ids == expected(PROMPT, SAMPLING)
+    assert foreign.token_ids == expected([7], SAMPLING)
+
+
+def test_an_abort_ends_a_keyed_request_for_good() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    stream = rig.submit(b"a", PROMPT, SAMPLING, key="k")
+    run_until(rig, stream, 5)
+    rig.close(b"a", stream, False)
+    rig.settle()
+    assert rig.engine.stats().detached == 0
+    assert_all_free(rig)
+
+
+def test_what_is_kept_is_bounded() -> None:
+    rig = Rig()
+    rig.engine.desk.kept = Kept(30, most=3)
+    rig.client(b"a")
+    for number in range(5):
+        rig.submit(b"a", [number + 1], SAMPLING, key=f"k{number}")
+        rig.settle()
+        rig.now += 1
+    assert rig.engine.stats().detached == 3
+    assert rig.engine.desk.kept.find("", "k1") is None
+    assert rig.engine.desk.kept.find("", "k2") is not None
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    rig = Rig(scheduler=SchedulerOptions(max_num_seqs=1, max_num_waiting=2))
+    rig.client(b"a")
+    done = rig.submit(b"a", PROMPT, SAMPLING)
+    rig.settle()
+    assert done.finish
+    for _ in range(2):
+        rig.submit(b"a", PROMPT, SAMPLING)
+    rig.turn()
+    for _ in range(2):
+        rig.submit(b"a", PROMPT, SAMPLING)
+        rig.turn()
+    refused = rig.submit(b"a", PROMPT, SAMPLING)
+    again = rig.submit(b"a", PROMPT, SAMPLING, resumed_token_ids=[])
+    rig.clients_wire.arrived[-1] = (b"a", again.submission(rig.now))
+    assert again.submission(rig.now).again
+    rig.turn()
+    error = error_of(refused)
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s is not None
+    assert 1 <= error.retry_after_s <= 60
+    rig.settle()
+    assert again.token_ids == expected(PROMPT, SAMPLING), "what was accepted before is not refused"
+
+
+def test_the_queue_is_bounded_by_tokens_too() -> None:
+    options = SchedulerOptions(max_num_seqs=1, max_waiting_tokens=100)
+    rig = Rig(scheduler=options, cache=CacheOptions(num_kv_blocks=256))
+    rig.client(b"a")
+    streams = [rig.submit(b"a", PROMPT, SAMPLING) for _ in range(5)]
+    rig.settle()
+    refused = [stream for stream in streams if stream._error is not None]
+    assert refused
+    assert all(isinstance(error_of(stream), Overloaded) for stream in refused)
+    assert all(stream.token_ids == expected(PROMPT, SAMPLING) for stream in streams if stream not in refused)
+
+
+def test_a_deadline_in_the_queue_is_not_one_while_running() -> None:
+    rig = Rig(scheduler=SchedulerOptions(max_num_seqs=1))
+    rig.client(b"a")
+    running = rig.submit(b"a", PROMPT, SAMPLING, timeout_s=5)
+    waiting = rig.submit(b"a", PROMPT, SAMPLING, timeout_s=5)
+    run_until(rig, running, 3)
+    rig.pass_time(6)
+    assert isinstance(error_of(running), DeadlineExceeded)
+    assert type(error_of(waiting)) is Unavailable
+    assert error_of(waiting).retry_after_s is not None
+    assert_all_free(rig)
+
+
+# ── when steps go wrong ─────────────────────────────────────────────────────────────────────────
+
+
+def crowd(rig: Rig, count: int = 12) -> list[tuple[list[int], TokenStream]]:
+    prompts = [[20 + number] * (5 + number) for number in range(count)]
+    return [(prompt, rig.submit(b"a", prompt, SAMPLING)) for prompt in prompts]
+
+
+def assert_unharmed(streams: list[tuple[list[int], TokenStream]]) -> None:
+    for prompt, stream in streams:
+        assert stream.token_ids == expected(prompt, SAMPLING)
+
+
+@pytest.mark.parametrize("fault", ["die", "internal_error"])
+def test_a_poison_request_alone_is_ended(fault: str) -> None:
+    rig = Rig()
+    rig.client(b"a")
+    streams = crowd(rig)
+    run_until(rig, streams[0][1], 5)
+    rig.poison[500] = fault
+    poison = rig.submit(b"a", [3, 500, 3], SAMPLING)
+    late = rig.submit(b"a", [8, 8], SAMPLING)
+    rig.settle()
+    assert error_of(poison).code == ("request_crashed_worker" if fault == "die" else "internal_error")
+    assert rig.deaths == (2 if fault == "die" else 0), "once in company, once alone"
+    assert_unharmed([*streams, ([8, 8], late)])
+    assert rig.engine.stats().crashed_requests == 1
+    assert_all_free(rig)
+
+
+def test_kills_from_outside_make_nobody_a_culprit() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    streams = crowd(rig)
+    for tokens in (3, 8, 13, 18, 23):
+        run_until(rig, streams[-1][1], tokens)
+        rig.kill_worker()
+    rig.settle()
+    assert_unharmed(streams)
+    assert rig.engine.stats().crashed_requests == 0
+
+
+def test_out_of_memory_runs_fewer_and_blames_nobody() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    streams = crowd(rig)
+    run_until(rig, streams[-1][1], 3)
+    rig.poison[streams[5][0][0]] = "out_of_memory"
+    for _ in range(4):
+        rig.turn()
+    rig.poison.clear()
+    most = rig.engine.scheduler.most_running if rig.engine.scheduler else 0
+    assert 1 <= most < len(streams)
+    rig.settle()
+    assert_unharmed(streams)
+    assert rig.engine.stats().preemptions > 0
+    assert rig.engine.stats().crashed_requests == 0
+
+
+def test_clients_hear_that_the_workers_are_away() -> None:
+    rig = Rig()
+    registry = rig.client(b"a")
+    rig.workers_wire.drain()
+    rig.engine.on_peer_gone(rig.worker_incarnation, crashed=False, cause="was killed")
+    said = [type(message) for _, message in rig.clients_wire.sent]
+    assert said == [Suspended]
+    rig.turn()
+    assert registry.suspended
+    rig.start_worker()
+    rig.turn()
+    assert not registry.suspended
+    assert Attached in [type(message) for _, message in rig.clients_wire.sent] or registry.attached
+
+
+def test_numbers_that_are_not_finite_end_one_request_and_its_blocks_are_not_found_again() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    streams = crowd(rig)
+    bad = rig.submit(b"a", PROMPT, SAMPLING)
+    run_until(rig, bad, 20)
+    scheduler = rig.engine.scheduler
+    assert scheduler is not None
+    request = rig.engine.desk.clients[b"a"].requests[bad.request_id]
+    keys = list(request.block_keys)
+    rig.engine.desk.fail(request, NumericalError("NaN"), trusted=False)
+    rig.settle()
+    assert keys
+    assert not any(key in scheduler.prefix_cache.block_of for key in keys)
+    assert isinstance(error_of(bad), NumericalError)
+    assert_unharmed(streams)
