@@ -155,6 +155,12 @@ class ProtocolMismatch(TernError):
     code = "protocol_mismatch"
 
 
+DEVICE_EXIT_CODE = 70
+"""Of a worker: its device is in an unusable state, as every later call would tell."""
+PROTOCOL_EXIT_CODE = 71
+"""Of a worker: a plan was lost or cannot be read."""
+
+
 class StartupError(TernError):
     """The server cannot start. `hint` says what to change; starting again will not help."""
 

@@ -26,7 +26,7 @@ from protocol.control import (
     ToSupervisor,
     channel_pair,
 )
-from protocol.errors import StartupError
+from protocol.errors import PROTOCOL_EXIT_CODE, OutOfMemory, StartupError
 
 from .restart_policy import EXIT_CODES
 
@@ -138,7 +138,10 @@ def describe_exit(exit_code: int, charge: str = "") -> str:
 
 
 def is_crash(exit_code: int) -> bool:
-    """It ended by itself, so what it was doing may be the cause. False: it was killed, or asked to end."""
+    """It ended by itself, so what it was doing may be the cause. False: it was killed, or asked to end, or
+    the cause is known to be another (its link, or the memory for all that runs)."""
+    if exit_code in (PROTOCOL_EXIT_CODE, OutOfMemory.exit_code):
+        return False
     return exit_code > 0 or -exit_code in FAULT_SIGNALS
 
 

@@ -18,12 +18,10 @@ from typing import Literal
 
 from msgspec import Struct
 
-from protocol.errors import OutOfMemory, StartupError
+from protocol.errors import DEVICE_EXIT_CODE, PROTOCOL_EXIT_CODE, OutOfMemory, StartupError
 
 Kind = Literal["engine_core", "worker", "frontend"]
 
-DEVICE_EXIT_CODE = 70
-PROTOCOL_EXIT_CODE = 71
 CONFIGURATION_EXIT_CODES = frozenset({StartupError.exit_code, OutOfMemory.exit_code})
 """A child that exits with one of these while it starts would do so again."""
 PASSING_EXIT_CODES = frozenset({DEVICE_EXIT_CODE, PROTOCOL_EXIT_CODE})

@@ -2,24 +2,31 @@
 
 import os
 import sys
+import traceback
 
 from protocol.config import WorkerConfig
-from protocol.control import ChildChannel, Failed, Phase, enter
+from protocol.control import ChildChannel, Phase, enter
 from protocol.errors import StartupError
+from protocol.progress import Progress
 
-from .worker import Runner, Worker
+from .failures import last_words
+from .faults import faulty
+from .step_budget import StepBudget
+from .worker import LONG_BUDGET_S, Runner, Worker
 
 
-def load(config: WorkerConfig, channel: ChildChannel, *, stub: bool) -> Runner:
-    """The runner of this rank; progress goes to the supervisor."""
+def load(config: WorkerConfig, channel: ChildChannel, progress: Progress, *, stub: bool) -> Runner:
+    """The runner of this rank; each part of loading is told to the supervisor, and is a beat."""
 
     def report(name: str, detail: str, fraction: float | None) -> None:
+        progress.busy(LONG_BUDGET_S)
         channel.send(Phase(name, detail, fraction))
 
     # Imported late: the stub must run without torch, and importing torch is itself a phase of seconds.
     if stub:
         from .stub import StubRunner
 
+        progress.busy(LONG_BUDGET_S)
         return StubRunner(config)
     report("importing torch", "", None)
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read when torch is loaded; see threads.py
@@ -30,15 +37,20 @@ def load(config: WorkerConfig, channel: ChildChannel, *, stub: bool) -> Runner:
 
 def main() -> int:
     channel, config = enter(WorkerConfig)
+    progress = Progress(config.progress_fd, config.progress_row)
+    budget = StepBudget()
     try:
-        runner = load(config, channel, stub="--stub" in sys.argv[1:])
-        Worker(config, channel, runner).run()
-    except StartupError as error:
-        channel.send(Failed.of(error))
-        return error.exit_code
+        runner = load(config, channel, progress, stub="--stub" in sys.argv[1:])
+        runner = faulty(runner, config.rank, budget, os.environ)
+        Worker(config, channel, runner, progress, budget).run()
     except Exception as error:
-        channel.send(Failed.of(error))
-        raise
+        failed = last_words(error)
+        channel.send(failed)
+        if not isinstance(error, StartupError):
+            traceback.print_exc()
+        sys.stderr.flush()
+        # Not a return: what takes torch apart may touch a lost device, or wait for ranks that are gone.
+        os._exit(failed.exit_code)
     return 0
 
 

@@ -37,6 +37,9 @@ DTYPES = {
 
 Decoded = TypeVar("Decoded")
 
+_MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""All that decoding JSON raises."""
+
 
 class StoredTensor(NamedTuple):
     """Where a tensor lies on disk."""
@@ -104,9 +107,14 @@ class Checkpoint:
     def read(self, name: str, first_row: int, num_rows: int) -> Tensor:
         """Rows of a tensor (the whole of a 0-dimensional one), in its stored type.
 
-        Raises StartupError when the file has changed since its header was read.
+        Raises StartupError when the file cannot be read, or has become shorter since its header was.
         """
-        stored = self.tensors[name]
+        try:
+            return self._read(name, self.tensors[name], first_row, num_rows)
+        except OSError as error:
+            raise _unreadable(self.tensors[name].path.name, error) from None
+
+    def _read(self, name: str, stored: StoredTensor, first_row: int, num_rows: int) -> Tensor:
         shape = (num_rows, *stored.shape[1:]) if stored.shape else ()
         rows = torch.empty(shape, dtype=stored.dtype)
         row_bytes = math.prod(stored.shape[1:]) * stored.dtype.itemsize
@@ -134,7 +142,9 @@ class Checkpoint:
             raise StartupError(
                 f"{name} is missing from {str(self.folder)!r}", hint="give --model the folder of a checkpoint"
             ) from None
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise _unreadable(name, error) from None
+        except _MALFORMED as error:
             raise StartupError(f"{name} is malformed: {error}") from None
 
 
@@ -159,7 +169,9 @@ def _read_headers(folder: Path) -> dict[str, StoredTensor]:
 def _read_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
     try:
         weight_map = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map
-    except msgspec.MsgspecError as error:
+    except OSError as error:
+        raise _unreadable(index.name, error) from None
+    except _MALFORMED as error:
         raise StartupError(f"{index.name} is malformed: {error}") from None
     tensors: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
@@ -176,22 +188,17 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
 
 def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Layout: uint64 header length · JSON header · data. Offsets count from the start of the data."""
-    with path.open("rb") as file:
-        file_bytes = os.fstat(file.fileno()).st_size
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if file_bytes < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
-            raise StartupError(
-                f"{path.name} is truncated or not safetensors: "
-                f"its header claims {header_bytes} bytes of a {file_bytes}-byte file"
-            )
-        header = file.read(header_bytes)
+    try:
+        header, file_bytes = _header_of(path)
+    except OSError as error:
+        raise _unreadable(path.name, error) from None
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
         tensors = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in entries.items()}
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _MALFORMED as error:
         raise StartupError(f"the header of {path.name} is malformed: {error}") from None
-    data_start = 8 + header_bytes
+    data_start = 8 + len(header)
     for name, entry in tensors.items():
         dtype = DTYPES.get(entry.dtype)
         if dtype is None:
@@ -206,3 +213,23 @@ def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
                 hint="finish the download",
             )
         yield name, StoredTensor(path, dtype, entry.shape, data_start + begin)
+
+
+def _header_of(path: Path) -> tuple[bytes, int]:
+    """(JSON, bytes of the whole file)"""
+    with path.open("rb") as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if file_bytes < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
+            raise StartupError(
+                f"{path.name} is truncated or not safetensors: "
+                f"its header claims {header_bytes} bytes of a {file_bytes}-byte file"
+            )
+        header = file.read(header_bytes)
+    if len(header) < header_bytes:
+        raise StartupError(f"{path.name} became shorter while its header was read")
+    return header, file_bytes
+
+
+def _unreadable(name: str, error: OSError) -> StartupError:
+    return StartupError(f"{name} cannot be read: {error.strerror}", hint="check its permissions and its disk")

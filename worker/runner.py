@@ -5,6 +5,8 @@
 It knows no sockets and no requests; every rank of a group does the same and samples the same tokens.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,10 @@ from protocol.messages import NO_TOKEN, EngineFacts, LogprobBlock
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan, StepResult
 
+from . import checksums
 from .batch import Batch, Rows
 from .checkpoint import Checkpoint
+from .failures import RowsFailed
 from .kernels.attention import AttentionPlanner, KVShape, StepLayout
 from .kv_cache import KVBudget, KVCache, available_memory, fit
 from .logprobs import LogprobReports
@@ -47,6 +51,10 @@ class TorchRunner:
         report("reading the checkpoint", "", None)
         dummy = config.model.load_format == "dummy"
         checkpoint = Checkpoint(Path(config.model.model), with_weights=not dummy)
+        files = {stored.path.name for stored in checkpoint.tensors.values()}
+        checksums.verify(checkpoint.folder, files, report, rank=config.rank, size=size)
+        if size > 1:
+            report("waiting for the other ranks", "", None)
         self.group = Group(config.rank, size, Path(config.group_dir))
         self.model, wants = build(checkpoint, config.model.dtype, self.group)
         self.facts = self._facts(config, checkpoint.eos_token_ids(), wants)
@@ -72,6 +80,11 @@ class TorchRunner:
     def reset(self) -> None:
         """Forget every sequence. Blocks are blanked when they are granted again."""
         self.batch.reset()
+        self.planner.release()
+
+    def spoil(self, blocks: Sequence[int]) -> None:
+        """NaN into these blocks, in all layers."""
+        self.cache.tensor[:, :, list(blocks)] = math.nan
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -83,7 +96,7 @@ class TorchRunner:
         if len(granted):
             self.cache.blank(granted)
         rows = batch.arrange(plan)
-        self.threads.set_for(len(rows.token_rows))
+        self.threads.begin(len(rows.token_rows))
         token_ids, positions = batch.inputs(rows)
         context_lens = batch.num_computed[rows.slots] + rows.counts
         width = -(-int(context_lens.max()) // batch.block_size)
@@ -93,7 +106,9 @@ class TorchRunner:
         x = self.model(token_ids, torch.from_numpy(positions), self.cache.layers, metadata)
         prompts = self._prompt_logprobs(x, rows)
         ends = x if rows.last_tokens is None else x[rows.last_tokens]
-        return self._sample(plan, rows, self.model.logits(ends), prompts)
+        result = self._sample(plan, rows, self.model.logits(ends), prompts)
+        self.threads.end()
+        return result
 
     def profile(self, start: bool) -> str:
         """Start a trace, or stop it and return where its file is. Says so when there is nothing to do."""
@@ -113,8 +128,11 @@ class TorchRunner:
 
     def _start(self, start: SequenceStart) -> None:
         token_ids = np.frombuffer(start.token_ids, dtype=np.int32)
-        self.sampler.start(start.slot, start.sampling, token_ids, start.num_prompt_tokens)
-        self.reports.start(start.slot, start.sampling)
+        try:
+            self.sampler.start(start.slot, start.sampling, token_ids, start.num_prompt_tokens)
+            self.reports.start(start.slot, start.sampling)
+        except Exception as error:
+            raise RowsFailed((start.slot,), error) from error
 
     def _sample(
         self, plan: StepPlan, rows: Rows, logits: Tensor, prompts: tuple[tuple[int, int, LogprobBlock], ...]

@@ -10,6 +10,7 @@ made up from the same hash.
 
 import zlib
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from .worker import no_tokens
 _EOS_ODDS = 61
 """One token in this many would be end-of-sequence, so that tests meet it."""
 _WORD = (1 << 64) - 1
+_GARBAGE = 0xBAD0BAD0
 
 
 class _ModelFile(msgspec.Struct):
@@ -76,6 +78,11 @@ class StubRunner:
     def reset(self) -> None:
         self.sequences.clear()
         self.cache[:] = array(columns.UINT32, [0]) * len(self.cache)
+
+    def spoil(self, blocks: Sequence[int]) -> None:
+        size = self.block_size
+        for block in blocks:
+            self.cache[block * size : (block + 1) * size] = array(columns.UINT32, [_GARBAGE]) * size
 
     def profile(self, start: bool) -> str:
         return "the stub has nothing to profile"

@@ -95,7 +95,8 @@ def load(wants: Wants, tensors: Iterable[tuple[str, Tensor]], report: Report) ->
         report("loading weights", f"{done + 1}/{count} tensors", (done + 1) / count)
         wants.tensors[name].into.copy_(tensor)
     wants.tensors.clear()  # so that a converted weight's original is freed one by one
-    for finish in wants.finishers:
+    for done, finish in enumerate(wants.finishers):
+        report("preparing weights", f"{done + 1}/{len(wants.finishers)}", (done + 1) / len(wants.finishers))
         finish()
 
 

@@ -5,9 +5,17 @@
 The leader forwards each message's own bytes to the other ranks before it starts on it, so that an
 engine core that dies never leaves half of the group inside a collective. All ranks execute every plan;
 only the leader answers.
+
+The progress board is told what the loop is at, with a budget; a step's own follows its size. A step that
+fails is answered, unless other ranks wait in it or the device is lost: then the process ends, see
+failures.py.
 """
 
+import sys
+import time
+import traceback
 from array import array
+from collections.abc import Sequence
 from typing import Any, Protocol, assert_never
 
 import zmq
@@ -15,8 +23,10 @@ import zmq
 from protocol import columns
 from protocol.config import WorkerConfig
 from protocol.control import ChildChannel, Drain, EngineAt, PeerGone, Quit, Ready, Retire, Start
+from protocol.errors import InternalError, OutOfMemory
 from protocol.messages import PROTOCOL_VERSION, EngineFacts
-from protocol.sockets import HIGH_WATER_MARK, Dealer, fingerprint
+from protocol.progress import Progress
+from protocol.sockets import Dealer, fingerprint
 from protocol.steps import (
     EngineToWorker,
     LoadAdapter,
@@ -30,6 +40,16 @@ from protocol.steps import (
     WorkerToEngine,
 )
 
+from .failures import ProtocolBroken, RowsFailed, is_device_error, is_out_of_memory
+from .step_budget import StepBudget, StepSizes
+
+LONG_BUDGET_S = 120.0
+"""Of everything that is not a step: each part of loading, a reset, writing a trace."""
+MOST_PLANS_AHEAD = 64
+"""Queued for a rank that lags. The engine core has two plans under way, so this many mean that it hangs."""
+MOST_OUT_OF_MEMORY = 3
+"""Steps in a row; then the process ends, as only a new one has its memory in one piece."""
+
 
 class Runner(Protocol):
     """What executes plans: the torch model, or the stub.
@@ -42,7 +62,7 @@ class Runner(Protocol):
     model_fingerprint: str
 
     def reset(self) -> None:
-        """Forget every sequence and all KV; keep the weights."""
+        """Forget every sequence and all KV, and give back what only a step needed; keep the weights."""
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Edit the resident batch, compute, sample."""
@@ -50,15 +70,32 @@ class Runner(Protocol):
     def profile(self, start: bool) -> str:
         """Start or stop a trace; on stop, the path of its file."""
 
+    def spoil(self, blocks: Sequence[int]) -> None:
+        """Fill these KV blocks with what a failed computation leaves: for faults on purpose, faults.py."""
+
 
 class Worker:
     """One rank: takes plans from the engine core (leader) or from the leader (others)."""
 
-    def __init__(self, config: WorkerConfig, channel: ChildChannel, runner: Runner) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        channel: ChildChannel,
+        runner: Runner,
+        progress: Progress | None = None,
+        budget: StepBudget | None = None,
+    ) -> None:
         self.config = config
         self.channel = channel
         self.runner = runner
+        self.progress = progress or Progress()
+        self.budget = budget or StepBudget()
+        self.sizes = StepSizes()
         self.epoch = -1
+        self.step: int | None = None
+        """Of the last plan of this epoch."""
+        self.out_of_memory = 0
+        """Steps in a row."""
         self.stale_messages = 0
         self.quitting = False
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -68,11 +105,12 @@ class Worker:
         self.followers = [self._forwarding_socket(rank) for rank in self._follower_ranks()]
         if config.rank > 0:
             self.plans = Dealer(self.context, EngineToWorker)
+            self.plans.socket.setsockopt(zmq.RCVHWM, MOST_PLANS_AHEAD)
             self.plans.connect(self._forwarding_endpoint(config.rank))
             self.poller.register(self.plans.socket, zmq.POLLIN)
 
     def run(self) -> None:
-        """Until told to quit, or until the supervisor is gone."""
+        """Until told to quit, or until the supervisor is gone. Raises what must end the process."""
         facts = self.runner.facts
         self.channel.send(
             Ready(
@@ -89,14 +127,15 @@ class Worker:
             )
         )
         while not self.quitting:
+            self.progress.idle()
             ready = dict(self.poller.poll())
             if self.channel.fileno() in ready:
                 self._read_control()
             if self.plans is not None and self.plans.socket in ready:
                 for message, body in self.plans.drain_frames():
-                    for follower in self.followers:
-                        follower.send(body)
-                    self._handle(message)
+                    self._handle(message, body)
+                if self.plans.dropped_frames:
+                    raise ProtocolBroken("a message of the engine core cannot be read")
         self.context.destroy(linger=0)
         self.channel.close()
 
@@ -117,14 +156,16 @@ class Worker:
         except EOFError:
             self.quitting = True
 
-    def _handle(self, message: EngineToWorker) -> None:
+    def _handle(self, message: EngineToWorker, body: bytes) -> None:
         match message:
             case StepPlan():
-                self._execute(message)
+                self._execute(message, body)
             case Reset():
+                self._begin(LONG_BUDGET_S, body)
                 self.runner.reset()
-                self.epoch = message.epoch
+                self.epoch, self.step = message.epoch, None
             case Profile():
+                self._begin(LONG_BUDGET_S, body)
                 where = self.runner.profile(message.start)
                 self._answer(WorkerReply(message.nonce, True, where))
             case LoadAdapter():
@@ -133,21 +174,51 @@ class Worker:
             case _:
                 assert_never(message)
 
-    def _execute(self, plan: StepPlan) -> None:
+    def _begin(self, budget_s: float, body: bytes) -> None:
+        """Say so on the board, and let the other ranks begin too. Waits for one that is far behind."""
+        self.progress.busy(budget_s)
+        for follower in self.followers:
+            follower.send(body)
+
+    def _execute(self, plan: StepPlan, body: bytes) -> None:
         if plan.epoch != self.epoch:
             self.stale_messages += 1
             return
+        if self.step is not None and plan.step != self.step + 1:
+            raise ProtocolBroken(f"step {plan.step} follows step {self.step}")
+        self.step = plan.step
+        num_tokens, context = self.sizes.of(plan)
+        self._begin(self.budget.budget_s(num_tokens, context), body)
+        begun = time.perf_counter()
         try:
             result = self.runner.execute(plan)
         except Exception as error:
-            if self.config.parallel.tensor_parallel_size > 1:
-                raise  # the other ranks wait in a collective: only a restart of the group frees them
-            self.epoch = -1  # plans already on their way build on this one
-            message = f"{type(error).__name__}: {error}"[:4096]
-            failed = StepFailed(plan.epoch, plan.step, plan.scheduled_slots, "internal_error", message)
-            self._answer(failed)
+            self._on_failure(plan, error)
             return
+        self.budget.record(num_tokens, context, time.perf_counter() - begun)
+        self.out_of_memory = 0
         self._answer(result)
+
+    def _on_failure(self, plan: StepPlan, error: Exception) -> None:
+        """Answer and stay alive, or raise."""
+        if self.config.parallel.tensor_parallel_size > 1 or is_device_error(error):
+            raise error  # other ranks wait in a collective: only a restart of the group frees them
+        code, slots = InternalError.code, plan.scheduled_slots
+        if is_out_of_memory(error):
+            self.out_of_memory += 1
+            if self.out_of_memory == MOST_OUT_OF_MEMORY:
+                raise error
+            code = OutOfMemory.code
+        else:
+            traceback.print_exception(error)
+        if isinstance(error, RowsFailed):
+            slots = columns.pack_ids(error.slots)
+        message = f"{type(error).__name__}: {error}"[:4096]
+        print(f"worker: step {plan.step} failed: {message}", file=sys.stderr, flush=True)
+        self.epoch = -1  # plans already on their way build on this one
+        error.__traceback__ = None  # its frames hold the step's tensors
+        self.runner.reset()
+        self._answer(StepFailed(plan.epoch, plan.step, slots, code, message))
 
     def _answer(self, message: WorkerToEngine) -> None:
         if self.config.rank == 0 and self.plans is not None:
@@ -162,7 +233,7 @@ class Worker:
         if self.plans is not None:
             self.poller.unregister(self.plans.socket)
             self.plans.close()
-        self.epoch = -1
+        self.epoch, self.step = -1, None
         self.plans = Dealer(self.context, EngineToWorker)
         self.plans.connect(endpoint)
         self.poller.register(self.plans.socket, zmq.POLLIN)
@@ -184,7 +255,7 @@ class Worker:
 
     def _forwarding_socket(self, rank: int) -> "zmq.Socket[Any]":
         socket: zmq.Socket[Any] = self.context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        socket.setsockopt(zmq.SNDHWM, MOST_PLANS_AHEAD)
         socket.bind(self._forwarding_endpoint(rank))
         return socket
 

@@ -74,7 +74,8 @@ def test_faults_are_its_own(signal: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "crash"), [(0, False), (1, True), (70, True), (-9, False), (-15, False)]
+    ("exit_code", "crash"),
+    [(0, False), (1, True), (70, True), (71, False), (75, False), (-9, False), (-15, False)],
 )
 def test_exits_are_its_own_and_kills_are_not(exit_code: int, crash: bool) -> None:
     assert is_crash(exit_code) is crash

@@ -90,6 +90,42 @@ def test_many_chunks_of_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     world.check()
 
 
+def test_prompts_of_one_length_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit, neighbours only, and not those behind a prefix."""
+    chunks = [(9, 9), (9, 9), (9, 9), (12, 9), (9, 9), (7, 7), (7, 7)]
+    world = World([6, 5], chunks, 4, 2, 4)
+    assert [(g.begin, g.end, g.num_rows) for g in world.metadata.prefill_groups] == [
+        (2, 29, 3),
+        (38, 47, 1),
+        (47, 61, 2),
+    ]
+    assert len(world.metadata.prefill_stretches) == 1
+    world.check()
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 7 * 2 * 2 * 4 * DIM * 4)
+    small = World([6, 5], chunks, 4, 2, 4)
+    assert [g.num_rows for g in small.metadata.prefill_groups] == [2, 1, 1, 2]
+    small.check()
+
+
+def test_company_changes_no_bit_of_a_prefill() -> None:
+    torch.manual_seed(2)
+    shape = KVShape(64, 2, 16, 32)
+    query, kv = torch.randn(5 * 24, 6, 32), torch.randn(5 * 24, 4, 32)
+    found = []
+    for rows in ([0, 1, 2, 3, 4], [3]):
+        cache = torch.zeros(2, *shape)
+        count = len(rows)
+        tables = np.arange(2 * count, dtype=np.int32).reshape(count, 2)
+        positions = np.tile(np.arange(24), count)
+        start, lens = np.arange(count + 1) * 24, np.full(count, 24)
+        layout = StepLayout(start, np.repeat(np.arange(count), 24), positions, lens, 0)
+        metadata = AttentionPlanner(shape, torch.float32).plan(layout, tables)
+        tokens = torch.cat([torch.arange(24) + 24 * row for row in rows])
+        write_kv(kv[tokens], cache, metadata)
+        found.append(paged_attention(query[tokens], cache, metadata, SCALE))
+    assert torch.equal(found[0][3 * 24 : 4 * 24], found[1])
+
+
 def test_long_prefill_behind_a_prefix_is_stretched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MASK_ELEMENTS", 100)
     world = World([], [(40, 23)], 4, 2, 4)

@@ -1,5 +1,6 @@
 """Reading checkpoints: what is refused, and that the message says what is wrong."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from protocol.control import Failed
 from protocol.errors import StartupError
+from tests.worker.core import WorkerProcess
 from tests.worker.driver import quiet, worker_config, write_config
+from worker import checksums
 from worker.checkpoint import Checkpoint
 from worker.models.registry import build
 from worker.parallel import Group
@@ -75,6 +79,11 @@ def only_pickles(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"anything")
 
 
+def a_folder_for_a_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+
+
 def index(folder: Path, **weight_map: str) -> None:
     content = msgspec.json.encode({"weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_bytes(content)
@@ -116,6 +125,17 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing shard": (lambda f: index(f, a="gone.safetensors"), "names 'gone.safetensors', which is missing"),
     "shard elsewhere": (lambda f: index(f, a="../model/model.safetensors"), "outside of the checkpoint"),
     "broken promise": (lambda f: index(f, a="model.safetensors"), "promises 'a', but no shard has it"),
+    "nested header": (
+        lambda f: (f / "model.safetensors").write_bytes(
+            (90_000).to_bytes(8, "little") + b'{"a":' + b"[" * 89_995
+        ),
+        "header of model.safetensors is malformed",
+    ),
+    "nested config": (
+        lambda f: (f / "config.json").write_text('{"a":' + "[" * 90_000),
+        "config.json is malf",
+    ),
+    "a folder for a config": (a_folder_for_a_config, "config.json cannot be read: Is a directory"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json is malformed"),
 }
@@ -134,6 +154,87 @@ def test_a_file_that_shrinks_while_it_is_read(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(StartupError, match="became shorter while"):
         checkpoint.read(NORM, 0, 64)
+
+
+def list_checksums(folder: Path, *names: str) -> None:
+    """As sha256sum writes them."""
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in names]
+    (folder / checksums.NAME).write_text("\n".join(lines) + "\n")
+
+
+def flip_a_bit(folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1000] ^= 4
+    (folder / "model.safetensors").write_bytes(data)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_flipped_bit_is_noticed_where_checksums_are_listed(rank: int, folder: Path) -> None:
+    """By the rank whose share the file is."""
+    list_checksums(folder, "config.json", "model.safetensors")
+    phases: list[tuple[str, str, float | None]] = []
+
+    def verify() -> None:
+        needed = {"model.safetensors"}
+        checksums.verify(folder, needed, lambda *phase: phases.append(phase), rank=rank, size=2)
+
+    verify()
+    assert phases == [("verifying checksums", ["config.json", "model.safetensors"][rank], 1.0)]
+    flip_a_bit(folder)
+    load_all(folder)  # nothing else would notice
+    if rank == 0:
+        verify()
+        return
+    with pytest.raises(StartupError, match=r"model.safetensors is not what SHA256SUMS says"):
+        verify()
+
+
+def test_a_model_is_not_served_against_its_checksums(folder: Path, tmp_path: Path) -> None:
+    list_checksums(folder, "model.safetensors")
+    TorchRunner(worker_config(folder, tmp_path), quiet)
+    flip_a_bit(folder)
+    with pytest.raises(StartupError, match="its SHA-256 differs"):
+        TorchRunner(worker_config(folder, tmp_path), quiet)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "does not list 'model.safetensors'"),
+        ("0123  model.safetensors\n", "line 1 of SHA256SUMS is not 64 hexadecimal digits"),
+        (f"{'a' * 64}  ./model.safetensors\n", "model.safetensors is not what"),
+        (f"{'a' * 64}  gone.bin\n{'a' * 64} *../x\n", "line 2 of SHA256SUMS"),
+        ("\udcff", "SHA256SUMS cannot be read"),
+    ],
+)
+def test_bad_checksums(content: str, message: str, folder: Path) -> None:
+    (folder / checksums.NAME).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(StartupError, match=message):
+        checksums.verify(folder, {"model.safetensors"}, quiet)
+
+
+def test_listed_files_that_are_not_there_do_not_matter(folder: Path) -> None:
+    list_checksums(folder, "model.safetensors", "config.json")
+    path = folder / checksums.NAME
+    path.write_text(path.read_text() + f"{'a' * 64}  original.pth\n")
+    checksums.verify(folder, {"model.safetensors"}, quiet)
+
+
+@pytest.mark.parametrize("spoil", [shrink, only_pickles, flip_a_bit])
+def test_a_worker_says_so_once_and_exits_with_78(
+    spoil: Callable[[Path], Any], folder: Path, tmp_path: Path
+) -> None:
+    list_checksums(folder, "model.safetensors")
+    spoil(folder)
+    process = WorkerProcess(worker_config(folder, tmp_path), environ={})
+    try:
+        failed = process.next(Failed)
+        assert isinstance(failed, Failed)
+        assert "model" in failed.message
+        assert (failed.code, failed.exit_code) == ("startup_error", 78)
+        assert process.wait() == (78, "")
+    finally:
+        process.close()
 
 
 def test_a_tied_head_may_be_stored_twice(tmp_path: Path) -> None:

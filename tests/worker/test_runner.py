@@ -14,8 +14,11 @@ from protocol.config import ParallelOptions
 from protocol.errors import InternalError, OutOfMemory, StartupError
 from protocol.sampling import SamplingParams
 from tests.worker.driver import GREEDY, Driver, Resident, quiet, worker_config, write_config
+from worker.failures import RowsFailed
+from worker.faults import faulty
 from worker.runner import TorchRunner
-from worker.threads import StepThreads, physical_cores
+from worker.step_budget import StepBudget
+from worker.threads import physical_cores
 
 PROMPT = [5, 9, 13, 17, 21, 25, 29]
 SEEDED = SamplingParams(temperature=1.0, seed=11)
@@ -116,6 +119,61 @@ def test_a_row_that_is_not_finite_fails_alone(driver: Driver) -> None:
     assert set(third.blocks) & set(sick.blocks)
 
 
+def test_garbage_of_one_sequence_changes_no_bit_of_another(model: Path, tmp_path: Path) -> None:
+    """Decoding beside it and prefilling beside it, in blocks that held garbage before."""
+    everything = SamplingParams(temperature=0, logprobs=96)
+    seen: list[list[dict[int, float]]] = []
+    for sickness in (False, True):
+        runner = TorchRunner(worker_config(model, tmp_path, load_format="dummy", num_kv_blocks=60), quiet)
+        driver = Driver(runner)
+        if sickness:
+            runner.spoil(range(60))  # granted blocks are blanked, so this is nobody's
+        neighbours = [driver.add(PROMPT[i:] + PROMPT[:i], everything) for i in range(6)]
+        sick = driver.add(PROMPT * 2)
+        driver.run([*neighbours[:3], sick], 4)
+        if sickness:
+            runner.spoil(sick.blocks)
+        driver.step({neighbours[0]: 1, neighbours[3]: 7, sick: 1, neighbours[1]: 1, neighbours[4]: 7})
+        assert (sick.failure == "numerical_error") == sickness
+        if sickness:
+            sick.token_ids.append(0)
+        driver.step({neighbours[5]: 4, sick: 1, **dict.fromkeys(neighbours[:5], 1)})
+        driver.step({neighbours[5]: 3, **dict.fromkeys(neighbours[:5], 1)})
+        seen.append([row for seq in neighbours for row in seq.logprobs])
+    assert len(seen[0]) == 3 * 4 + 2 + 2 + 5 + 6
+    assert seen[0] == seen[1]
+
+
+def test_a_sequence_whose_start_fails_is_named(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(slot: int, *_: object) -> None:
+        raise ValueError("no such parameter")
+
+    monkeypatch.setattr(driver.runner.sampler, "start", start)
+    seq = driver.add(PROMPT)
+    with pytest.raises(RowsFailed, match="no such parameter") as caught:
+        driver.step({seq: 7})
+    assert caught.value.slots == (seq.slot,)
+
+
+def test_a_fault_makes_one_row_sick(model: Path, tmp_path: Path) -> None:
+    """The debug seam over the real model."""
+    config = worker_config(model, tmp_path, load_format="dummy")
+    healthy = Driver(TorchRunner(config, quiet))
+    environ = {"TERN_FAULTS": "nan:token=29"}
+    runner: Any = faulty(TorchRunner(config, quiet), 0, StepBudget(), environ)
+    driver = Driver(runner)
+    marked, other = driver.add(PROMPT), driver.add(PROMPT[:-1])
+    driver.step({marked: 7, other: 6})
+    assert (marked.failure, other.failure) == ("numerical_error", "")
+    marked.token_ids.append(0)
+    driver.step({other: 1, marked: 1})
+    assert marked.failure == "numerical_error"
+    inner = runner.runner.cache.tensor
+    assert inner[:, :, marked.blocks[1:]].isnan().all(), "the token stands in the second block"
+    assert inner[:, :, marked.blocks[0]].isfinite().all()
+    assert driver.run([other], 8) == healthy.run([healthy.add(PROMPT[:-1])], 8)
+
+
 def test_logprobs_of_those_who_asked(driver: Driver) -> None:
     """Raw: not touched by bias, and each row as if it were alone."""
     biased = SamplingParams(temperature=0, logit_bias=((7, 100.0),), logprobs=2)
@@ -201,18 +259,3 @@ def test_cuda_is_refused_by_name(model: Path, tmp_path: Path) -> None:
 def test_threads(driver: Driver) -> None:
     assert torch.get_num_threads() == 1
     assert 1 <= physical_cores() <= 4096
-
-
-def test_small_steps_leave_the_other_cores_alone() -> None:
-    before = torch.get_num_threads()
-    try:
-        threads = StepThreads(most=2, num_weights=1_000_000)
-        chosen = []
-        for num_tokens in (1, 48, 49, 1000, 1):
-            threads.set_for(num_tokens)
-            chosen.append(torch.get_num_threads())
-        assert chosen == [1, 1, 2, 2, 1]
-        StepThreads(most=2, num_weights=1_000_000_000).set_for(1)
-        assert torch.get_num_threads() == 2, "one token of a large model is worth two threads"
-    finally:
-        torch.set_num_threads(before)

@@ -8,8 +8,9 @@ lie flat, sequence after sequence, those with a single token first:
 
 This is the torch reference, which serves the CPU. It computes in float32 whatever the cache's type.
 Decode rows are gathered block-wise in chunks that stay inside the processor's cache, and multiplied as
-one batch per chunk; a prefill row reads its prefix back through the block table. A device with kernels
-of its own needs the same three things: `AttentionPlanner.plan`, `write_kv`, `paged_attention`.
+one batch per chunk. Prefill rows from their sequences' start that are of one length are one batch, too; a
+row behind a prefix reads that back through the block table, alone. A device with kernels of its own needs
+the same three things: `AttentionPlanner.plan`, `write_kv`, `paged_attention`.
 
 What lies in a block behind a sequence's last token is multiplied by a weight of zero, so it must be
 finite: whoever grants a block blanks it first (kv_cache.py).
@@ -74,15 +75,26 @@ class DecodeChunk:
 
 
 @dataclass(slots=True)
+class PrefillGroup:
+    """Tokens begin … end: `num_rows` sequences from their start, of as many tokens each."""
+
+    begin: int
+    end: int
+    num_rows: int
+    blocks: Tensor
+    """As DecodeChunk's"""
+
+
+@dataclass(slots=True)
 class PrefillStretch:
-    """Tokens begin … end of one sequence, the last of which sees `context_len` keys."""
+    """Tokens begin … end of one sequence behind a prefix, the last of which sees `context_len` keys."""
 
     begin: int
     end: int
     context_len: int
     blocks: Tensor
-    mask: Tensor | None
-    """bool[tokens, context_len]; None when there is no prefix: plain causal"""
+    mask: Tensor
+    """bool[tokens, context_len]"""
 
 
 @dataclass(slots=True)
@@ -92,6 +104,7 @@ class AttentionMetadata:
     kv_rows: Tensor
     """int64[tokens, 2 * num_kv_heads]: where each token's keys and values go, in rows of head_dim"""
     decode_chunks: list[DecodeChunk]
+    prefill_groups: list[PrefillGroup]
     prefill_stretches: list[PrefillStretch]
 
 
@@ -116,15 +129,22 @@ class AttentionPlanner:
         position = layout.positions
         block = block_tables[layout.token_rows, position // size].astype(np.int64)
         row = block * (self.shape.num_kv_heads * size) + position % size
+        counts = np.diff(layout.query_start)
+        behind = np.flatnonzero(counts < layout.context_lens)
         return AttentionMetadata(
             kv_rows=torch.from_numpy(row[:, None] + self._head_rows),
             decode_chunks=self._decode(layout.context_lens[: layout.num_decodes], block_tables),
+            prefill_groups=self._groups(counts, layout, block_tables),
             prefill_stretches=[
                 stretch
-                for i in range(layout.num_decodes, len(layout.context_lens))
-                for stretch in self._prefill(layout, i, block_tables[i])
+                for i in behind[behind >= layout.num_decodes].tolist()
+                for stretch in self._stretches(layout, i, block_tables[i])
             ],
         )
+
+    def release(self) -> None:
+        """Give the scratch memory back."""
+        self._scratch = torch.empty(0, dtype=self._scratch.dtype)
 
     def _decode(self, context_lens: Ints, block_tables: NDArray[np.int32]) -> list[DecodeChunk]:
         """Rows are cut so that a chunk's blocks fit CHUNK_BYTES; rows of like length belong together."""
@@ -161,12 +181,27 @@ class AttentionPlanner:
             self._scratch = torch.empty(needed, dtype=self._scratch.dtype)
         return self._scratch[:needed].view(len(blocks), self._block_elements)
 
-    def _prefill(self, layout: StepLayout, row: int, table: NDArray[np.int32]) -> list[PrefillStretch]:
+    def _groups(self, counts: Ints, layout: StepLayout, tables: NDArray[np.int32]) -> list[PrefillGroup]:
+        """Neighbours of one length without a prefix, as many as fit CHUNK_BYTES."""
+        groups = []
+        begin = layout.num_decodes
+        from_start = counts == layout.context_lens
+        while begin < len(counts):
+            end = begin + 1
+            if from_start[begin]:
+                width = -(-int(counts[begin]) // self.shape.block_size)
+                most = min(begin + max(self._chunk_blocks // width, 1), len(counts))
+                while end < most and counts[end] == counts[begin] and from_start[end]:
+                    end += 1
+                tokens = int(layout.query_start[begin]), int(layout.query_start[end])
+                groups.append(PrefillGroup(*tokens, end - begin, self._block_rows(tables[begin:end, :width])))
+            begin = end
+        return groups
+
+    def _stretches(self, layout: StepLayout, row: int, table: NDArray[np.int32]) -> list[PrefillStretch]:
         begin, end = int(layout.query_start[row]), int(layout.query_start[row + 1])
         context_len, size = int(layout.context_lens[row]), self.shape.block_size
         blocks = self._block_rows(table[None, : -(-context_len // size)])
-        if context_len == end - begin:
-            return [PrefillStretch(begin, end, context_len, blocks, None)]
         stretches = []
         length = max(MASK_ELEMENTS // context_len, 1)
         for start in range(begin, end, length):
@@ -197,6 +232,18 @@ def paged_attention(query: Tensor, cache: Tensor, metadata: AttentionMetadata, s
         scores = torch.baddbmm(chunk.mask, grouped, keys.transpose(1, 2), alpha=scale)
         mixed = torch.bmm(scores.softmax(-1), values)
         out[chunk.begin : chunk.end] = mixed.view(rows, -1)
+    for group in metadata.prefill_groups:
+        queries = query[group.begin : group.end].view(group.num_rows, -1, num_heads, dim)
+        kv = blocks.index_select(0, group.blocks).view(2, group.num_rows, heads, -1, dim)
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            kv[0, :, :, : queries.shape[1]],
+            kv[1, :, :, : queries.shape[1]],
+            is_causal=True,
+            scale=scale,
+            enable_gqa=num_heads != heads,
+        )
+        out[group.begin : group.end].view(*queries.shape[:2], num_heads, dim).copy_(mixed.transpose(1, 2))
     for stretch in metadata.prefill_stretches:
         kv = blocks.index_select(0, stretch.blocks).view(2, 1, heads, -1, dim)[:, :, :, : stretch.context_len]
         mixed = F.scaled_dot_product_attention(
@@ -204,7 +251,6 @@ def paged_attention(query: Tensor, cache: Tensor, metadata: AttentionMetadata, s
             kv[0],
             kv[1],
             attn_mask=stretch.mask,
-            is_causal=stretch.mask is None,
             scale=scale,
             enable_gqa=num_heads != heads,
         )
