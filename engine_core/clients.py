@@ -105,20 +105,25 @@ class Client:
 
 
 def _gather(rows: list[tuple[int, LogprobBlock, int]]) -> LogprobBlock | None:
-    """The rows of one client out of the block of the whole step; bytes are cut, never parsed."""
+    """The rows of one client out of the blocks of a step and of transcripts; bytes are cut, never parsed.
+
+    Those of narrower blocks are filled up, as the worker fills up those of requests that want fewer.
+    """
     if not rows:
         return None
-    width = rows[0][1].width
+    width = max([block.width for _, block, _ in rows])
 
-    def cut(field: str, item_bytes: int) -> bytes:
+    def cut_tops(field: str, filling: bytes) -> bytes:
         return b"".join(
-            getattr(block, field)[row * item_bytes : (row + 1) * item_bytes] for _, block, row in rows
+            getattr(block, field)[4 * block.width * row : 4 * block.width * (row + 1)]
+            + filling * (width - block.width)
+            for _, block, row in rows
         )
 
     return LogprobBlock(
         rows=columns.pack(columns.UINT32, (ours for ours, _, _ in rows)),
         width=width,
-        chosen=cut("chosen", 4),
-        top_ids=cut("top_ids", 4 * width),
-        top_values=cut("top_values", 4 * width),
+        chosen=b"".join([block.chosen[4 * row : 4 * (row + 1)] for _, block, row in rows]),
+        top_ids=cut_tops("top_ids", columns.pack_ids([NO_TOKEN])),
+        top_values=cut_tops("top_values", bytes(4)),
     )

@@ -5,6 +5,7 @@ parameters, never a token of a prompt or an answer.
 """
 
 import os
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -82,5 +83,6 @@ def write(folder: str, report: CrashReport) -> None:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         path = Path(folder) / f"crash-{report.epoch}.json"
         path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+        print(f"engine core: what was in flight when the worker died: {path}", file=sys.stderr, flush=True)
         for old in sorted(Path(folder).glob("crash-*.json"), key=os.path.getmtime)[:-_MOST_REPORTS]:
             old.unlink()

@@ -14,14 +14,13 @@ class Transcript:
         """`first` is the output index of the first token that will be added."""
         self.first = first
         self.prompt_logprobs: list[PromptLogprobs] = []
-        self._width = 0
         self._chosen: list[bytes] = []
         self._top_ids: list[bytes] = []
         self._top_values: list[bytes] = []
 
     def add(self, block: LogprobBlock, place: int) -> None:
         """The next output's row of a worker's block."""
-        width = self._width = block.width
+        width = block.width
         self._chosen.append(block.chosen[place * 4 : (place + 1) * 4])
         self._top_ids.append(block.top_ids[place * 4 * width : (place + 1) * 4 * width])
         self._top_values.append(block.top_values[place * 4 * width : (place + 1) * 4 * width])
@@ -31,7 +30,7 @@ class Transcript:
         place = index - self.first
         return LogprobBlock(
             rows=columns.pack(columns.UINT32, [0]),
-            width=self._width,
+            width=len(self._top_ids[place]) // 4,
             chosen=self._chosen[place],
             top_ids=self._top_ids[place],
             top_values=self._top_values[place],

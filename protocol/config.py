@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+DEFAULT_CRASH_DIR = "~/.local/state/tern/crashes"
+
 Bytes = Annotated[int, Meta(ge=0, extra={"unit": "bytes"})]
 
 
@@ -198,8 +200,8 @@ class ServerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = 256 << 20
     crash_dir: Annotated[
         str,
-        Meta(description="folder for a small report of each crash of a worker; empty: none is written"),
-    ] = ""
+        Meta(description="folder for a small report of each death of a worker; empty: none is written"),
+    ] = DEFAULT_CRASH_DIR
     engine_endpoint: Annotated[
         str,
         Meta(

@@ -7,12 +7,12 @@ import os
 
 import msgspec
 
-from protocol.config import ServerOptions
+from protocol.config import DEFAULT_CRASH_DIR, ServerOptions
 from protocol.errors import StartupError
 
 
 def resolve(options: ServerOptions) -> ServerOptions:
-    """The same options with absolute paths that can be written; makes `crash_dir`. Raises StartupError."""
+    """The same options with absolute paths that can be written; makes the `crash_dir` asked for. Raises StartupError."""
     journal, crash_dir = _absolute(options.journal), _absolute(options.crash_dir)
     if journal:
         _check_folder("--journal", os.path.dirname(journal))
@@ -20,7 +20,7 @@ def resolve(options: ServerOptions) -> ServerOptions:
             raise StartupError(f"--journal {journal}: is a folder", hint="name a file")
         if os.path.exists(journal) and not os.access(journal, os.W_OK):
             raise StartupError(f"--journal {journal}: cannot be written", hint="name another file")
-    if crash_dir:
+    if crash_dir and options.crash_dir != DEFAULT_CRASH_DIR:  # nobody asked for that one: best effort
         try:
             os.makedirs(crash_dir, mode=0o700, exist_ok=True)
         except OSError as error:

@@ -111,3 +111,17 @@ def test_nothing_on_any_path_unpickles_or_evaluates() -> None:
                     assert node.func.id not in ("eval", "exec"), f"{path} calls {node.func.id}"
                 if isinstance(node, ast.Attribute):
                     assert node.attr not in ("send_pyobj", "recv_pyobj"), f"{path} uses {node.attr}"
+
+
+def test_the_wall_clock_decides_nothing() -> None:
+    """It may jump: only what people read comes from it, and a number that the last server did not have."""
+    for_people = {"frontend/service.py", "frontend/chat_template.py", "scripts/terminal.py"}
+    allowed = for_people | {"engine_core/crash_report.py", "scripts/supervisor.py"}
+    wall = {"time", "time_ns", "localtime", "gmtime", "strftime", "now", "utcnow", "today"}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    clock = node.value.id in ("time", "datetime", "date") and node.attr in wall
+                    here = str(path.relative_to(ROOT))
+                    assert not clock or here in allowed or "/bench/" in here, f"{path} line {node.lineno}"

@@ -10,8 +10,11 @@ from protocol.errors import StartupError
 from scripts.output_paths import resolve
 
 
-def test_none_by_default() -> None:
-    assert resolve(ServerOptions()) == ServerOptions()
+def test_by_default_no_journal_and_reports_in_the_users_folder() -> None:
+    options = resolve(ServerOptions())
+    assert options.journal == ""
+    assert options.crash_dir == os.path.expanduser("~/.local/state/tern/crashes")
+    assert resolve(ServerOptions(crash_dir="")).crash_dir == ""
 
 
 def test_paths_become_absolute_and_the_folder_is_made(

@@ -138,6 +138,7 @@ def serve(launch: "Launch", tmp_path: Path, tiny_checkpoint: Path) -> Iterator[S
     def start(*flags: str, worker: str = "stub", **environ: str) -> Stack:
         run_dir = tmp_path / f"run{len(stacks)}"
         fixed = ["--port", "0", "--run-dir", str(run_dir), "--worker", worker, "--threads", "1"]
+        fixed += ["--journal", f"{run_dir}.journal", "--crash-dir", str(tmp_path / "crashes")]
         program = launch("scripts.cli", "serve", str(tiny_checkpoint), *fixed, *flags, **environ)
         stacks.append(Stack(program, run_dir))
         return stacks[-1]
