@@ -15,7 +15,8 @@ from protocol.errors import Unavailable
 from protocol.messages import EngineFacts
 
 PATIENCE_S = 2.0
-"""How long new work waits while an engine core is being replaced, which takes about half a second."""
+"""How long new work waits while an engine core is being replaced, which takes about half a second, or
+until a frontend that has just taken another's place is attached, which takes milliseconds."""
 
 
 class Door:
@@ -29,13 +30,13 @@ class Door:
     async def admit(self) -> EngineFacts:
         """What the engine core behind us can do. Raises Unavailable: try again later."""
         self._check_open()
-        if self._client.facts is None and not self._client.attached.is_set():
-            raise Unavailable("the model is still being loaded")
         if not self._client.attached.is_set():
             try:
                 await asyncio.wait_for(self._client.attached.wait(), PATIENCE_S)
             except TimeoutError:
-                raise Unavailable("the engine core is being replaced") from None
+                loading = self._client.facts is None
+                what = "the model is still being loaded" if loading else "the engine core is being replaced"
+                raise Unavailable(what) from None
             self._check_open()
         if self._client.facts is None:
             raise Unavailable("the engine core refused this frontend: it speaks another protocol version")

@@ -1,13 +1,15 @@
 """The routes, and the layers around them. What each endpoint does is in openai/."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .middleware import Authentication, BodyLimit, Edge
+from .keys import api_keys
+from .middleware import PUBLIC_PATHS, Authentication, BodyLimit, Edge
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
+from .openai.document import Document
 from .openai.models import Models
 from .openai.status import Status
 from .openai.tokenize import Tokenization
@@ -38,8 +40,16 @@ class _Routes:
 
 
 def make_app(service: Service) -> ASGIApp:
-    """The ASGI application of one frontend."""
+    """The ASGI application of one frontend. Raises StartupError when its keys cannot be read."""
+    keys = api_keys(service.options)
+    limited = BodyLimit(_Routes(routes(service, keys)), service.options.max_body_bytes)
+    return Edge(Authentication(limited, keys))
+
+
+def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
+    """All there are."""
     models, text, status = Models(service), Tokenization(service), Status(service)
+    document = Document(PUBLIC_PATHS if keys else None)
 
     def get(path: str, endpoint: Endpoint) -> BaseRoute:
         return Route(path, _Asgi(endpoint), methods=["GET"])
@@ -47,20 +57,17 @@ def make_app(service: Service) -> ASGIApp:
     def post(path: str, endpoint: Endpoint) -> BaseRoute:
         return Route(path, _Asgi(endpoint), methods=["POST"])
 
-    routes = _Routes(
-        [
-            post("/v1/chat/completions", ChatCompletions(service)),
-            post("/v1/completions", Completions(service)),
-            get("/v1/models", models.list),
-            get("/v1/models/{id:path}", models.get),
-            post("/tokenize", text.tokenize),
-            post("/detokenize", text.detokenize),
-            get("/health", status.ready),
-            get("/health/live", status.live),
-            get("/health/ready", status.ready),
-            get("/version", status.version),
-            get("/metrics", status.metrics),
-        ]
-    )
-    limited = BodyLimit(routes, service.options.max_body_bytes)
-    return Edge(Authentication(limited, service.options.api_key))
+    return [
+        post("/v1/chat/completions", ChatCompletions(service)),
+        post("/v1/completions", Completions(service)),
+        get("/v1/models", models.list),
+        get("/v1/models/{id:path}", models.get),
+        post("/tokenize", text.tokenize),
+        post("/detokenize", text.detokenize),
+        get("/health", status.ready),
+        get("/health/live", status.live),
+        get("/health/ready", status.ready),
+        get("/version", status.version),
+        get("/metrics", status.metrics),
+        get("/openapi.json", document.get),
+    ]

@@ -1,10 +1,13 @@
 """ChatTemplate: messages to one prompt text, exactly as transformers renders them. Knows no tokens.
 
-Templates come with checkpoints and are code, so they run in Jinja's sandbox and see only plain JSON data.
-Clients may fill a template's variables; they can never bring a template of their own.
+Templates come with checkpoints and are code, so they run in Jinja's sandbox, for a limited time, and see
+only plain JSON data. Clients may fill a template's variables; they can never bring one of their own.
 """
 
 import json
+import math
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +20,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from protocol.errors import InvalidRequest, StartupError
+
+RENDER_TIMEOUT_S = 2.0
+"""Most templates take 20 µs a message, but one that loops over all messages for each takes the square."""
 
 Message = dict[str, Any]
 """role and content, and what else a template may read: name, tool_calls, tool_call_id, reasoning_content."""
@@ -32,8 +38,9 @@ class ChatTemplate:
     """A compiled template. Raises StartupError when it does not compile."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self._environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = self._environment.from_string(source)
         except jinja2.TemplateError as error:
             raise StartupError(
                 f"the chat template does not compile: {error}",
@@ -73,6 +80,7 @@ class ChatTemplate:
         chat = [self._adapt(message) for message in messages]
         if continue_final_message:
             chat[-1] = {**chat[-1], "content": _marked(chat[-1]["content"])}
+        self._environment.begin()
         try:
             text = self._template.render(
                 messages=chat,
@@ -82,8 +90,9 @@ class ChatTemplate:
                 **{**self._special_tokens, **(variables or {})},
             )
         except Exception as error:  # a template is arbitrary code: whatever it raises is about this input
+            said = error.message if isinstance(error, jinja2.TemplateError) else type(error).__name__
             raise InvalidRequest(
-                f"the model's chat template does not accept these messages: {error}", param="messages"
+                f"the model's chat template does not accept these messages: {said}", param="messages"
             ) from error
         return _until_mark(text) if continue_final_message else text
 
@@ -102,6 +111,7 @@ class ChatTemplate:
         probe = [
             {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}
         ]
+        self._environment.begin()
         try:
             text = self._template.render(
                 messages=probe,
@@ -146,9 +156,41 @@ class _GenerationTag(jinja2.ext.Extension):
         return Scope(body).set_lineno(line)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+class _Deadline(threading.local):
+    at = math.inf
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, in which every look at an attribute or an item is also a look at the clock: 0.1 µs."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._deadline = _Deadline()
+
+    def begin(self) -> None:
+        """What this thread renders now has RENDER_TIMEOUT_S from here on."""
+        self._deadline.at = time.monotonic() + RENDER_TIMEOUT_S
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self._check_time()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self._check_time()
+        return super().getitem(obj, argument)
+
+    def call(self, *arguments: Any, **named: Any) -> Any:
+        self._check_time()
+        return super().call(*arguments, **named)
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline.at:
+            raise jinja2.TemplateRuntimeError(f"it takes over {RENDER_TIMEOUT_S:g} s; send fewer messages")
+
+
+def _environment() -> _Environment:
     """Whitespace rules, filters and functions that chat templates are written against."""
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
     )
 

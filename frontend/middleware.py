@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import logging
 import re
+import traceback
 import uuid
 from collections.abc import Awaitable, Iterable
 
@@ -67,8 +68,11 @@ class Edge:
         except HTTPException as error:  # the router's
             headers = [(k.encode(), v.encode()) for k, v in (error.headers or {}).items()]
             await self._report(_routing_error(error, scope), started, labelled, headers)
-        except Exception:
-            log.exception("request %s: %s %s", request_id.decode(), scope["method"], scope["path"])
+        except Exception as error:  # a defect of ours; what it says may quote the prompt
+            where = "".join(traceback.format_tb(error.__traceback__))
+            kind, label = type(error).__name__, request_id.decode()
+            log.error("request %s: %s %r: %s\n%s", label, scope["method"], scope["path"], kind, where)
+            log.debug("request %s", label, exc_info=error)
             await self._report(
                 InternalError("internal error; the server's log has the cause"), started, labelled
             )

@@ -2,7 +2,7 @@
 
 Start ▶ load tokenizer and template ▶ listen ▶ Ready
 EngineAt ▶ attach there, and go on with every stream      Drain ▶ let streams finish, exit 0
-Quit, or the supervisor's end of file ▶ exit now
+Retire ▶ accept no more, let streams finish, exit 0       Quit, or the supervisor's end of file ▶ exit now
 """
 
 import asyncio
@@ -12,11 +12,8 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import assert_never
 
-import uvicorn
 import uvloop
 
 from protocol.client import EngineClient
@@ -34,71 +31,45 @@ from protocol.control import (
     Start,
 )
 from protocol.errors import StartupError
+from protocol.progress import Progress
 
 from .app import make_app
+from .server import HttpServer
 from .service import Service
 
 log = logging.getLogger("tern.frontend")
 
-KEEP_ALIVE_S = 65
-"""Longer than the clients' own, so that they close idle connections, not we under their next request."""
-LAST_EVENTS_S = 1
-"""For error events to leave, after draining."""
-
-
-class _Server(uvicorn.Server):
-    """Says when it listens. Signals are the supervisor's business."""
-
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_listening = on_listening
-        self._stopped = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_listening()
-
-    async def main_loop(self) -> None:
-        """Until `stop`. The original wakes ten times a second, to look at what we do not use."""
-        await self._stopped.wait()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        return nullcontext()
+LOADING_BUDGET_S = 60.0
+TICK_S = 0.2
+TICK_BUDGET_S = 1.5
+"""An event loop that is blocked for this long is a hang."""
+EXIT_BUDGET_S = 10.0
 
 
 class Frontend:
     """One running frontend process."""
 
-    def __init__(self, channel: ChildChannel, config: FrontendConfig) -> None:
+    def __init__(self, channel: ChildChannel, config: FrontendConfig, progress: Progress) -> None:
         self._channel = channel
+        self._progress = progress
         self._client = EngineClient(f"frontend-{config.index}", config.incarnation)
         self._service = Service.load(config, self._client)
-        self._socket = socket.socket(fileno=config.listen_fd)
-        self._server = _Server(
-            uvicorn.Config(
-                make_app(self._service),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=LAST_EVENTS_S,
-            ),
-            self._announce,
+        self._server = HttpServer(
+            make_app(self._service), config.frontend, socket.socket(fileno=config.listen_fd), self._announce
         )
         self._draining: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Serve until told to drain."""
+        """Serve until told to drain or to retire."""
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._listen_to_supervisor)
-        await self._server.serve(sockets=[self._socket])
+        self._tick()
+        await self._server.run()
         await self._client.close()
+
+    def _tick(self) -> None:
+        self._progress.busy(TICK_BUDGET_S)
+        asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _announce(self) -> None:
         gc.collect()
@@ -123,7 +94,9 @@ class Frontend:
                         )
                     case Quit():
                         _exit_now()
-                    case Start() | PeerGone() | Retire():
+                    case Retire():
+                        self._retiring = self._retiring or asyncio.ensure_future(self._server.retire())
+                    case Start() | PeerGone():
                         pass  # not for us
                     case _:
                         assert_never(message)
@@ -146,14 +119,17 @@ def run(channel: ChildChannel, config: FrontendConfig) -> None:
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    progress = Progress(config.progress_fd, config.progress_row)
+    progress.busy(LOADING_BUDGET_S)
     channel.send(Phase("tokenizer", config.model.tokenizer or config.model.model))
 
     async def serve() -> None:
-        await Frontend(channel, config).run()
+        await Frontend(channel, config, progress).run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
+            progress.busy(EXIT_BUDGET_S)
     except StartupError as error:
         channel.send(Failed(error.code, error.message, error.hint, error.exit_code))
         sys.exit(error.exit_code)

@@ -3,6 +3,7 @@
 {"error": {"message": …, "type": …, "param": … | null, "code": … | null}}
 """
 
+import math
 from collections.abc import Iterable
 
 import msgspec
@@ -18,15 +19,19 @@ _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
+    409: "invalid_request_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
+    431: "invalid_request_error",
     503: "service_unavailable_error",
     504: "timeout_error",
 }
 """`type` by status; any other is a server_error."""
 
 RETRY_AFTER_S = {429: 2, 503: 1}
-"""Clients of OpenAI's libraries wait this long and try again, twice by default."""
+"""If nothing better is known. Clients of OpenAI's libraries wait so long and try again, twice by default."""
+MOST_RETRY_AFTER_S = 60
 
 
 class ErrorDetail(Struct, frozen=True):
@@ -48,16 +53,20 @@ def error_body(error: TernError, status: int | None = None) -> bytes:
     return msgspec.json.encode(ErrorBody(ErrorDetail(error.message, kind, error.param, error.code)))
 
 
+def error_headers(error: TernError) -> list[Header]:
+    """What an error's response says besides its body."""
+    if error.retryable:
+        known = error.retry_after_s
+        seconds = RETRY_AFTER_S.get(error.status, 1) if known is None else math.ceil(known)
+        return [(b"retry-after", b"%d" % min(max(seconds, 1), MOST_RETRY_AFTER_S))]
+    if error.status >= 500 or error.status == 409:  # clients retry on these, and it would fail again
+        return [(b"x-should-retry", b"false")]
+    return [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
+
+
 async def send_error(send: Send, error: TernError, headers: Iterable[Header] = ()) -> None:
     """An error as a whole response."""
-    extra = list(headers)
-    if error.retryable:
-        extra.append((b"retry-after", str(RETRY_AFTER_S.get(error.status, 1)).encode()))
-    elif error.status >= 500:  # it will fail in the same way, and clients retry on 5xx
-        extra.append((b"x-should-retry", b"false"))
-    if error.status == 401:
-        extra.append((b"www-authenticate", b"Bearer"))
-    await send_body(send, error_body(error), error.status, extra)
+    await send_body(send, error_body(error), error.status, [*headers, *error_headers(error)])
 
 
 async def send_json(send: Send, document: object, status: int = 200) -> None:

@@ -5,7 +5,8 @@
     prompt 1 ─┬─ choice 2 …
 
 Each choice is one request to the engine core (the prompt's KV is shared through the prefix cache). When
-one fails, or nobody wants them any more, `close` aborts them all.
+one fails, or nobody wants them any more, `close` aborts them all. A request with a key is left running when
+its client goes away; whoever repeats it with the same key gets the same tokens, and skips those it has.
 """
 
 import asyncio
@@ -13,12 +14,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import Struct, structs
 
-from protocol.client import TokenStream
-from protocol.errors import Unavailable
+from protocol.client import TokenBatch, TokenLogprob, TokenStream
+from protocol.errors import InvalidRequest, Unavailable
 from protocol.messages import Finish
 from protocol.sampling import MAX_SEED, SamplingParams
 
 from .answer import LENGTH, Answer, Piece
+from .idempotency import Key
 from .metrics import Stopwatch
 from .service import Service
 from .stop_strings import StopStrings
@@ -45,6 +47,10 @@ class Wish(Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     silent: bool = False
     """Only the prompt is of interest: the one token that has to be sampled is thrown away."""
+    timeout_s: float | None = None
+    key: Key | None = None
+    positions: tuple[int, ...] = ()
+    """Per choice: output tokens whose pieces the client has; empty: none."""
 
 
 class Usage(Struct, frozen=True):
@@ -67,6 +73,8 @@ class Choice:
         self._answer = answer
         self._watch = watch
         self._open = True
+        self._rest: TokenBatch | None = None
+        """What came together with the last token that was skipped."""
 
     @property
     def num_tokens(self) -> int:
@@ -76,16 +84,50 @@ class Choice:
     def finish_reason(self) -> str | None:
         return self._answer.finish_reason
 
+    @property
+    def position(self) -> int:
+        """Output tokens that its pieces so far, and what is held back, are made of."""
+        return self._answer.num_tokens or int(self.finish_reason is not None)
+
+    async def skip(self, count: int) -> None:
+        """Take the first tokens, whose pieces the client has. Raises InvalidRequest if there are fewer.
+
+        With a count of 0, wait for the first.
+        """
+        if not count:
+            self._rest = await self.stream.__anext__()
+            return
+        token_ids: list[int] = []
+        logprobs: list[TokenLogprob] = []
+        finish = Finish.NONE
+        while len(token_ids) < count and not finish:
+            batch = await self.stream.__anext__()
+            if batch.finish is Finish.ABORT:
+                raise self._aborted()
+            token_ids += batch.token_ids
+            logprobs += batch.logprobs or ()
+            finish = batch.finish
+        if len(token_ids) > count:
+            self._rest = TokenBatch(token_ids[count:], finish, logprobs[count:] or None)
+            finish = Finish.NONE
+        self._answer.take(TokenBatch(token_ids[:count], finish, logprobs[:count] or None))
+        if self.finish_reason is not None:
+            self.close(self.finish_reason)
+        if self.position != count:
+            raise InvalidRequest(
+                f"Last-Event-ID: {count} is beyond the {self.position} tokens of the answer",
+                param="Last-Event-ID",
+            )
+
     def __aiter__(self) -> "Choice":
         return self
 
     async def __anext__(self) -> Piece:
         """What may be sent now; never empty. Hot path: one wake-up for all that has come."""
         while self._open:
-            batch = await self.stream.__anext__()
+            batch = await self.stream.__anext__() if self._rest is None else self._take_rest()
             if batch.finish is Finish.ABORT:
-                self.close("error")
-                raise Unavailable("the engine core ended this request before it was complete")
+                raise self._aborted()
             self._watch.lap(len(batch.token_ids))
             piece = self._answer.take(batch)
             if piece.finish_reason is not None:
@@ -95,12 +137,24 @@ class Choice:
                 return piece
         raise StopAsyncIteration
 
-    def close(self, reason: str = "abort") -> None:
-        """Nothing more is wanted: abort what still runs. The first reason given is the one that counts."""
+    def close(self, reason: str = "abort", *, detach: bool = False) -> None:
+        """Nothing more is wanted: abort what still runs, or with `detach` leave it running.
+
+        The first reason given is the one that counts.
+        """
         if self._open:
             self._open = False
-            self.stream.close()
+            self.stream.close(detach)
             self._watch.stop(self._answer.num_tokens, reason)
+
+    def _aborted(self) -> Unavailable:
+        self.close("error")
+        return Unavailable("the engine core ended this request before it was complete")
+
+    def _take_rest(self) -> TokenBatch:
+        rest, self._rest = self._rest, None
+        assert rest is not None
+        return rest
 
 
 class _SilentAnswer(Answer):
@@ -123,6 +177,8 @@ class Generation:
             for i in range(wish.n)
         ]
         self._n = wish.n
+        self._positions = wish.positions or (0,) * len(self.choices)
+        self._detach = wish.key is not None
 
     def __enter__(self) -> "Generation":
         return self
@@ -130,7 +186,11 @@ class Generation:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         cancelled = kind is None or issubclass(kind, (asyncio.CancelledError, GeneratorExit))
         for choice in self.choices:
-            choice.close("abort" if cancelled else "error")
+            choice.close("abort" if cancelled else "error", detach=cancelled and self._detach)
+
+    async def skip(self) -> None:
+        """What the client has. Raises what is wrong with any choice before anything of another is written."""
+        await self.run(lambda choice: choice.skip(self._positions[choice.index]))
 
     def run(self, write: Callable[[Choice], Awaitable[None]]) -> Awaitable[None]:
         """Write every choice, all at once. Raises the first error; the others are then cancelled."""
@@ -172,5 +232,8 @@ def _start(
         priority=wish.priority,
         tenant=wish.tenant,
         cache_salt=wish.cache_salt,
+        timeout_s=wish.timeout_s,
+        key=wish.key.of_choice(index) if wish.key is not None else "",
+        digest=wish.key.digest if wish.key is not None else "",
     )
     return Choice(index, prompt, stream, answer, Stopwatch(service.metrics))

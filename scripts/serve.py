@@ -47,7 +47,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         version=version(),
         url=url(listeners[0]),
         model_name=options.model.served_model_name[0],
-        has_api_key=bool(options.frontend.api_key),
+        has_api_key=bool(options.frontend.api_key or options.frontend.api_key_file),
         endpoint_file=run_dir.endpoint_file,
     )
 

@@ -17,11 +17,13 @@ from ..service import Service
 from ..streams import Choice, Generation, Prompt, Usage, Wish
 from .events import NULL_FINISH, EventStream
 from .fields import GenerationFields, NumLogprobs, make_wish
+from .headers import Terms, read_terms
 from .logprobs import ChatLogprobs, chat_logprobs
 from .messages import Messages
 from .parse import parse, read_body
 from .prompting import check_not_empty, encode_chat
 from .refused import CHAT, Refusals
+from .resumable import ResumableStream
 from .usage import UsageBody, usage_body
 
 
@@ -71,21 +73,23 @@ class ChatCompletions:
         body = await read_body(receive)
         request = parse(self._decoder, body)
         self._refusals.check(body)
-        tenant: str = scope.get("state", {}).get("tenant", "")
-        await self._service.door.attend(receive, self._answer(request, facts, tenant, send))
+        terms = read_terms(scope, body, self._service.options.request_timeout)
+        await self._service.door.attend(receive, self._answer(request, facts, terms, send))
 
-    async def _answer(self, request: ChatRequest, facts: EngineFacts, tenant: str, send: Send) -> None:
+    async def _answer(self, request: ChatRequest, facts: EngineFacts, terms: Terms, send: Send) -> None:
         service = self._service
         model = service.model_name(request.model)
         if request.top_logprobs and not request.logprobs:
             raise InvalidRequest("top_logprobs: only allowed with logprobs: true", param="top_logprobs")
         prompt = await encode_chat(service, request.messages, request, facts)
         check_not_empty([prompt], "messages")
-        wish = self._wish(request, prompt, facts, tenant)
+        wish = self._wish(request, prompt, facts, terms)
         with Generation(service, [prompt], wish) as generation:
-            events = ChatEvents(service, generation, model, request.top_logprobs or 0)
+            response_id = terms.key.root if terms.key is not None else uuid.uuid4().hex
+            events = ChatEvents(service, generation, model, response_id, request.top_logprobs or 0)
             if request.stream:
-                await EventStream(
+                stream = EventStream if terms.key is None else ResumableStream
+                await stream(
                     send,
                     generation,
                     events,
@@ -95,7 +99,7 @@ class ChatCompletions:
             else:
                 await send_json(send, await events.whole(with_logprobs=bool(request.logprobs)))
 
-    def _wish(self, request: ChatRequest, prompt: Prompt, facts: EngineFacts, tenant: str) -> Wish:
+    def _wish(self, request: ChatRequest, prompt: Prompt, facts: EngineFacts, terms: Terms) -> Wish:
         asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         if asked is not None and asked < 1:
             name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
@@ -106,7 +110,7 @@ class ChatCompletions:
             facts,
             self._service,
             prompt_field="messages",
-            tenant=tenant,
+            terms=terms,
             max_tokens=asked,
             default_max_tokens=self._service.options.default_max_tokens,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
@@ -116,11 +120,13 @@ class ChatCompletions:
 class ChatEvents:
     """One response's id and shapes."""
 
-    def __init__(self, service: Service, generation: Generation, model: str, width: int) -> None:
+    def __init__(
+        self, service: Service, generation: Generation, model: str, response_id: str, width: int
+    ) -> None:
         self._service = service
         self._generation = generation
         self._width = width
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._id = f"chatcmpl-{response_id}"
         self._created = service.now()
         self._model = model
         head = {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": model}
@@ -149,6 +155,19 @@ class ChatEvents:
             delta = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":' % choice.index
             event += self._head + delta + msgspec.json.encode(piece.finish_reason) + b"}" + tail
         return event
+
+    def joined(self, choice: Choice, piece: Piece, usage: Usage | None, *, first: bool) -> bytes:
+        delta = {"role": "assistant"} if first else {}
+        if first or piece.text:
+            delta["content"] = piece.text
+        body = {
+            "index": choice.index,
+            "delta": delta,
+            "logprobs": self._logprobs(piece.entries) if piece.entries else None,
+            "finish_reason": piece.finish_reason,
+        }
+        tail = b',"usage":' + msgspec.json.encode(usage_body(usage)) if usage is not None else b""
+        return self._head + msgspec.json.encode(body) + b"]" + tail + b"}\n\n"
 
     def usage(self, usage: Usage) -> bytes:
         return self._head + b'],"usage":' + msgspec.json.encode(usage_body(usage)) + b"}\n\n"

@@ -21,10 +21,12 @@ from ..service import Service
 from ..streams import Choice, Generation, Prompt, Usage, Wish
 from .events import NULL_FINISH, EventStream
 from .fields import GenerationFields, NumLogprobs, make_wish
+from .headers import Terms, read_terms
 from .logprobs import CompletionLogprobs, completion_logprobs
 from .parse import parse, read_body
 from .prompting import check_not_empty, encode_texts
 from .refused import COMPLETIONS, Refusals
+from .resumable import ResumableStream
 from .usage import UsageBody, usage_body
 
 DEFAULT_MAX_TOKENS = 16
@@ -69,18 +71,20 @@ class Completions:
         body = await read_body(receive)
         request = parse(self._decoder, body)
         self._refusals.check(body)
-        tenant: str = scope.get("state", {}).get("tenant", "")
-        await self._service.door.attend(receive, self._answer(request, facts, tenant, send))
+        terms = read_terms(scope, body, self._service.options.request_timeout)
+        await self._service.door.attend(receive, self._answer(request, facts, terms, send))
 
-    async def _answer(self, request: CompletionRequest, facts: EngineFacts, tenant: str, send: Send) -> None:
+    async def _answer(self, request: CompletionRequest, facts: EngineFacts, terms: Terms, send: Send) -> None:
         service = self._service
         model = service.model_name(request.model)
         prompts = await self._prompts(request, facts)
-        wish = self._wish(request, prompts, facts, tenant)
+        wish = self._wish(request, prompts, facts, terms)
         with Generation(service, prompts, wish) as generation:
-            events = CompletionEvents(service, generation, model, request)
+            response_id = terms.key.root if terms.key is not None else uuid.uuid4().hex
+            events = CompletionEvents(service, generation, model, response_id, request)
             if request.stream:
-                await EventStream(
+                stream = EventStream if terms.key is None else ResumableStream
+                await stream(
                     send,
                     generation,
                     events,
@@ -115,7 +119,7 @@ class Completions:
         return prompts
 
     def _wish(
-        self, request: CompletionRequest, prompts: Sequence[Prompt], facts: EngineFacts, tenant: str
+        self, request: CompletionRequest, prompts: Sequence[Prompt], facts: EngineFacts, terms: Terms
     ) -> Wish:
         n, best_of = request.n or 1, request.best_of
         if best_of is not None and best_of != n:
@@ -129,7 +133,7 @@ class Completions:
             facts,
             self._service,
             prompt_field="prompt",
-            tenant=tenant,
+            terms=terms,
             max_tokens=1 if silent else request.max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             logprobs=request.logprobs,
@@ -142,7 +146,12 @@ class CompletionEvents:
     """One response's id and shapes."""
 
     def __init__(
-        self, service: Service, generation: Generation, model: str, request: CompletionRequest
+        self,
+        service: Service,
+        generation: Generation,
+        model: str,
+        response_id: str,
+        request: CompletionRequest,
     ) -> None:
         self._service = service
         self._generation = generation
@@ -150,7 +159,7 @@ class CompletionEvents:
         self._echo = bool(request.echo)
         self._width = request.logprobs
         self._visible = request.skip_special_tokens is not False
-        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._id = f"cmpl-{response_id}"
         self._created = service.now()
         head = {"id": self._id, "object": "text_completion", "created": self._created, "model": model}
         self._head = b"data: " + msgspec.json.encode(head)[:-1] + b',"choices":['
@@ -166,12 +175,16 @@ class CompletionEvents:
         return before, b',"logprobs":null,' + NULL_FINISH + b"]}\n\n"
 
     def full(self, choice: Choice, piece: Piece, usage: Usage | None) -> bytes:
-        tail = b"]}\n\n"
-        if usage is not None:
-            tail = b'],"usage":' + msgspec.json.encode(usage_body(usage)) + b"}\n\n"
         offset = len(self._prompt_text(choice)) if self._echo and piece.entries else 0
         logprobs = self._logprobs(piece.entries, offset) if piece.entries else None
-        return self._event(choice, piece.text, logprobs, piece.finish_reason, tail)
+        return self._event(choice, piece.text, logprobs, piece.finish_reason, _tail(usage))
+
+    def joined(self, choice: Choice, piece: Piece, usage: Usage | None, *, first: bool) -> bytes:
+        if not (first and self._echo):
+            return self.full(choice, piece, usage)
+        text, entries = self._prompt(choice)
+        logprobs = self._logprobs([*entries, *_shifted(piece.entries, len(text))], 0)
+        return self._event(choice, text + piece.text, logprobs, piece.finish_reason, _tail(usage))
 
     def usage(self, usage: Usage) -> bytes:
         return self._head + b'],"usage":' + msgspec.json.encode(usage_body(usage)) + b"}\n\n"
@@ -183,12 +196,7 @@ class CompletionEvents:
         async def collect(choice: Choice) -> None:
             pieces = [piece async for piece in choice]
             text, entries = self._prompt(choice) if self._echo else ("", [])
-            offset = len(text)
-            shifted = [
-                TokenEntry(entry.token_id, entry.offset + offset, entry.logprob)
-                for piece in pieces
-                for entry in piece.entries
-            ]
+            shifted = _shifted([entry for piece in pieces for entry in piece.entries], len(text))
             choices.append(
                 CompletionChoice(
                     choice.index,
@@ -237,3 +245,12 @@ class CompletionEvents:
         if self._width is None:
             return None
         return completion_logprobs(entries, self._width, self._service.tokenizer, offset=offset)
+
+
+def _shifted(entries: Sequence[TokenEntry], offset: int) -> list[TokenEntry]:
+    """Of an answer, in a text that begins with the prompt."""
+    return [TokenEntry(entry.token_id, entry.offset + offset, entry.logprob) for entry in entries]
+
+
+def _tail(usage: Usage | None) -> bytes:
+    return b"]}\n\n" if usage is None else b'],"usage":' + msgspec.json.encode(usage_body(usage)) + b"}\n\n"

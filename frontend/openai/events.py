@@ -41,6 +41,10 @@ class Events(Protocol):
         """A piece with log-probabilities, with the usage so far, or with the end of its choice."""
         ...
 
+    def joined(self, choice: Choice, piece: Piece, usage: Usage | None, *, first: bool) -> bytes:
+        """All of a piece as exactly one event, with the opening of its choice if it is the first."""
+        ...
+
     def usage(self, usage: Usage) -> bytes:
         """The last event when the usage was asked for."""
         ...

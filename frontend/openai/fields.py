@@ -23,6 +23,7 @@ from protocol.sampling import (
 
 from ..service import GenerationDefaults, Service
 from ..streams import Prompt, Wish
+from .headers import LAST_EVENT_ID, Terms
 
 MAX_N = 16
 MAX_STOPS = 16
@@ -66,7 +67,7 @@ class GenerationFields(Struct, frozen=True, kw_only=True):
     logit_bias: (
         Annotated[
             dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
-            Meta(max_length=MAX_LOGIT_BIAS),
+            Meta(max_length=MAX_LOGIT_BIAS, extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
         ]
         | None
     ) = None
@@ -89,7 +90,7 @@ def make_wish(
     service: Service,
     *,
     prompt_field: str,
-    tenant: str,
+    terms: Terms,
     max_tokens: int | None,
     default_max_tokens: int,
     logprobs: int | None,
@@ -106,7 +107,10 @@ def make_wish(
         _check_ids(prompt.token_ids, facts, prompt_field)
     _check_ids(request.stop_token_ids or (), facts, "stop_token_ids")
     _check_ids(tuple(request.logit_bias or ()), facts, "logit_bias")
-    seed = service.draw_seed() if request.seed is None else request.seed & MAX_SEED
+    if request.seed is not None:
+        seed = request.seed & MAX_SEED
+    else:
+        seed = service.draw_seed() if terms.key is None else terms.key.seed
     sampling = [
         _sampling(
             request,
@@ -120,16 +124,21 @@ def make_wish(
         )
         for prompt in prompts
     ]
+    n = request.n or 1
+    positions = _positions(request, terms, [one.max_tokens for one in sampling for _ in range(n)])
     return Wish(
         sampling=tuple(sampling),
-        n=request.n or 1,
+        n=n,
         stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
         include_stop=bool(request.include_stop_str_in_output),
         skip_special_tokens=request.skip_special_tokens is not False,
         priority=request.priority or 0,
-        tenant=tenant,
+        tenant=terms.tenant,
         cache_salt=request.cache_salt or "",
         silent=silent,
+        timeout_s=terms.timeout_s,
+        key=terms.key,
+        positions=positions,
     )
 
 
@@ -201,6 +210,21 @@ def _check_ids(ids: Sequence[int], facts: EngineFacts, param: str) -> None:
             f"{param}: token id {wrong} is not in the vocabulary, which is 0 … {facts.vocab_size - 1}",
             param=param,
         )
+
+
+def _positions(request: GenerationFields, terms: Terms, most: Sequence[int]) -> tuple[int, ...]:
+    """`most`: how many tokens each choice may have. Raises InvalidRequest."""
+    positions, name = terms.positions, LAST_EVENT_ID
+    if positions is None:
+        return ()
+    if not request.stream:
+        raise InvalidRequest(f"{name}: only allowed with stream: true", param=name)
+    if len(positions) != len(most):
+        raise InvalidRequest(f"{name}: {len(positions)} numbers for {len(most)} choices", param=name)
+    for position, limit in zip(positions, most, strict=True):
+        if position > limit:
+            raise InvalidRequest(f"{name}: {position} is beyond the {limit} tokens of the answer", param=name)
+    return positions
 
 
 def _first(asked: float | None, checkpoint: float | None, default: float) -> float:

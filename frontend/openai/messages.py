@@ -13,7 +13,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class ContentPart(Struct, frozen=True):
-    type: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["text"]})]
     text: str | None = None
 
 
@@ -30,7 +30,7 @@ class ToolCall(Struct, frozen=True):
 
 
 class ChatMessage(Struct, frozen=True):
-    role: str
+    role: Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -46,6 +46,17 @@ def num_chars(messages: list[ChatMessage]) -> int:
     texts = [message.content for message in messages if isinstance(message.content, str)]
     parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
     return sum(map(len, texts)) + sum(len(part.text or "") for part in parts)
+
+
+def num_extra_chars(messages: list[ChatMessage]) -> int:
+    """Characters of all else that a template may look at, and most show only in part."""
+    size = 0
+    for message in messages:
+        size += len(message.name or "") + len(message.tool_call_id or "")
+        size += len(message.reasoning_content or "")
+        if message.tool_calls:
+            size += len(msgspec.json.encode(message.tool_calls))
+    return size
 
 
 def template_messages(messages: list[ChatMessage]) -> list[Message]:

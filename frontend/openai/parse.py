@@ -9,7 +9,7 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from protocol.errors import InvalidRequest
 
@@ -24,14 +24,16 @@ _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The whole body; its length is limited by the middleware."""
+    """The whole body; its length is limited by the middleware. Raises InvalidRequest if it breaks off."""
     message = await receive()
+    _check_connected(message)
     if not message.get("more_body", False):
         whole: bytes = message.get("body", b"")
         return whole
     parts = [message["body"]]
     while message.get("more_body", False):
         message = await receive()
+        _check_connected(message)
         parts.append(message.get("body", b""))
     return b"".join(parts)
 
@@ -45,6 +47,11 @@ def parse(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = "the body is empty" if not body.strip() else f"the body is not valid JSON: {error}"
         raise InvalidRequest(what) from None
+
+
+def _check_connected(message: Message) -> None:
+    if message["type"] == "http.disconnect":
+        raise InvalidRequest("the body broke off")  # to be read in tests only: the client is gone
 
 
 def _explain(error: msgspec.ValidationError, body: bytes) -> InvalidRequest:

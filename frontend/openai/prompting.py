@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from protocol.errors import InvalidRequest
 from protocol.messages import EngineFacts
 
@@ -11,7 +13,7 @@ from ..service import Service
 from ..streams import Prompt
 from ..tokenizer import INLINE_CHARS
 from .fields import CHARS_PER_TOKEN, check_text_length
-from .messages import ChatMessage, num_chars, template_messages
+from .messages import ChatMessage, num_chars, num_extra_chars, template_messages
 
 MESSAGE_CHARS = CHARS_PER_TOKEN
 """What a message adds to the length of its content: at least a token, in any template."""
@@ -68,6 +70,7 @@ async def encode_chat(
             variables=variables,
         )
 
+    size += num_extra_chars(chat) + (len(msgspec.json.encode(variables)) if variables else 0)
     text = render() if size <= INLINE_CHARS else await service.tokenizer.in_thread(render)
     ids = await service.tokenizer.encode([text], add_special_tokens=bool(fields.add_special_tokens))
     return Prompt(ids[0], text)

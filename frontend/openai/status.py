@@ -1,11 +1,13 @@
 """GET /health/live, /health/ready, /version and /metrics: how this server is. Knows no requests.
 
-Live means that this process answers. Ready means that an engine core's main loop answers, too: after a
-Ping has gone round, not because somebody once said so.
+Live means that this process answers. Ready means that an engine core with a worker answers, too: after a
+Ping has gone round its main loop, not because somebody once said so.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
+from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
 from protocol.errors import Unavailable
@@ -15,6 +17,19 @@ from ..responses import send_body, send_json
 from ..service import Service
 
 PONG_TIMEOUT_S = 1.0
+
+
+class Live(Struct, frozen=True):
+    status: Literal["live"] = "live"
+
+
+class Ready(Struct, frozen=True):
+    epoch: int
+    status: Literal["ready"] = "ready"
+
+
+class Version(Struct, frozen=True):
+    version: str
 
 
 class Status:
@@ -28,7 +43,7 @@ class Status:
             self._version = "0+checkout"
 
     async def live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, {"status": "live"})
+        await send_json(send, Live())
 
     async def ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         client, door = self._service.client, self._service.door
@@ -36,11 +51,13 @@ class Status:
             raise Unavailable("the server is stopping")
         if client.facts is None or not client.attached.is_set():
             raise Unavailable("no engine core is attached")
+        if client.suspended:
+            raise Unavailable("no worker is there for the moment; requests wait")
         pong = await client.ping(PONG_TIMEOUT_S)
-        await send_json(send, {"status": "ready", "epoch": pong.epoch})
+        await send_json(send, Ready(pong.epoch))
 
     async def version(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, {"version": self._version})
+        await send_json(send, Version(self._version))
 
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._service.metrics.scrape(self._service.client)

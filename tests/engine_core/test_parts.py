@@ -192,3 +192,15 @@ def test_the_prompt_budget_follows_measured_step_times() -> None:
         meter.record(num_decodes=32, num_prompt_tokens=100, seconds=5.0)
     assert meter.prompt_budget() == 16, "prompts always get on"
     assert Meter(target_s=0, most=99).prompt_budget() == 99
+
+
+def test_a_full_queue_is_worth_coming_back_to_when_a_tenth_of_it_has_left() -> None:
+    meter = Meter(0.05, 2048)
+    assert meter.retry_after_s(100, 1000.0) == 60, "nothing is known yet"
+    for second in range(100):
+        meter.record_ends(5, 1000.0 + second)
+    assert meter.retry_after_s(100, 1100.0) == pytest.approx(2, rel=0.2)
+    assert meter.retry_after_s(1000, 1100.0) == pytest.approx(20, rel=0.2)
+    assert meter.retry_after_s(1, 1100.0) == 1
+    assert meter.retry_after_s(100_000, 1100.0) == 60
+    assert meter.retry_after_s(100, 2000.0) == 60, "that was long ago"

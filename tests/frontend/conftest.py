@@ -9,7 +9,6 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
-import uvicorn
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -17,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from frontend.app import make_app
 from frontend.chat_template import ChatTemplate
 from frontend.metrics import Metrics
+from frontend.server import HttpServer
 from frontend.service import GenerationDefaults, Service
 from frontend.tokenizer import Tokenizer
 from protocol.client import EngineClient
@@ -170,34 +170,23 @@ Serve = Callable[[Service], Awaitable[str]]
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """serve(service) starts a real HTTP server on a free port and returns its URL."""
-    servers: list[uvicorn.Server] = []
+    servers: list[HttpServer] = []
+    running: list[asyncio.Task[None]] = []
 
     async def start(service: Service) -> str:
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            make_app(service),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_level="critical",
-            access_log=False,
-        )
-        config.load()
-        server = uvicorn.Server(config)
-        server.lifespan = config.lifespan_class(config)
-        await server.startup([listener])
-        servers.append(server)
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # who does not read is soon seen
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listening = asyncio.Event()
+        servers.append(HttpServer(make_app(service), service.options, listener, listening.set))
+        running.append(asyncio.ensure_future(servers[-1].run()))
+        await asyncio.wait_for(listening.wait(), DEADLINE_S)
+        return url
 
     yield start
     for server in servers:
-        for listening in server.servers:
-            listening.close()
-        for connection in list(server.server_state.connections):
-            connection.shutdown()
-        for task in list(server.server_state.tasks):
-            task.cancel()
-        await asyncio.gather(*server.server_state.tasks, return_exceptions=True)
+        server.stop()
+    await asyncio.gather(*running)
 
 
 @pytest.fixture

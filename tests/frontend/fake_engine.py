@@ -8,6 +8,7 @@ import msgspec
 import zmq
 
 from protocol import columns
+from protocol.errors import KeyReused
 from protocol.messages import (
     NO_TOKEN,
     PROTOCOL_VERSION,
@@ -21,6 +22,7 @@ from protocol.messages import (
     EngineMessage,
     EngineStats,
     Finish,
+    Leave,
     LogprobBlock,
     Outputs,
     Ping,
@@ -28,6 +30,7 @@ from protocol.messages import (
     PromptLogprobs,
     Refused,
     Submit,
+    Suspended,
 )
 from protocol.sockets import Router, fingerprint
 
@@ -56,6 +59,8 @@ class FakeEngine:
         self.refuse_next: Refused | None = None
         self.submits: list[Submit] = []
         self.aborted: set[int] = set()
+        self.left: set[int] = set()
+        self._digests: dict[tuple[str, str], str] = {}
         self._progress: dict[int, int] = {}
         self._peer = b""
         self._context: zmq.Context[Any] = zmq.Context()
@@ -77,12 +82,24 @@ class FakeEngine:
 
     def resume(self) -> None:
         self.pause_at = None
-        live = {submit.request_id: submit for submit in self.submits if submit.request_id not in self.aborted}
+        live = {
+            submit.request_id: submit
+            for submit in self.submits
+            if submit.request_id not in self.aborted | self.left
+        }
         for submit in live.values():
             self._answer(submit, self._progress[submit.request_id])
 
     def row(self, request_id: int, index: int, token_id: int, finish: Finish = Finish.NONE) -> None:
         self._send(_outputs(request_id, index, [token_id], finish))
+
+    def suspend(self) -> None:
+        """As when its worker dies."""
+        self._send(Suspended())
+
+    def attached(self) -> None:
+        """As when a worker is there again."""
+        self._send(Attached(PROTOCOL_VERSION, fingerprint(), self.epoch, self.facts))
 
     def refuse(self, request_id: int, code: str, message: str, *, retryable: bool = False) -> None:
         self._send(Refused(request_id, code, message, retryable))
@@ -113,16 +130,21 @@ class FakeEngine:
         match message:
             case Attach():
                 self.num_attached += 1
-                self._send(Attached(PROTOCOL_VERSION, fingerprint(), self.epoch, self.facts))
+                self.attached()
             case Submit():
                 self.submits.append(message)
-                if self.refuse_next is not None:
+                name = (message.tenant, message.key)
+                if message.key and self._digests.setdefault(name, message.digest) != message.digest:
+                    self.refuse(message.request_id, KeyReused.code, "this Idempotency-Key belongs to another")
+                elif self.refuse_next is not None:
                     refusal, self.refuse_next = self.refuse_next, None
                     self._send(msgspec.structs.replace(refusal, request_id=message.request_id))
                 else:
                     self._answer(message, len(message.resumed_token_ids) // 4)
             case Abort():
                 self.aborted.update(message.request_ids)
+            case Leave():
+                self.left.update(message.request_ids)
             case Ping():
                 if not self.silent_pings:
                     stats = EngineStats(num_running=3, num_waiting=2, num_free_blocks=25, num_blocks=100)

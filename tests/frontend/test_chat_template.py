@@ -210,3 +210,23 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
     assert found == ["config", "default", "file", "mine"]
     with pytest.raises(StartupError, match="no such file"):
         ChatTemplate.load(str(tmp_path / "nothing"), tmp_path, config, {})
+
+
+def test_a_template_has_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontend.chat_template.RENDER_TIMEOUT_S", 0.05)
+    source = "{% for a in messages %}{% for b in messages %}{% for c in messages %}{{ c.role }}" + (
+        "{% endfor %}" * 3
+    )
+    template = ChatTemplate(source, {})
+    message = {"role": "user", "content": "x"}
+    assert template.render([message]) == "user"
+    with pytest.raises(InvalidRequest, match=r"over 0\.05 s"):
+        template.render([message] * 3000)
+    assert template.render([message]) == "user"
+
+
+def test_what_a_template_raises_shows_no_internals() -> None:
+    template = ChatTemplate("{{ messages[0].content + 1 + x }}", {})
+    with pytest.raises(InvalidRequest) as raised:
+        template.render([{"role": "user", "content": "x"}], variables={"x": [1]})
+    assert "TypeError" in raised.value.message

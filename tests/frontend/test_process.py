@@ -20,10 +20,12 @@ from protocol.control import (
     Phase,
     Quit,
     Ready,
+    Retire,
     Start,
     SupervisorChannel,
     channel_pair,
 )
+from protocol.progress import Board
 from tests.frontend.conftest import MakeEngine, events, text_of
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 
@@ -74,11 +76,18 @@ Spawn = Callable[..., Any]
 async def spawn(model_folder: Path) -> AsyncIterator[Spawn]:
     children: list[Child] = []
 
-    async def start(model: Path = model_folder, metrics_dir: str = "", index: int = 0) -> Child:
+    async def start(
+        model: Path = model_folder,
+        metrics_dir: str = "",
+        index: int = 0,
+        board: Board | None = None,
+        listening: socket.socket | None = None,
+    ) -> Child:
         channel, theirs = channel_pair()
-        with socket.create_server(("127.0.0.1", 0)) as listener, theirs:
+        ours = socket.create_server(("127.0.0.1", 0)) if listening is None else listening.dup()
+        with ours as listener, theirs:
             arguments = ["-m", "frontend", "--control-fd", str(theirs.fileno()), "--parent", str(os.getpid())]
-            descriptors = (theirs.fileno(), listener.fileno())
+            descriptors = [theirs.fileno(), listener.fileno(), *([board.fd] if board is not None else [])]
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *arguments, cwd=ROOT, pass_fds=descriptors
             )
@@ -89,6 +98,8 @@ async def spawn(model_folder: Path) -> AsyncIterator[Spawn]:
                 model=ModelOptions(model=str(model), served_model_name=("tiny",)),
                 frontend=FrontendOptions(),
                 metrics_dir=metrics_dir,
+                progress_fd=board.fd if board is not None else -1,
+                progress_row=1,
             )
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         channel.send(Start(config))
@@ -147,6 +158,68 @@ async def test_draining_is_over_in_time(spawn: Spawn, engine: FakeEngine, ids: I
     assert msgspec.json.decode(last.removeprefix("data: "))["error"]["code"] == "unavailable"
     assert await child.exit_code() == 0
     await engine.until(lambda: engine.aborted)
+
+
+async def test_retiring_finishes_what_is_open_and_takes_nothing_new(
+    spawn: Spawn, engine: FakeEngine, make_engine: MakeEngine, ids: Ids
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        child = await spawn(listening=listener)
+        await child.ready()
+        await child.attach(engine)
+        engine.answer, engine.pause_at = ids("From pole to pole"), 1
+        host, port = listener.getsockname()
+        idle, idle_writer = await asyncio.open_connection(host, port)
+        idle_writer.write(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+        await idle.readuntil(b"}")
+        begun, begun_writer = await asyncio.open_connection(host, port)
+        begun_writer.write(b"GET /version HTTP/1.1\r\n")
+        async with child.http.stream("POST", "/v1/chat/completions", json=REQUEST) as response:
+            child.channel.send(Retire())
+            assert await asyncio.wait_for(idle.read(), DEADLINE_S) == b""  # idle: closed
+            begun_writer.write(b"host: x\r\n\r\n")
+            assert (await asyncio.wait_for(begun.read(), DEADLINE_S)).endswith(b"}")  # then closed
+            with socket.create_connection((host, port)) as late:  # its successor's: the socket is still there
+                late.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+                successor = await spawn(listening=listener, index=1)
+                await successor.ready()
+                late.settimeout(DEADLINE_S)
+                assert await asyncio.to_thread(late.recv, 100)
+            engine.resume()
+            assert text_of(await events(response)) == "From pole to pole"
+        assert await child.exit_code() == 0
+        for writer in (idle_writer, begun_writer):
+            writer.close()
+
+
+@pytest.mark.parametrize("order", [Drain(0.05), Quit()], ids=["drain", "quit"])
+async def test_who_retires_can_still_be_stopped(
+    spawn: Spawn, engine: FakeEngine, ids: Ids, order: Drain | Quit
+) -> None:
+    child = await spawn()
+    await child.ready()
+    await child.attach(engine)
+    engine.answer, engine.pause_at = ids("From pole to pole"), 1
+    async with child.http.stream("POST", "/v1/chat/completions", json=REQUEST) as response:
+        child.channel.send(Retire())
+        child.channel.send(order)
+        with pytest.raises(httpx2.TransportError):
+            await response.aread()
+    assert await child.exit_code() == 0
+
+
+async def test_its_progress_is_seen(spawn: Spawn) -> None:
+    board = Board(2)
+    child = await spawn(board=board)
+    await child.ready()
+    async with asyncio.timeout(DEADLINE_S):
+        while not 0 < board.read(1).budget_s < 10:  # while loading it is more
+            await child.http.get("/health/live")
+        beats = board.read(1).beats
+        while board.read(1).beats < beats + 2:
+            await child.http.get("/health/live")
+    assert board.read(0).beats == 0
+    board.close()
 
 
 async def test_quit_and_the_supervisors_death_end_it_at_once(spawn: Spawn) -> None:

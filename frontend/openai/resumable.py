@@ -1,0 +1,67 @@
+"""Server-sent events that a client can take up again where its connection broke. Knows no endpoint's shapes.
+
+    id: 17          output tokens that this event and those before it are made of; with several choices those
+    data: {…}       of each, "17.9.0": what a client sends back as Last-Event-ID
+
+Every piece is exactly one event, and its id is fixed when it is written: an id never claims what has not
+been sent. Costs a few microseconds an event more than EventStream, for requests with a key only.
+"""
+
+import asyncio
+
+from starlette.types import Send
+
+from ..answer import Piece
+from ..streams import Choice, Generation
+from .events import DONE, HEADERS, Events
+
+
+class ResumableStream:
+    """Sends what a generation has beyond what the client has."""
+
+    def __init__(
+        self,
+        send: Send,
+        generation: Generation,
+        events: Events,
+        *,
+        include_usage: bool,
+        continuous_usage: bool,
+    ) -> None:
+        self._send = send
+        self._generation = generation
+        self._events = events
+        self._include_usage = include_usage
+        self._continuous = continuous_usage
+        self._positions: list[int] = []
+        self._writing = asyncio.Lock()
+        self._started = False
+
+    async def run(self) -> None:
+        """Raises what the choices raise; then the stream is left without its end."""
+        await self._generation.skip()
+        self._positions = [choice.position for choice in self._generation.choices]
+        await self._generation.run(self._write)
+        usage = self._events.usage(self._generation.usage()) if self._include_usage else b""
+        await self._emit((self._id() + usage if usage else b"") + DONE, more=False)
+
+    async def _write(self, choice: Choice) -> None:
+        async for piece in choice:
+            position = choice.position
+            async with self._writing:
+                first = not self._positions[choice.index]
+                self._positions[choice.index] = position
+                await self._emit(self._id() + self._event(choice, piece, first), more=True)
+
+    def _event(self, choice: Choice, piece: Piece, first: bool) -> bytes:
+        usage = self._generation.usage() if self._continuous else None
+        return self._events.joined(choice, piece, usage, first=first)
+
+    def _id(self) -> bytes:
+        return b"id: " + ".".join(map(str, self._positions)).encode() + b"\n"
+
+    async def _emit(self, event: bytes, *, more: bool) -> None:
+        if not self._started:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
+        await self._send({"type": "http.response.body", "body": event, "more_body": more})

@@ -1,0 +1,102 @@
+"""HttpServer: one listening socket and its connections. Knows no requests and no signals.
+
+run ──▶ accepts ──stop──▶ closes all that is idle, gives the rest LAST_EVENTS_S, returns
+           └──retire──▶ accepts no more; returns when the last connection is done
+"""
+
+import asyncio
+import resource
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from protocol.config import FrontendOptions
+
+from .connection import KEEP_ALIVE_S, Connection, Limits, connection_type
+
+LAST_EVENTS_S = 1
+"""For error events to leave, after draining."""
+RESERVED_FILES = 256
+"""Descriptors that are not for connections of clients."""
+LOOK_AGAIN_S = 0.05
+
+
+class HttpServer:
+    """Serves an app on a socket, once."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        options: FrontendOptions,
+        listener: socket.socket,
+        on_listening: Callable[[], None] = lambda: None,
+    ) -> None:
+        limits = Limits(
+            receive_timeout_s=options.receive_timeout,
+            write_stall_s=options.write_stall,
+            max_connections=options.max_connections or _most_connections(),
+        )
+        self._listener = listener
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=connection_type(limits),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=LAST_EVENTS_S,
+            ),
+            on_listening,
+        )
+
+    async def run(self) -> None:
+        """Until `stop`, or until `retire` has come to its end."""
+        await self._server.serve(sockets=[self._listener])
+
+    def stop(self) -> None:
+        self._server.stopped.set()
+
+    async def retire(self) -> None:
+        """Whoever connects from now on meets another process that listens on the same socket."""
+        for accepting in self._server.servers:
+            accepting.close()
+        self._listener.close()
+        connections = self._server.server_state.connections
+        for connection in list(connections):
+            assert isinstance(connection, Connection)
+            connection.retire()
+        while connections:  # noqa: ASYNC110 - uvicorn tells nobody of a connection's end
+            await asyncio.sleep(LOOK_AGAIN_S)
+        self.stop()
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens. Signals are the supervisor's business."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.stopped = asyncio.Event()
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
+
+    async def main_loop(self) -> None:
+        """Until stopped. The original wakes ten times a second, to look at what we do not use."""
+        await self.stopped.wait()
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+
+def _most_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 30 if files == resource.RLIM_INFINITY else max(files - RESERVED_FILES, files // 2)
