@@ -45,8 +45,12 @@ class Door:
     async def attend(self, receive: Receive, work: Coroutine[Any, Any, None]) -> None:
         """Do the work as long as its client is there. The request's body must have been received.
 
-        Raises what the work raises, and Unavailable when it did not end in time before a stop.
+        Raises what the work raises, and Unavailable when it did not end in time before a stop, or when the
+        stop began while its body was still being received.
         """
+        if self.draining:
+            work.close()
+        self._check_open()
         task = asyncio.ensure_future(work)
         watcher = asyncio.ensure_future(_gone(receive))
         self._inside.add(task)

@@ -9,6 +9,7 @@ it what is computed for it. A streamed token costs none of this anything: timers
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import httptools
@@ -200,6 +201,13 @@ class Connection(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         self._close()
 
+    def shutdown(self) -> None:
+        """The server stops now: who is still sending a request is told to come back."""
+        if self._awaits_body or (self._receiving and not self._silent and not self._busy):
+            self._refuse(Unavailable("the server is stopping"))
+        else:
+            super().shutdown()
+
     def retire(self) -> None:
         """Finish what is being received or answered, then close."""
         self._retiring = True
@@ -255,7 +263,8 @@ class Connection(HttpToolsProtocol):
         ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
-        self.transport.write_eof()  # to close at once would discard it, if there is unread input
+        with suppress(OSError):  # the client is gone already
+            self.transport.write_eof()  # to close at once would discard it, if there is unread input
         self.flow.resume_reading()
         self._arm(LINGER_S, self.transport.abort)
 

@@ -68,6 +68,7 @@ class HttpServer:
         for accepting in self._server.servers:
             accepting.close()
         self._listener.close()
+        await asyncio.sleep(LOOK_AGAIN_S)  # what was accepted in this moment is not among them before
         connections = self._server.server_state.connections
         for connection in list(connections):
             assert isinstance(connection, Connection)

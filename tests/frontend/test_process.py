@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,34 @@ async def test_retiring_finishes_what_is_open_and_takes_nothing_new(
         assert await child.exit_code() == 0
         for writer in (idle_writer, begun_writer):
             writer.close()
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_whose_body_has_not_come_when_it_drains_is_told_to_come_back(
+    spawn: Spawn, engine: FakeEngine, ids: Ids, others: int
+) -> None:
+    child = await spawn()
+    await child.ready()
+    await child.attach(engine)
+    engine.answer, engine.pause_at = ids("From pole to pole"), 1
+    host, port = str(child.http.base_url).removeprefix("http://").strip("/").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    async with AsyncExitStack() as streams:
+        for _ in range(others):
+            stream = child.http.stream("POST", "/v1/chat/completions", json=REQUEST)
+            await streams.enter_async_context(stream)
+        writer.write(b'POST /v1/completions HTTP/1.1\r\ncontent-length: 15\r\n\r\n{"prompt"')
+        assert (await child.http.get("/health/ready")).status_code == 200
+        child.channel.send(Drain(DEADLINE_S))
+        while others and (await child.http.get("/health/ready")).status_code != 503:
+            pass
+        writer.write(b': "x"}')
+        answer = await asyncio.wait_for(reader.readuntil(b"}}"), DEADLINE_S)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: " in answer
+        engine.resume()
+    assert await child.exit_code() == 0
+    writer.close()
 
 
 @pytest.mark.parametrize("order", [Drain(0.05), Quit()], ids=["drain", "quit"])
