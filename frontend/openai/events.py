@@ -76,15 +76,15 @@ class EventStream:
 
     async def _write(self, choice: Choice) -> None:
         send = self._send
-        waiting = self._events.opening(choice)
+        opened = False
         before, behind = self._events.around(choice)
         async for piece in choice:
             if piece.finish_reason is None and not piece.entries and not self._continuous:
                 event = before + _encode(piece.text) + behind
             else:
                 event = self._full(choice, piece)
-            if waiting or not self._started:
-                event, waiting = waiting + event, b""
+            if not opened:
+                opened, event = True, self._events.opening(choice) + event  # a prompt is scored only by now
                 await self._start()
             await send({"type": "http.response.body", "body": event, "more_body": self._unfinished > 0})
 

@@ -178,7 +178,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prompts": {"prompt": ["Two", "Three"], **STREAM},
     "own end": {"prompt": "End", "ignore_eos": False, "min_tokens": LENGTH // 2, **STREAM},
     "scored": {"prompt": "Four", "logprobs": 2, **STREAM},
-    "echoed": {"prompt": "Four", "echo": True, **STREAM},
+    "echoed": {"prompt": "Four", "echo": True, "logprobs": 1, **STREAM},
     "chat": {"messages": [{"role": "user", "content": "Five"}], **STREAM},
     "scored chat": {
         "messages": [{"role": "user", "content": "Six"}],

@@ -1,0 +1,137 @@
+"""Ten thousand requests made from the served OpenAPI document, right and wrong: none is our fault.
+
+Schemathesis makes the first, at 15 to 300 a second; the others are bred from those: each has fields of
+several. The same every time, unless FUZZ_SEED says otherwise; a failure names the seed and the request.
+"""
+
+import asyncio
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis import GenerationMode
+from schemathesis.core import NotSet
+
+from tests.fuzz.test_http import check
+from tests.stack.raw_http import RawConnection
+
+if TYPE_CHECKING:
+    from tests.stack.conftest import Stack
+
+SEED = os.environ.get("FUZZ_SEED", "1")
+NUM_CASES = 10_000
+AT_ONCE = 32
+RECEIVE_TIMEOUT_S = 60
+"""None waits for it, even on a busy machine."""
+NUM_MADE = {
+    ("/v1/chat/completions", GenerationMode.POSITIVE): 100,
+    ("/v1/chat/completions", GenerationMode.NEGATIVE): 100,
+    ("/v1/completions", GenerationMode.POSITIVE): 300,
+    ("/v1/completions", GenerationMode.NEGATIVE): 200,
+    ("/tokenize", GenerationMode.POSITIVE): 150,
+    ("/tokenize", GenerationMode.NEGATIVE): 60,
+    ("/detokenize", GenerationMode.POSITIVE): 200,
+    ("/detokenize", GenerationMode.NEGATIVE): 200,
+    ("/v1/models/{id}", GenerationMode.POSITIVE): 200,
+}
+"""By schemathesis; where a schema has less to vary, it makes fewer. The slow ones are the chats."""
+
+
+class Case(NamedTuple):
+    """One request. `template`: its path as the document has it. `body`: JSON data, or bytes as they are."""
+
+    template: str
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+    @property
+    def payload(self) -> bytes:
+        body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+        fields = {"host": "tern", "content-type": "application/json", "content-length": str(len(body))}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in {**self.headers, **fields}.items())
+        return f"{self.method} {self.path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body
+
+
+def make(schema: Any) -> Iterator[Case]:
+    """All that schemathesis makes. A schema without anything to get wrong has no wrong requests."""
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            count = NUM_MADE.get((operation.path, mode), 5 if mode is GenerationMode.POSITIVE else 0)
+            if count:
+                yield from draw(operation.as_strategy(generation_mode=mode), count)
+
+
+def draw(strategy: Any, count: int) -> list[Case]:
+    """At most so many."""
+    found: list[Case] = []
+
+    @seed(SEED)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def collect(case: Any) -> None:
+        body = b"" if isinstance(case.body, NotSet) else case.body
+        headers = {name: str(value) for name, value in (case.headers or {}).items()}
+        found.append(Case(case.operation.path, case.method, case.formatted_path, headers, body))
+
+    collect()
+    return found
+
+
+def breed(parents: list[Case], count: int) -> Iterator[Case]:
+    """Objects that have some of their fields, and their headers, of others of the same path."""
+    chance = random.Random(SEED)
+    by_path: dict[str, list[Case]] = {}
+    for parent in parents:
+        if isinstance(parent.body, dict):
+            by_path.setdefault(parent.template, []).append(parent)
+    for _ in range(count):
+        family = by_path[chance.choice(list(by_path))]
+        mother, *others = chance.choices(family, k=chance.randint(2, 5))
+        body = dict(mother.body)
+        for other in others:
+            for name in chance.sample(sorted(other.body), min(2, len(other.body))):
+                body[name] = other.body[name]
+        yield mother._replace(body=body, headers=others[0].headers if chance.random() < 0.2 else {})
+
+
+@pytest.mark.timeout(300)
+async def test_everything_that_the_document_allows_and_more(target: "Stack") -> None:
+    schema = schemathesis.openapi.from_url(f"{target.base_url}/openapi.json")
+    made = list(make(schema))
+    assert len(made) > 1000
+    cases = iter([*made, *breed(made, NUM_CASES - len(made))])
+    seen: Counter[int] = Counter()
+
+    async def worker() -> None:
+        for case in cases:
+            try:
+                async with await RawConnection.open(target) as connection:
+                    connection.send(case.payload)
+                    response = await connection.response()
+                check(response)
+                seen[response.status] += 1
+            except Exception as error:
+                error.add_note(f"FUZZ_SEED={SEED} {case.payload[:2000]!r}")
+                raise
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(worker())
+    assert seen.total() == NUM_CASES
+    assert seen[200] > 500, seen
+    assert seen[400] > 1000, seen
