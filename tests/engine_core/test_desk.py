@@ -320,3 +320,26 @@ def test_numbers_that_are_not_finite_end_one_request_and_its_blocks_are_not_foun
     assert not any(key in scheduler.prefix_cache.block_of for key in keys)
     assert isinstance(error_of(bad), NumericalError)
     assert_unharmed(streams)
+
+
+def test_rows_that_are_sent_again_keep_their_own_width() -> None:
+    """Two requests with other numbers of likeliest tokens, sent again in one message."""
+    rig = Rig()
+    rig.client(b"a")
+    few, many = (
+        rig.submit(
+            b"a", PROMPT, SamplingParams(max_tokens=20, ignore_eos=True, temperature=0, logprobs=width)
+        )
+        for width in (1, 4)
+    )
+    run_until(rig, many, 10)
+    before = list(few._logprobs[:8]), list(many._logprobs[:8])
+    for stream in (few, many):
+        del stream.token_ids[2:], stream._logprobs[2:]
+        rig.say(b"a", [stream.submission(rig.now)])
+    rig.settle()
+    for stream, first, width in ((few, before[0], 1), (many, before[1], 4)):
+        assert [entry.logprob for entry in stream._logprobs[:8]] == [entry.logprob for entry in first]
+        tops = [[token for token, _ in entry.top][:width] for entry in stream._logprobs]
+        assert [top[0] for top in tops] == stream.token_ids
+        assert tops[:8] == [[token for token, _ in entry.top][:width] for entry in first]
