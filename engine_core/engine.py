@@ -296,7 +296,9 @@ class Engine:
         else:
             blamed = set(columns.unpack_ids(failed.slots))
             requests = [request for request in scheduler.running() if request.slot in blamed]
-            message = "the model failed on this request, also when it ran alone"
+            memory = failed.code == OUT_OF_MEMORY
+            what = "the device's memory does not suffice for" if memory else "the model failed on"
+            message = f"{what} this request, also when it ran alone"
             self._accuse(requests, True, InternalError(message))
         self._begin_epoch()
 

@@ -8,7 +8,9 @@ new file; the one before is kept as FILE.old. Both together stay within the limi
 """
 
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import BinaryIO
 
 import msgspec
@@ -40,22 +42,32 @@ Record = Opened | Submitted | Reset | StepPlan | StepResult | StepFailed
 
 
 class Journal:
-    """Appends records to a file with mode 0600; it holds prompts."""
+    """Appends records to a file with mode 0600; it holds prompts. A full disk ends it, and nothing else."""
 
     def __init__(self, path: str, max_bytes: int) -> None:
         self._path = path
         self._limit = max_bytes // 2
         self._encode = msgspec.msgpack.Encoder().encode
+        if os.path.isfile(path) and os.path.getsize(path):
+            os.replace(path, f"{path}.old")  # of the engine core before us: what it did may be of interest
         self._file = self._open()
         self._size = 0
         self._full = False
+        self._broken = False
+        """It cannot be written any more."""
 
     def begin_epoch(self, opened: Opened, reset: Reset) -> None:
         """From here on plans can be replayed without what was before."""
+        if self._broken:
+            return
         if self._size:
-            self.close()
-            os.replace(self._path, f"{self._path}.old")
-            self._file = self._open()
+            try:
+                self._file.close()
+                os.replace(self._path, f"{self._path}.old")
+                self._file = self._open()
+            except OSError as error:
+                self._give_up(error)
+                return
         self._size, self._full = 0, False
         self.write(opened)
         self.write(reset)
@@ -69,14 +81,28 @@ class Journal:
         if self._size > self._limit:
             self._full = True
             return
-        self._file.write(len(frame).to_bytes(_LENGTH_BYTES, "little") + frame)
+        try:
+            self._file.write(len(frame).to_bytes(_LENGTH_BYTES, "little") + frame)
+        except OSError as error:
+            self._give_up(error)
 
     def flush(self) -> None:
         """Hand what was written to the operating system: it survives a kill of this process."""
-        self._file.flush()
+        if self._broken:
+            return
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._give_up(error)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
+
+    def _give_up(self, error: OSError) -> None:
+        self._broken = self._full = True
+        self.close()
+        print(f"engine core: warning: the journal ends here: {error.strerror}", file=sys.stderr, flush=True)
 
     def _open(self) -> BinaryIO:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

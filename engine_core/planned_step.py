@@ -31,6 +31,24 @@ class PlannedStep(Struct, frozen=True):
         return self.requests[row]
 
 
+class Budget:
+    """Tokens that one step may still take from prompts.
+
+    New prompts wait their turn for the sake of running answers. A request that has had outputs already,
+    and must compute them again, is itself a running answer: only the whole step's budget limits it.
+    """
+
+    def __init__(self, total: int, new: int) -> None:
+        self._total, self._new = total, new
+
+    def of(self, request: Request) -> int:
+        return self._total if request.num_output_tokens else min(self._total, self._new)
+
+    def spend(self, count: int) -> None:
+        self._total -= count
+        self._new -= count
+
+
 def start_of(request: Request) -> SequenceStart:
     """The request, which has just been given its slot and blocks, as its worker must know it."""
     return SequenceStart(

@@ -22,7 +22,7 @@ from protocol.steps import SequenceStart, StepPlan
 from .block_pool import BlockPool
 from .clients import Client
 from .decode_batch import DecodeBatch
-from .planned_step import PlannedStep, start_of
+from .planned_step import Budget, PlannedStep, start_of
 from .prefix_cache import PrefixCache
 from .request import Request, State
 from .suspects import Suspects
@@ -139,7 +139,7 @@ class Scheduler:
     def plan(self, prompt_budget: int) -> PlannedStep | None:
         """The next step, or None when there is nothing to compute or nothing can be decided yet.
 
-        At most `prompt_budget` prompt tokens share the step with decoding requests.
+        At most `prompt_budget` tokens of new prompts share the step with decoding requests.
         """
         if self.suspects and not self._turn_suspects():
             return None
@@ -147,19 +147,18 @@ class Scheduler:
         if grown is None:
             return None
         lanes, num_decodes = self.decoding.steps(), len(self.decoding)
-        budget = self.options.max_num_batched_tokens - num_decodes
-        if num_decodes:
-            budget = min(budget, prompt_budget)
+        total = self.options.max_num_batched_tokens - num_decodes
+        budget = Budget(total, min(total, prompt_budget) if num_decodes else total)
         chunks: list[tuple[Request, int]] = []
         for request in list(self.prefilling):
-            budget -= self._plan_chunk(request, budget, chunks)
+            self._plan_chunk(request, budget, chunks)
         started: list[SequenceStart] = []
-        while budget > 0 and self.free_slots and (candidate := self._candidate()) is not None:
+        while self.free_slots and (candidate := self._candidate()) is not None and budget.of(candidate) > 0:
             start = self._admit(candidate)
             if start is None:
                 break
             started.append(start)
-            budget -= self._plan_chunk(candidate, budget, chunks)
+            self._plan_chunk(candidate, budget, chunks)
         if not num_decodes and not chunks:
             return None
 
@@ -273,21 +272,21 @@ class Scheduler:
 
     # ── inside: prompts ─────────────────────────────────────────────────────────────────────────
 
-    def _plan_chunk(self, request: Request, budget: int, chunks: list[tuple[Request, int]]) -> int:
-        """Plan the next stretch of known tokens; returns how many."""
+    def _plan_chunk(self, request: Request, budget: Budget, chunks: list[tuple[Request, int]]) -> None:
+        """Plan the next stretch of known tokens, if the budget allows one."""
         remaining = request.num_tokens - request.num_computed_tokens
-        count = min(remaining, budget)
+        count = min(remaining, budget.of(request))
         if not self.options.enable_chunked_prefill and (count < remaining):
             count = 0 if chunks else remaining  # whole or not at all; too long a prompt gets its own step
         if count <= 0:
-            return 0
+            return
+        budget.spend(count)
         chunks.append((request, count))
         request.num_computed_tokens += count
         self._register_full_blocks(request, self.num_computed_tokens(request))
         if count == remaining:
             del self.prefilling[request]
             self._start_decoding(request, self._step + 1)
-        return count
 
     def _admit(self, request: Request) -> SequenceStart | None:
         """Give the request a slot and the blocks of all that it knows; None if they are not there."""

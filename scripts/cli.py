@@ -20,6 +20,8 @@ usage: tern COMMAND [options]
   serve     serve a model behind the OpenAI API   (tern serve --help)
   chat      talk to a running server              (tern chat --help)
   bench     measure a server                      (tern bench --help)
+  replay    run a journal again, token for token  (tern replay --help)
+  soak      serve under load and random faults    (tern soak --help)
   keys      make a key pair for tcp://
   version   print the version
 """
@@ -27,6 +29,8 @@ COMMANDS = {
     "serve": "scripts.serve",
     "chat": "scripts.chat",
     "bench": "scripts.bench.cli",
+    "replay": "scripts.replay",
+    "soak": "scripts.soak.cli",
     "keys": "scripts.keys",
 }
 """Modules with a `main(argv, environ) -> exit code`."""

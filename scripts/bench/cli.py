@@ -9,7 +9,7 @@ import uvloop
 
 from scripts.model_path import BUNDLED
 
-from . import machine, overhead, quality, rest, throughput
+from . import machine, overhead, quality, recover, rest, throughput
 from .stack import serving
 
 
@@ -43,6 +43,8 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
             return throughput.report(points)
         case "rest":
             return rest.measure(serve_arguments, options.seconds)
+        case "recover":
+            return await recover.measure(options.repetitions, options.goodput_seconds, serve_arguments)
         case "growth":
             arguments = ["--worker", "stub", *serve_arguments]
             return await rest.measure_growth(arguments, options.requests, 256)
@@ -77,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
 
     one = benchmarks.add_parser("rest", help="memory, idle CPU and time to ready")
     one.add_argument("--seconds", type=float, default=10)
+
+    one = benchmarks.add_parser("recover", help="how long streams pause when something dies or hangs")
+    one.add_argument("--repetitions", type=int, default=20, help="of each fault")
+    one.add_argument("--goodput-seconds", type=float, default=120, help="with faults, and again without")
 
     one = benchmarks.add_parser("growth", help="memory over many requests, with the stub worker")
     one.add_argument("--requests", type=int, default=10_000)

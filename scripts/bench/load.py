@@ -19,6 +19,8 @@ _ENDS = b"data: [DONE]"
 class Stream:
     """One finished stream; times are seconds since the request was sent."""
 
+    began: float = 0.0
+    """When the request was sent, time.perf_counter()."""
     arrivals: list[float] = field(default_factory=list)
     num_tokens: int = 0
     error: str = ""
@@ -42,12 +44,12 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one without saying so
-        self.began = time.perf_counter()
+        self.stream.began = time.perf_counter()
         self.transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
         if b"data: {" in data:
-            self.stream.arrivals.append(time.perf_counter() - self.began)
+            self.stream.arrivals.append(time.perf_counter() - self.stream.began)
         self.tail = (self.tail + data)[-1024:]
         if _ENDS in self.tail:
             self.transport.close()
@@ -84,10 +86,13 @@ def completion_request(prompt: Sequence[int] | str, max_tokens: int, **extra: ob
 
 
 async def one(host: str, port: int, request: bytes) -> Stream:
-    """Send one request and follow its stream to the end."""
+    """Send one request and follow its stream to the end; cancelled, hang up."""
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(lambda: _Connection(request), host, port)
-    return await connection.done
+    transport, connection = await loop.create_connection(lambda: _Connection(request), host, port)
+    try:
+        return await connection.done
+    finally:
+        transport.close()
 
 
 async def together(host: str, port: int, requests: Sequence[bytes]) -> tuple[list[Stream], float]:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ class Stack:
     run_dir: str
     ready_s: float
     """From the command to the first 200 of /health/ready."""
+    log: Path
+    """What the server has written."""
 
     @property
     def pids(self) -> dict[str, list[int]]:
@@ -51,22 +53,25 @@ def _cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def serving(arguments: Sequence[str]) -> Iterator[Stack]:
-    """A server on a free port, stopped at the end."""
+def serving(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """A server on a free port, stopped at the end. `environ`: variables besides ours."""
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="tern-bench-") as folder:
         run_dir = os.path.join(folder, "run")
         command = [sys.executable, "-m", "scripts.cli", "serve", "--port", str(port), "--run-dir", run_dir]
+        command += ["--crash-dir", os.path.join(folder, "crashes")]
         log = Path(folder, "log")
         began = time.monotonic()
         with log.open("wb") as output:
-            server = subprocess.Popen([*command, *arguments], stdout=output, stderr=output)
+            server = subprocess.Popen(
+                [*command, *arguments], stdout=output, stderr=output, env=os.environ | (environ or {})
+            )
         try:
             while not _is_ready(port):
                 if server.poll() is not None or time.monotonic() - began > _READY_TIMEOUT_S:
                     raise RuntimeError(f"the server did not get ready:\n{log.read_text()[-2000:]}")
                 time.sleep(0.01)
-            yield Stack("127.0.0.1", port, run_dir, time.monotonic() - began)
+            yield Stack("127.0.0.1", port, run_dir, time.monotonic() - began, log)
         finally:
             server.send_signal(signal.SIGTERM)
             try:

@@ -343,3 +343,22 @@ def test_rows_that_are_sent_again_keep_their_own_width() -> None:
         tops = [[token for token, _ in entry.top][:width] for entry in stream._logprobs]
         assert [top[0] for top in tops] == stream.token_ids
         assert tops[:8] == [[token for token, _ in entry.top][:width] for entry in first]
+
+
+def test_after_a_kill_answers_that_had_begun_do_not_wait_for_each_other() -> None:
+    """Otherwise the first to be back would make the others compute their prompts in small chunks."""
+    rig = Rig(cache=CacheOptions(num_kv_blocks=1024), scheduler=SchedulerOptions(inter_token_target_ms=1))
+    rig.client(b"a")
+    streams = [rig.submit(b"a", [number + 1] * 100, SAMPLING) for number in range(16)]
+    while min(len(stream.token_ids) for stream in streams) < 5:
+        rig.now += 0.01
+        assert rig.turn()
+    rig.kill_worker()
+    rig.plans.clear()
+    counts = [len(stream.token_ids) for stream in streams]
+    while any(len(stream.token_ids) == count for stream, count in zip(streams, counts, strict=True)):
+        rig.now += 0.01
+        assert rig.turn()
+    assert sum(bool(plan.started) for plan in rig.plans) == 1, "they did not all start in one step"
+    rig.settle()
+    assert all(stream.token_ids == expected([n + 1] * 100, SAMPLING) for n, stream in enumerate(streams))

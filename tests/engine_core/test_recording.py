@@ -88,6 +88,15 @@ def test_it_stops_when_full_and_goes_on_with_the_next_epoch(tmp_path: Path) -> N
     assert path.stat().st_size + Path(f"{path}.old").stat().st_size <= 1 << 16
 
 
+def test_the_next_engine_core_leaves_the_recording_of_the_one_before(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal")
+    for number in (1, 2):
+        journal = Journal(path, 1 << 20)
+        journal.begin_epoch(Opened("f", "m", FACTS), Reset(number))
+        journal.close()
+    assert [list(read(name))[1:] for name in (f"{path}.old", path)] == [[Reset(1)], [Reset(2)]]
+
+
 def test_a_recording_that_was_cut_off_is_read_up_to_there_and_anything_else_is_refused(
     tmp_path: Path,
 ) -> None:

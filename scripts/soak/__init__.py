@@ -1,0 +1,1 @@
+"""`tern soak`: a server under load and random faults, whose every answer is checked."""

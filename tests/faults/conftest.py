@@ -1,0 +1,78 @@
+"""Servers to be hurt, beside one that never is: `scene(*flags, restarts={"worker": 1})` and its oracles."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.load import KEY
+from tests.faults.oracles import Reference, Scene
+from tests.stack.conftest import Serve, Stack, serve, tiny_checkpoint
+
+if TYPE_CHECKING:
+    from tests.conftest import Launch
+
+__all__ = ["reference", "scene", "serve", "tiny_checkpoint", "torch_reference"]
+
+NewScene = Callable[..., Scene]
+
+PACE = ";".join(f"slow:step={step},factor=0.4" for step in (40, 80, 120))
+"""Some tenths of a second in which nothing happens, so that a fault strikes before all has ended, however
+late a busy machine lets it."""
+
+
+@pytest.fixture(scope="session")
+def reference(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, launcher: "Callable[[Path], Launch]"
+) -> Iterator[Reference]:
+    """Of the stub worker."""
+    yield from _reference("stub", tmp_path_factory, tiny_checkpoint, launcher)
+
+
+@pytest.fixture(scope="session")
+def torch_reference(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, launcher: "Callable[[Path], Launch]"
+) -> Iterator[Reference]:
+    """Of a real model."""
+    yield from _reference("torch", tmp_path_factory, tiny_checkpoint, launcher)
+
+
+def _reference(
+    worker: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_checkpoint: Path,
+    launcher: "Callable[[Path], Launch]",
+) -> Iterator[Reference]:
+    folder = tmp_path_factory.mktemp("reference")
+    flags = ["--port", "0", "--run-dir", str(folder / "run"), "--worker", worker, "--threads", "1"]
+    program = launcher(folder)("scripts.cli", "serve", str(tiny_checkpoint), *flags, TERN_API_KEY=KEY)
+    yield Reference(Stack(program, folder / "run"))
+
+
+@pytest.fixture
+def scene(serve: Serve, reference: Reference, request: pytest.FixtureRequest) -> NewScene:
+    """scene(*flags, worker="stub", restarts={}, **environment): a server with a key, and its oracles.
+
+    What a scenario says of oracles beyond that: see Scene.
+    """
+
+    def make(
+        *flags: str,
+        worker: str = "stub",
+        restarts: dict[str, int] | None = None,
+        tracebacks: int = 0,
+        stopped: bool = False,
+        rolled: bool = False,
+        abandoned: bool = False,
+        **environ: str,
+    ) -> Scene:
+        truth = reference if worker == "stub" else request.getfixturevalue("torch_reference")
+        pace = {"TERN_FAULTS": PACE} if restarts else {}
+        stack = serve(*flags, worker=worker, TERN_API_KEY=KEY, **pace | environ)
+        return Scene(
+            stack, truth, restarts or {}, tracebacks=tracebacks, stopped=stopped, rolled=rolled,
+            abandoned=abandoned,
+        )  # fmt: skip
+
+    return make

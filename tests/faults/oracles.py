@@ -1,0 +1,213 @@
+"""What must be true of every fault, whatever it was: the oracles O1 to O7, written once.
+
+    O1  each answer is that of a server in which nothing happened          `Scene.load`
+    O2  each request ends exactly once                                     load.py, while it reads
+    O3  at rest nothing runs or waits, and every block is free             `Scene.at_rest`
+    O4  after the stop: no process, run folder, shared memory or port      `nothing_left`
+    O5  all of that within a minute                                        `Scene`, as a deadline
+    O6  exactly the expected restarts, all other pids as they were; not    `Scene`
+        ready in between, and ready again
+    O7  no prompt, no key, no traceback in the logs, one line per death    `check_output`
+
+Knows no fault: a scenario brings that.
+"""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import httpx2
+
+from protocol.messages import EngineStats
+from tests.faults.at_rest import Core
+from tests.faults.load import CANARY, KEY, Answer, Ask, Fault, Load
+
+if TYPE_CHECKING:
+    from tests.stack.conftest import Stack
+
+DEADLINE_S = 60.0
+NAMES = {"engine_core": "engine core", "worker": "worker", "frontend": "frontend"}
+"""As the log calls them, by kind."""
+
+
+class Reference:
+    """A server in which nothing ever happens, and what it has answered so far."""
+
+    def __init__(self, stack: "Stack") -> None:
+        self.stack = stack
+        self._answers: dict[Ask, Answer] = {}
+
+    async def answers(self, asks: Sequence[Ask]) -> list[Answer]:
+        missing = [ask for ask in dict.fromkeys(asks) if ask not in self._answers]
+        for ask, answer in zip(missing, await Load(self.stack.base_url).run(missing), strict=True):
+            assert answer.complete, (ask, answer)
+            self._answers[ask] = answer
+        return [self._answers[ask] for ask in asks]
+
+
+class Scene:
+    """A server under fault, as `async with`: entering takes down how it was, leaving asks all oracles."""
+
+    def __init__(
+        self,
+        stack: "Stack",
+        reference: Reference,
+        restarts: Mapping[str, int],
+        *,
+        tracebacks: int = 0,
+        stopped: bool = False,
+        rolled: bool = False,
+        abandoned: bool = False,
+    ) -> None:
+        """`restarts`: deaths by kind that are to be expected. `tracebacks`: in the log, if the fault is a
+        defect. `stopped`: the scenario itself ends the server. `rolled`: it replaces the frontends.
+        `abandoned`: nobody is left to remove its folder."""
+        self.stack = stack
+        self.restarts = restarts
+        self._reference = reference
+        self._tracebacks = tracebacks
+        self._stopped = stopped
+        self._rolled = rolled
+        self._abandoned = abandoned
+        self._health: list[int] = []
+        """What /health/ready has said, without repetitions: the epoch, or 0."""
+
+    async def __aenter__(self) -> Self:
+        self._shared_memory = set(os.listdir("/dev/shm"))
+        self._timeout = asyncio.timeout(DEADLINE_S)
+        await self._timeout.__aenter__()
+        self._before = self.stack.pids
+        self._watcher = asyncio.create_task(self._watch_health())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and not self._stopped:
+                await self.at_rest()
+                await self._check_restarts()
+        finally:
+            self._watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watcher
+            await self._timeout.__aexit__(kind, error, trace)
+        if kind is None:
+            if not self._stopped:
+                self.stack.program.signal(signal.SIGTERM)
+                assert self.stack.program.wait() == 0, self.stack.program.output
+            nothing_left(self.stack, self._shared_memory, run_dir=not self._abandoned)
+            self._check_output()
+
+    # ── while it lasts ──────────────────────────────────────────────────────────────────────────
+
+    async def load(
+        self, asks: Sequence[Ask], fault: Fault, failing: Mapping[int, str] | None = None
+    ) -> list[Answer]:
+        """O1: ask, let the fault strike meanwhile, and compare. `failing`: error codes by place."""
+        failing = failing or {}
+        expected = await self._reference.answers([a for i, a in enumerate(asks) if i not in failing])
+        answers = await self.unchecked(asks, fault)
+        assert {i: answers[i].error for i in failing} == dict(failing)
+        self.compare([a for i, a in enumerate(answers) if i not in failing], expected)
+        return answers
+
+    async def unchecked(self, asks: Sequence[Ask], fault: Fault) -> list[Answer]:
+        """Ask, and let the fault strike meanwhile."""
+        load = Load(self.stack.base_url)
+        answers, _ = await asyncio.gather(load.run(asks), fault(load))
+        return answers
+
+    async def references(self, asks: Sequence[Ask]) -> list[Answer]:
+        return await self._reference.answers(asks)
+
+    def compare(self, answers: Sequence[Answer], expected: Sequence[Answer]) -> None:
+        for answer, right in zip(answers, expected, strict=True):
+            assert answer.complete, (answer, self.stack.program.output)
+            assert answer.same(right), (answer, right)
+
+    async def at_rest(self) -> EngineStats:
+        """O3. The statistics then."""
+        async with Core.of(self.stack) as core:
+            return await core.at_rest()
+
+    async def hears(self, pattern: str) -> None:
+        """Until the log says so."""
+        await asyncio.to_thread(self.stack.program.wait_for, pattern)
+
+    def _has(self, pattern: str, count: int) -> bool:
+        return self._count(pattern) >= count
+
+    def _count(self, pattern: str) -> int:
+        return len(re.findall(pattern, self.stack.program.output))
+
+    # ── afterwards ──────────────────────────────────────────────────────────────────────────────
+
+    async def _check_restarts(self) -> None:
+        """O6."""
+        program = self.stack.program
+        for kind, count in self.restarts.items():
+            again = rf"{NAMES[kind]}( \d+)? is ready again"
+            condition = partial(self._has, again, count)
+            await asyncio.to_thread(program.wait_until, condition, again)
+        await asyncio.to_thread(self.stack.wait_ready)
+        after = self.stack.pids
+        for kind, name in NAMES.items():
+            deaths = self._count(rf"{name}( \d+)? \(pid \d+\) .*; starting it again")
+            assert deaths == self.restarts.get(kind, 0), program.output
+            assert len(after[kind]) == len(self._before[kind])
+            changed = set(after[kind]) - set(self._before[kind])
+            if kind == "frontend" and self._rolled:
+                assert changed == set(after[kind])
+            elif kind not in self.restarts:
+                assert not changed, f"{kind} was restarted for nothing:\n{program.output}"
+            elif kind != "frontend":  # of those, only the dead one is replaced
+                assert changed == set(after[kind]), f"{kind} was not restarted as one unit"
+        await self._check_health()
+
+    async def _check_health(self) -> None:
+        """Ready, not ready where nobody could have answered, and ready again in another epoch."""
+        first = self._health[0]
+        interrupted = bool(self.restarts.keys() & {"worker", "engine_core"})
+        while not self._health[-1] or (interrupted and self._health[-1] == first):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        epochs = [epoch for epoch in self._health if epoch]
+        assert epochs == sorted(epochs), self._health
+        if "worker" in self.restarts:
+            assert 0 in self._health, "ready without a worker"
+
+    def _check_output(self) -> None:
+        """O7."""
+        output = self.stack.program.output
+        assert CANARY not in output
+        assert KEY not in output
+        assert output.count("Traceback") == self._tracebacks, output
+        assert output.count("starting it again") == sum(self.restarts.values()), output
+
+    async def _watch_health(self) -> None:
+        """While the frontend that is asked is gone, nothing is noted."""
+        async with httpx2.AsyncClient(base_url=self.stack.base_url, timeout=60) as client:
+            while True:
+                with suppress(httpx2.TransportError):
+                    response = await client.get("/health/ready")
+                    epoch = response.json()["epoch"] if response.status_code == 200 else 0
+                    if not self._health or self._health[-1] != epoch:
+                        self._health.append(epoch)
+                await asyncio.sleep(0.005)
+
+
+def nothing_left(stack: "Stack", shared_memory: set[str], *, run_dir: bool = True) -> None:
+    """O4. `shared_memory`: what was there before. `run_dir`: of a supervisor that could still clean up."""
+    assert stack.program.survivors() == []
+    assert not (run_dir and stack.run_dir.exists())
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", int(stack.base_url.rpartition(":")[2])))

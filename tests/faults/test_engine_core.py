@@ -1,0 +1,94 @@
+"""Engine cores that die or stop: the weights stay, and every stream goes on as if nothing were."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from protocol.client import EngineClient
+from protocol.sampling import SamplingParams
+from tests.faults.at_rest import Core
+from tests.faults.load import Load, ask, many
+from tests.faults.strikes import KILL, STOP, at, strike_when, when
+
+if TYPE_CHECKING:
+    from tests.faults.conftest import NewScene
+
+ONE = {"engine_core": 1}
+KIND = "engine_core"
+
+
+@pytest.mark.parametrize(
+    ("worker", "flags", "count", "length"),
+    [("stub", (), 64, 300), ("stub", ("--tensor-parallel-size", "2"), 24, 400), ("torch", (), 12, 90)],
+)
+async def test_killed(
+    scene: "NewScene", worker: str, flags: tuple[str, ...], count: int, length: int
+) -> None:
+    """Scenario 14: kill -9 of the engine core while 64 streams decode. Scene checks the workers' pids."""
+    async with scene(*flags, worker=worker, restarts=ONE) as one:
+        await one.load(many(count, length), at(20 * count, one, KILL, KIND))
+        async with Core.of(one.stack) as core:
+            stats = await core.stats()
+            assert stats.epochs == 1
+            assert stats.resubmissions > 0
+
+
+async def test_killed_while_requests_wait(scene: "NewScene") -> None:
+    """Scenario 15: kill -9 of the engine core while 100 requests wait: they are served as they came."""
+    async with scene("--max-num-seqs", "1", restarts=ONE) as one:
+        client = await EngineClient.attach(one.stack.endpoint_file)
+        ended: list[int] = []
+
+        async def read(number: int) -> None:
+            sampling = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
+            stream = client.submit([number, 5, 6], sampling)
+            async for _ in stream:
+                pass
+            assert len(stream.token_ids) == 40
+            ended.append(number)
+
+        half = strike_when(lambda stats: 50 < stats.num_waiting < 90, lambda: one.stack.kill(KIND), one.stack)
+        await asyncio.gather(half, *(read(number) for number in range(101)))
+        assert ended == list(range(101))
+        await client.close()
+
+
+async def test_stopped(scene: "NewScene") -> None:
+    """Scenario 16: SIGSTOP of the engine core: killed before its successor starts, so it never speaks."""
+    async with scene(restarts=ONE) as one:
+        old = one.stack.pids[KIND][0]
+        await one.load(many(32, 300), at(640, one, STOP, KIND))
+        await one.hears(rf"engine core \(pid {old}\) is stopped and was not continued; killing it")
+        async with Core.of(one.stack) as core:
+            assert (await core.stats()).stale_messages == 0
+
+
+@pytest.mark.parametrize("worker", ["stub", "torch"])
+async def test_killed_five_times(scene: "NewScene", worker: str) -> None:
+    """Scenario 17: kill -9 of five engine cores, each as soon as all streams go on at its successor."""
+    length = 2000 if worker == "stub" else 300
+    async with scene(worker=worker, restarts={KIND: 5}) as one:
+
+        async def fault(load: Load) -> None:
+            for _ in range(5):
+                again = when(
+                    lambda stats: stats.num_running == 12 and stats.generation_tokens > 24,
+                    lambda: one.stack.kill(KIND),
+                    one.stack,
+                )
+                await again(load)
+
+        await one.load([ask(f"five {n}", length, seed=n, temperature=4) for n in range(12)], fault)
+
+
+@pytest.mark.parametrize("first", [1, 5, 20])
+async def test_killed_while_requests_arrive(scene: "NewScene", first: int) -> None:
+    """Scenario 18: kill -9 of the engine core while a frontend submits: no request is lost or doubled."""
+    async with scene(restarts=ONE) as one:
+        some = when(
+            lambda stats: stats.num_running + stats.num_waiting >= first,
+            lambda: one.stack.kill(KIND),
+            one.stack,
+        )
+        await one.load(many(48, 300), some)

@@ -1,0 +1,100 @@
+"""Workers, alone or of two ranks, that are killed, stopped or hang: every stream goes on."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.at_rest import Core
+from tests.faults.load import SHARED, Load, ask, many, no_fault
+from tests.faults.strikes import KILL, STOP, at, when
+
+if TYPE_CHECKING:
+    from tests.faults.conftest import NewScene
+
+LENGTH = 300
+ONE = {"worker": 1}
+TWO_RANKS = ("--tensor-parallel-size", "2")
+
+
+@pytest.mark.parametrize(("worker", "count", "length"), [("stub", 64, LENGTH), ("torch", 12, 90)])
+async def test_killed(scene: "NewScene", worker: str, count: int, length: int) -> None:
+    """Scenario 1: kill -9 of the worker while 64 streams decode."""
+    async with scene(worker=worker, restarts=ONE) as one:
+        await one.load(many(count, length), at(20 * count, one, KILL, "worker"))
+
+
+async def test_killed_while_a_stop_string_is_half_emitted(scene: "NewScene") -> None:
+    """Scenario 1: the frontend holds back what may be the beginning of a stop string."""
+    async with scene(restarts=ONE) as one:
+        plain = ask("a long goodbye", 1000)
+        (whole,) = await one.references([plain])
+        first = len(whole.texts[0]) // 2
+        stop = whole.texts[0][first : first + 200]
+        stopped = ask("a long goodbye", 1000, stop=[stop])
+
+        async def fault(load: Load) -> None:
+            await load.until(lambda: len(load.texts.get(0, "")) > first - 20)
+            one.stack.kill("worker")
+
+        (answer,) = await one.load([stopped], fault)
+        assert answer.texts[0] == whole.texts[0][: whole.texts[0].index(stop)]
+        assert answer.finish_reasons == {0: "stop"}
+
+
+@pytest.mark.parametrize("worker", ["stub", "torch"])
+async def test_killed_in_the_middle_of_a_prompt(scene: "NewScene", worker: str) -> None:
+    """Scenario 2: kill -9 of the worker while a long prompt is computed in chunks."""
+    flags = ["--max-num-batched-tokens", "16", "--max-num-seqs", "16"]
+    async with scene(*flags, worker=worker, restarts=ONE) as one:
+        asks = [ask(f"{SHARED * 40} {n}", 20, logprobs=1) for n in range(2)]
+
+        half = when(lambda stats: stats.prompt_tokens > 200, lambda: one.stack.kill("worker"), one.stack)
+        await one.load(asks, half)
+
+
+@pytest.mark.parametrize(("worker", "count", "length"), [("stub", 16, 600), ("torch", 4, 60)])
+async def test_rank_1_killed(scene: "NewScene", worker: str, count: int, length: int) -> None:
+    """Scenario 3: kill -9 of rank 1 of 2: the group is replaced as a unit (Scene checks that)."""
+    async with scene(*TWO_RANKS, worker=worker, restarts=ONE) as one:
+        await one.load(many(count, length), at(20 * count, one, KILL, "worker", 1))
+        async with Core.of(one.stack) as core:
+            assert (await core.stats()).epochs == 2
+
+
+async def test_rank_0_killed(scene: "NewScene") -> None:
+    """Scenario 4: kill -9 of rank 0 of 2, which speaks for the group."""
+    async with scene(*TWO_RANKS, restarts=ONE) as one:
+        await one.load(many(16, 600), at(1000, one, KILL, "worker", 0))
+        async with Core.of(one.stack) as core:
+            assert (await core.stats()).epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("worker", "flags", "rank"), [("stub", (), 0), ("stub", TWO_RANKS, 1), ("torch", (), 0)]
+)
+async def test_stopped(scene: "NewScene", worker: str, flags: tuple[str, ...], rank: int) -> None:
+    """Scenario 5: SIGSTOP of a worker."""
+    count, length = (32, LENGTH) if worker == "stub" else (12, 90)
+    async with scene(*flags, worker=worker, restarts=ONE) as one:
+        await one.load(many(count, length), at(20 * count, one, STOP, "worker", rank))
+        await one.hears(r"worker( \d)? \(pid \d+\) is stopped and was not continued; killing it")
+
+
+@pytest.mark.parametrize(("kind", "worker"), [("hang", "stub"), ("hang_gil", "stub"), ("hang_gil", "torch")])
+async def test_hung(scene: "NewScene", tmp_path: Path, kind: str, worker: str) -> None:
+    """Scenario 6: the worker's main thread sleeps for ever, also with the interpreter's lock held."""
+    faults = {"TERN_FAULTS": f"{kind}:step=20,times=1", "TERN_FAULTS_DIR": str(tmp_path)}
+    count, length = (32, LENGTH) if worker == "stub" else (12, 90)
+    async with scene(worker=worker, restarts=ONE, **faults) as one:
+        await one.load(many(count, length), no_fault)
+        await one.hears(r"worker \(pid \d+\) made no progress for \d+\.\d s; killing it")
+
+
+async def test_slow(scene: "NewScene", tmp_path: Path) -> None:
+    """Scenario 7: a step takes 1.5 times its budget, once. Nobody is killed."""
+    faults = {"TERN_FAULTS": "slow:step=40,factor=1.5", "TERN_FAULTS_DIR": str(tmp_path)}
+    async with scene(**faults) as one:
+        await one.load(many(32, LENGTH), no_fault)
+        assert any("slow" in name for name in os.listdir(tmp_path))  # it has happened
