@@ -347,7 +347,8 @@ def test_rows_that_are_sent_again_keep_their_own_width() -> None:
 
 def test_after_a_kill_answers_that_had_begun_do_not_wait_for_each_other() -> None:
     """Otherwise the first to be back would make the others compute their prompts in small chunks."""
-    rig = Rig(cache=CacheOptions(num_kv_blocks=1024), scheduler=SchedulerOptions(inter_token_target_ms=1))
+    options = SchedulerOptions(inter_token_target_ms=1, max_num_batched_tokens=512)
+    rig = Rig(cache=CacheOptions(num_kv_blocks=1024), scheduler=options)
     rig.client(b"a")
     streams = [rig.submit(b"a", [number + 1] * 100, SAMPLING) for number in range(16)]
     while min(len(stream.token_ids) for stream in streams) < 5:
@@ -359,6 +360,6 @@ def test_after_a_kill_answers_that_had_begun_do_not_wait_for_each_other() -> Non
     while any(len(stream.token_ids) == count for stream, count in zip(streams, counts, strict=True)):
         rig.now += 0.01
         assert rig.turn()
-    assert sum(bool(plan.started) for plan in rig.plans) == 1, "they did not all start in one step"
+    assert len(rig.plans) <= 8, "1,700 tokens at 512 a step"
     rig.settle()
     assert all(stream.token_ids == expected([n + 1] * 100, SAMPLING) for n, stream in enumerate(streams))
