@@ -12,7 +12,7 @@ from protocol.errors import StartupError
 
 
 def resolve(options: ServerOptions) -> ServerOptions:
-    """The same options with absolute paths that can be written; makes the `crash_dir` asked for. Raises StartupError."""
+    """The same options with absolute paths that can be written; makes the folder asked for. StartupError."""
     journal, crash_dir = _absolute(options.journal), _absolute(options.crash_dir)
     if journal:
         _check_folder("--journal", os.path.dirname(journal))

@@ -27,6 +27,11 @@ class Span(NamedTuple):
         return Span(self.total * factor, self.start * factor, self.length * factor)
 
 
+def whole(total: int) -> Span:
+    """What every rank holds all of."""
+    return Span(total, 0, total)
+
+
 class Group:
     """One rank's view of its group. All ranks make the same calls in the same order."""
 

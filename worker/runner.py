@@ -66,7 +66,7 @@ class TorchRunner:
         shape = KVShape(facts.num_blocks, self.model.num_kv_heads, facts.block_size, self.model.head_dim)
         self.model.cover(facts.max_model_len)
         self.cache = KVCache(self.model.num_layers, shape, wants.dtype)
-        self.planner = AttentionPlanner(self.cache.shape, wants.dtype)
+        self.planner = AttentionPlanner(self.cache.shape, wants.dtype, self.model.windows)
         self.batch = Batch(
             facts.max_num_seqs, facts.max_model_len, facts.block_size, facts.num_blocks, facts.vocab_size
         )

@@ -35,8 +35,9 @@ class Source(Protocol):
 
 
 class Want(NamedTuple):
-    """A tensor of the checkpoint, or the part of it that this rank holds."""
+    """A tensor of the checkpoint, or a part of it that this rank holds."""
 
+    name: str
     shape: tuple[int, ...]
     """Of the whole, as the checkpoint has it."""
     into: Tensor
@@ -50,9 +51,12 @@ class Wants:
 
     dtype: torch.dtype
     tensors: dict[str, Want] = field(default_factory=dict)
+    """By name; further parts of one tensor by its name and where they start."""
     surplus: set[str] = field(default_factory=set)
     """Names that a checkpoint may have and that are not needed."""
     finishers: list[Callable[[], None]] = field(default_factory=list)
+    base_prefix: str = ""
+    """A checkpoint of the bare model, without its head, leaves this out of all names."""
 
     def scope(self, prefix: str = "") -> "Scope":
         return Scope(self, prefix)
@@ -74,10 +78,17 @@ class Scope:
         return Scope(self._wants, f"{self._prefix}{name}.")
 
     def want(self, name: str, shape: tuple[int, ...], into: Tensor, starts: tuple[int, ...] = ()) -> None:
-        """Load the part of `name` that begins at `starts` (default: its origin) into `into`."""
-        full_name = self._prefix + name
-        assert full_name not in self._wants.tensors, full_name
-        self._wants.tensors[full_name] = Want(shape, into, starts or (0,) * len(shape))
+        """Load the part of `name` that begins at `starts` (default: its origin) into `into`.
+
+        Several parts of one tensor may be wanted, each by a call of its own.
+        """
+        want = Want(self._prefix + name, shape, into, starts or (0,) * len(shape))
+        key, tensors = want.name, self._wants.tensors
+        if key in tensors:
+            key = f"{want.name} from {want.starts}"
+            assert want.starts != tensors[want.name].starts, key
+            assert key not in tensors, key
+        tensors[key] = want
 
     def allow(self, name: str) -> None:
         """A checkpoint may have this tensor; it is not read."""
@@ -102,48 +113,52 @@ def load(wants: Wants, tensors: Iterable[tuple[str, Tensor]], report: Report) ->
 
 def stored_parts(wants: Wants, source: Source) -> Iterator[tuple[str, Tensor]]:
     """The wanted parts of a checkpoint's tensors. Raises StartupError before anything is read."""
-    _check(wants, source.tensors)
-    for name, want in wants.tensors.items():
-        part = source.read(name, want.starts[0], want.into.shape[0])
+    stored = {name: name for name in source.tensors}
+    if not any(name.startswith(wants.base_prefix) for name in stored):
+        stored = {wants.base_prefix + name: name for name in stored}
+    _check(wants, {name: source.tensors[own] for name, own in stored.items()})
+    for key, want in wants.tensors.items():
+        part = source.read(stored[want.name], want.starts[0], want.into.shape[0])
         for dim in range(1, part.dim()):
             part = part.narrow(dim, want.starts[dim], want.into.shape[dim])
-        yield name, part
+        yield key, part
 
 
 def random_parts(wants: Wants) -> Iterator[tuple[str, Tensor]]:
     """Small random weights, the same on every rank: norms are 1 and biases 0."""
-    for name, want in wants.tensors.items():
+    for key, want in wants.tensors.items():
         if len(want.shape) == 1:
-            yield name, torch.full_like(want.into, 0.0 if name.endswith("bias") else 1.0)
+            yield key, torch.full_like(want.into, 0.0 if want.name.endswith("bias") else 1.0)
             continue
-        generator = torch.Generator().manual_seed(crc32(name.encode()))
+        generator = torch.Generator().manual_seed(crc32(want.name.encode()))
         whole = torch.randn(want.shape, generator=generator) / math.sqrt(want.shape[-1])
         for dim, start in enumerate(want.starts):
             whole = whole.narrow(dim, start, want.into.shape[dim])
-        yield name, whole
+        yield key, whole
 
 
 def _check(wants: Wants, stored: dict[str, StoredTensor]) -> None:
-    missing = [name for name in wants.tensors if name not in stored]
+    wanted = {want.name for want in wants.tensors.values()}
+    missing = [want.name for want in wants.tensors.values() if want.name not in stored]
     if missing:
         raise StartupError(
             f"the checkpoint lacks {_listed(missing)}", hint="finish the download, or check config.json"
         )
-    extra = [n for n in stored if n not in wants.tensors and n not in wants.surplus]
+    extra = [n for n in stored if n not in wanted and n not in wants.surplus]
     if extra:
         raise StartupError(
             f"the checkpoint has tensors that its architecture does not use: {_listed(extra)}",
             hint="check `architectures` in config.json",
         )
-    for name, want in wants.tensors.items():
-        found = stored[name]
+    for want in wants.tensors.values():
+        found = stored[want.name]
         if found.shape != want.shape:
             raise StartupError(
-                f"{name!r} has the shape {list(found.shape)}; config.json implies {list(want.shape)}"
+                f"{want.name!r} has the shape {list(found.shape)}; config.json implies {list(want.shape)}"
             )
         if found.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             raise StartupError(
-                f"{name!r} is stored as {str(found.dtype).removeprefix('torch.')}; "
+                f"{want.name!r} is stored as {str(found.dtype).removeprefix('torch.')}; "
                 "unquantized weights are float32, bfloat16 or float16",
                 hint="use an unquantized checkpoint",
             )

@@ -6,13 +6,14 @@ python -m tests.parity.rank CHECKPOINT GROUP_DIR RANK SIZE
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from protocol.sampling import SamplingParams
 from tests.worker.driver import Driver, quiet, worker_config
 from worker.runner import TorchRunner
 
 
-def sample(checkpoint: Path, group_dir: Path, rank: int, size: int) -> dict[str, object]:
+def sample(checkpoint: Path, group_dir: Path, rank: int, size: int) -> dict[str, Any]:
     """Greedy with log-probabilities of everything, and seeded sampling beside it."""
     runner = TorchRunner(worker_config(checkpoint, group_dir, rank=rank, size=size), quiet)
     driver = Driver(runner)

@@ -1,11 +1,6 @@
-"""Llama against transformers in float32: log-probabilities at every position, and greedy text.
-
-The tolerance of 1e-4 is some ten times what the order of float32 sums changes in logits of this size; a
-wrong mask, rotation, scale or head shows up as 1e-2 and more.
-"""
+"""Llama against transformers in float32: log-probabilities at every position, and greedy text."""
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +9,17 @@ import pytest
 import torch
 
 from protocol.sampling import SamplingParams
-from tests.parity.reference import MAX_LEN, VOCAB_SIZE, Reference, write_checkpoint
-from tests.worker.driver import Driver, Resident, quiet, worker_config
-from worker.runner import TorchRunner
+from tests.parity.conftest import Load
+from tests.parity.reference import (
+    MAX_LEN,
+    VOCAB_SIZE,
+    Reference,
+    assert_equal,
+    tokens,
+    write_checkpoint,
+)
+from tests.worker.driver import Resident
 
-TOLERANCE = 1e-4
 OUTPUTS = 72
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -62,24 +63,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def tokens(count: int, seed: int = 0) -> list[int]:
-    chance = random.Random(seed)
-    return [chance.randrange(VOCAB_SIZE) for _ in range(count)]
-
-
-Load = Callable[..., Driver]
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Load:
-    """load(checkpoint, block_size=…) is a driver of a freshly loaded runner."""
-
-    def load_(folder: Path, **options: Any) -> Driver:
-        return Driver(TorchRunner(worker_config(folder, tmp_path, **options), quiet))
-
-    return load_
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("plain"))
@@ -93,27 +76,13 @@ def reference(plain: Path) -> Reference:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants(variant: str, tmp_path: Path, load: Load) -> None:
     folder = write_checkpoint(tmp_path / "model", **VARIANTS[variant])
-    assert_equal_to_transformers(load(folder), Reference(folder))
-
-
-def assert_equal_to_transformers(driver: Driver, reference: Reference) -> None:
-    """All log-probabilities of a prompt in chunks and of its greedy continuation."""
-    prompt = tokens(41)
-    everything = SamplingParams(temperature=0, logprobs=VOCAB_SIZE, prompt_logprobs=VOCAB_SIZE)
-    seq = driver.add(prompt, everything)
-    driver.run([seq], OUTPUTS, chunk=7)
-    assert seq.outputs == reference.greedy(prompt, OUTPUTS)
-    expected = reference.logprobs(seq.token_ids)
-    assert sorted(seq.prompt_logprobs) == list(range(1, len(prompt)))
-    ours = [seq.prompt_logprobs[i] for i in range(1, len(prompt))] + seq.logprobs
-    table = torch.tensor([[row[token] for token in range(VOCAB_SIZE)] for row in ours])
-    torch.testing.assert_close(table, expected[: len(table)], atol=TOLERANCE, rtol=0)
+    assert_equal(load(folder), Reference(folder), OUTPUTS)
 
 
 def test_sharded_files(tmp_path: Path, load: Load) -> None:
     folder = write_checkpoint(tmp_path / "model", shard="40KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
-    assert_equal_to_transformers(load(folder), Reference(folder))
+    assert_equal(load(folder), Reference(folder), OUTPUTS)
 
 
 def test_older_spelling_of_rope_scaling(plain: Path, tmp_path: Path, load: Load) -> None:
@@ -124,7 +93,7 @@ def test_older_spelling_of_rope_scaling(plain: Path, tmp_path: Path, load: Load)
     config["torch_dtype"] = config.pop("dtype")
     config["rope_scaling"] = parameters
     (folder / "config.json").write_bytes(msgspec.json.encode(config))
-    assert_equal_to_transformers(load(folder), Reference(folder))
+    assert_equal(load(folder), Reference(folder), OUTPUTS)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16, 1000])

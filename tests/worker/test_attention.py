@@ -8,22 +8,30 @@ import torch
 from torch import Tensor
 
 from worker.kernels import attention
-from worker.kernels.attention import AttentionPlanner, KVShape, StepLayout, paged_attention, write_kv
+from worker.kernels.attention import (
+    AttentionPlanner,
+    KVShape,
+    StepLayout,
+    Window,
+    paged_attention,
+    write_kv,
+)
 
 DIM = 8
 SCALE = 0.3
 
 
-def naive(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def naive(query: Tensor, keys: Tensor, values: Tensor, window: Window) -> Tensor:
     """query [n, heads, dim] are the last n positions of keys, values [length, kv_heads, dim]."""
     count, heads, _ = query.shape
     group = heads // keys.shape[1]
     out = torch.empty_like(query)
     for i in range(count):
-        seen = len(keys) - count + i + 1
+        end = len(keys) - count + i + 1
+        seen = slice(0 if window is None else max(end - window, 0), end)
         for head in range(heads):
-            scores = keys[:seen, head // group] @ query[i, head] * SCALE
-            out[i, head] = scores.softmax(0) @ values[:seen, head // group]
+            scores = keys[seen, head // group] @ query[i, head] * SCALE
+            out[i, head] = scores.softmax(0) @ values[seen, head // group]
     return out.flatten(1)
 
 
@@ -31,7 +39,13 @@ class World:
     """Sequences whose earlier KV is in place; everything that is nobody's is NaN."""
 
     def __init__(
-        self, decodes: list[int], chunks: list[tuple[int, int]], heads: int, kv_heads: int, size: int
+        self,
+        decodes: list[int],
+        chunks: list[tuple[int, int]],
+        heads: int,
+        kv_heads: int,
+        size: int,
+        windows: tuple[Window, ...] = (None,),
     ) -> None:
         chance = np.random.default_rng(len(decodes) * 100 + size)
         torch.manual_seed(1)
@@ -57,7 +71,8 @@ class World:
         token_rows = np.repeat(np.arange(len(lens)), counts)
         positions = np.arange(start[-1]) + (lens - counts - start[:-1])[token_rows]
         layout = StepLayout(start, token_rows, positions, lens, len(decodes))
-        self.metadata = AttentionPlanner(self.shape, torch.float32).plan(layout, tables)
+        self.plans = AttentionPlanner(self.shape, torch.float32, windows).plan(layout, tables)
+        self.metadata = self.plans[windows[0]]
         self.queries = [torch.randn(count, heads, DIM) for count in counts]
         self.counts = counts
 
@@ -65,10 +80,11 @@ class World:
         new = zip(self.keys, self.values, self.counts, strict=True)
         kv = torch.cat([torch.cat((k[-n:], v[-n:]), dim=1) for k, v, n in new])
         write_kv(kv, self.cache, self.metadata)
-        out = paged_attention(torch.cat(self.queries), self.cache, self.metadata, SCALE)
-        rows = zip(self.queries, self.keys, self.values, strict=True)
-        expected = torch.cat([naive(q, k, v) for q, k, v in rows])
-        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+        for window, metadata in self.plans.items():
+            out = paged_attention(torch.cat(self.queries), self.cache, metadata, SCALE)
+            rows = zip(self.queries, self.keys, self.values, strict=True)
+            expected = torch.cat([naive(q, k, v, window) for q, k, v in rows])
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
@@ -119,7 +135,7 @@ def test_company_changes_no_bit_of_a_prefill() -> None:
         positions = np.tile(np.arange(24), count)
         start, lens = np.arange(count + 1) * 24, np.full(count, 24)
         layout = StepLayout(start, np.repeat(np.arange(count), 24), positions, lens, 0)
-        metadata = AttentionPlanner(shape, torch.float32).plan(layout, tables)
+        metadata = AttentionPlanner(shape, torch.float32).plan(layout, tables)[None]
         tokens = torch.cat([torch.arange(24) + 24 * row for row in rows])
         write_kv(kv[tokens], cache, metadata)
         found.append(paged_attention(query[tokens], cache, metadata, SCALE))
@@ -131,3 +147,35 @@ def test_long_prefill_behind_a_prefix_is_stretched(monkeypatch: pytest.MonkeyPat
     world = World([], [(40, 23)], 4, 2, 4)
     assert len(world.metadata.prefill_stretches) > 5
     world.check()
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize("window", [1, 2, 4, 5, 16])
+def test_windows(window: int, size: int) -> None:
+    """Rows just below, at and above the window's edge and blocks' edges, beside a plan without a window."""
+    decodes = [30, 17, 16, window + 1, window, 1]
+    chunks = [(window, window), (window + 1, window + 1), (20, 5), (33, 1), (40, 23)]
+    World(decodes, chunks, 4, 2, size, (None, window)).check()
+    World([window + 1, window], [(window + 1, window + 1)], 4, 2, size, (window,)).check()
+
+
+def test_windows_in_many_chunks_and_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 3 * 2 * 2 * 4 * DIM * 4)
+    monkeypatch.setattr(attention, "LEAST_STRETCH", 4)
+    world = World([40, 33, 11, 9, 8, 3, 2, 1], [(50, 50), (44, 30)], 4, 2, 4, (7, 3))
+    assert len(world.metadata.decode_chunks) > 3
+    assert len(world.metadata.prefill_stretches) > 8
+    world.check()
+
+
+def test_a_window_reads_its_own_blocks_only() -> None:
+    world = World([40], [(40, 40), (30, 1)], 2, 1, 4, (6,))
+    chunk = world.metadata.decode_chunks[0]
+    assert chunk.mask.shape[2] == 2 * 4, "positions 34 … 39 lie in two blocks"
+    assert [stretch.num_keys for stretch in world.metadata.prefill_stretches] == [40, 6]
+
+
+def test_a_window_that_nobody_has_outgrown_is_none() -> None:
+    world = World([9, 8], [(9, 9)], 2, 1, 4, (9, None, 10))
+    assert world.plans[9] is world.plans[None] is world.plans[10]
+    assert len(world.metadata.prefill_groups) == 1

@@ -14,7 +14,7 @@ def linear(dtype: torch.dtype, *, bias: bool) -> tuple[Unquantized, torch.Tensor
     """(the method, its whole weight, its whole bias)"""
     wants = Wants(dtype)
     method = Unquantized()
-    rows = {"a": Span(24, 0, 24), "b": Span(8, 0, 8)}
+    rows = {"a": [Span(24, 0, 24)], "b": [Span(8, 0, 8)]}
     method.create(wants.scope(), rows, Span(40, 0, 40), bias=bias)
     parts = {name: torch.randn(want.shape).to(dtype) for name, want in wants.tensors.items()}
     load(wants, parts.items(), lambda *_: None)
@@ -68,6 +68,6 @@ def test_random_weights_are_parts_of_one_whole() -> None:
     parts = []
     for span in (Span(8, 0, 8), Span(8, 0, 4), Span(8, 4, 4)):
         wants = Wants(torch.float32)
-        Unquantized().create(wants.scope(), {"a": span}, Span(6, 0, 6), bias=False)
+        Unquantized().create(wants.scope(), {"a": [span]}, Span(6, 0, 6), bias=False)
         parts.append(dict(random_parts(wants))["a.weight"])
     torch.testing.assert_close(parts[0], torch.cat(parts[1:]), atol=0, rtol=0)

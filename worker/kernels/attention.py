@@ -12,11 +12,17 @@ one batch per chunk. Prefill rows from their sequences' start that are of one le
 row behind a prefix reads that back through the block table, alone. A device with kernels of its own needs
 the same three things: `AttentionPlanner.plan`, `write_kv`, `paged_attention`.
 
+A layer with a sliding window sees the last `window` tokens, the token itself included, and reads only the
+blocks that these lie in. Layers of one window share one plan; a window that nobody has outgrown is none:
+
+    window 5, blocks of 4      · · · ·│· ■ ■ ■│■ ■     position 9 sees 5 … 9, and reads 2 blocks of 3
+
 What lies in a block behind a sequence's last token is multiplied by a weight of zero, so it must be
 finite: whoever grants a block blanks it first (kv_cache.py).
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,12 +33,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Ints = NDArray[np.int64]
+Window = int | None
+"""Tokens that a token sees, itself included; None: all before it."""
 
 CHUNK_BYTES = 2 << 20
 """Keys and values gathered at once. 2 MiB stays in L2 and L3: 128 rows of 208 tokens take 1.1 ms per
 layer in chunks against 1.7 ms at once (one Zen 5 core)."""
 MASK_ELEMENTS = 1 << 20
 """A long prefill behind a prefix is computed in stretches whose mask has at most this many elements."""
+LEAST_STRETCH = 128
+"""A stretch with a window reads the window before it again, so it is as long as the window, or this."""
 
 
 class KVShape(NamedTuple):
@@ -69,14 +79,14 @@ class DecodeChunk:
     blocks: Tensor
     """int64[2 * rows * num_kv_heads * width]: rows of the cache seen as […, block_size * head_dim]"""
     mask: Tensor
-    """float32[rows * num_kv_heads, 1, width * block_size]: 0, or -inf behind the last token"""
+    """float32[rows * num_kv_heads, 1, width * block_size]: 0, or -inf for what is not seen"""
     gathered: Tensor
     """Scratch for the blocks."""
 
 
 @dataclass(slots=True)
 class PrefillGroup:
-    """Tokens begin … end: `num_rows` sequences from their start, of as many tokens each."""
+    """Tokens begin … end: `num_rows` sequences from their start, of as many tokens each, all seen."""
 
     begin: int
     end: int
@@ -87,19 +97,20 @@ class PrefillGroup:
 
 @dataclass(slots=True)
 class PrefillStretch:
-    """Tokens begin … end of one sequence behind a prefix, the last of which sees `context_len` keys."""
+    """Tokens begin … end of one sequence that do not all see the same first key."""
 
     begin: int
     end: int
-    context_len: int
+    num_keys: int
+    """From the start of the first block to the last token's own."""
     blocks: Tensor
     mask: Tensor
-    """bool[tokens, context_len]"""
+    """bool[tokens, num_keys]"""
 
 
 @dataclass(slots=True)
 class AttentionMetadata:
-    """A step's layout, the same for all layers."""
+    """A step's layout, the same for all layers of one window."""
 
     kv_rows: Tensor
     """int64[tokens, 2 * num_kv_heads]: where each token's keys and values go, in rows of head_dim"""
@@ -108,11 +119,17 @@ class AttentionMetadata:
     prefill_stretches: list[PrefillStretch]
 
 
+StepMetadata = Mapping[Window, AttentionMetadata]
+"""Of each window that the model's layers have."""
+
+
 class AttentionPlanner:
     """Turns a step's layout into index tensors, once for all layers. Owns the scratch memory."""
 
-    def __init__(self, shape: KVShape, dtype: torch.dtype) -> None:
+    def __init__(self, shape: KVShape, dtype: torch.dtype, windows: Sequence[Window] = (None,)) -> None:
+        """`windows`: the different ones of the model's layers."""
         self.shape = shape
+        self.windows = windows
         blocks, heads, size, dim = shape
         self._heads = np.arange(heads, dtype=np.int64)
         sides = np.arange(2, dtype=np.int64)
@@ -123,41 +140,67 @@ class AttentionPlanner:
         self._scratch = torch.empty(0, dtype=dtype)
         self._steps = torch.arange(0)
 
-    def plan(self, layout: StepLayout, block_tables: NDArray[np.int32]) -> AttentionMetadata:
+    def plan(self, layout: StepLayout, block_tables: NDArray[np.int32]) -> StepMetadata:
         """block_tables [n, width], `width` enough for the longest row; unused places hold any block."""
         size = self.shape.block_size
         position = layout.positions
         block = block_tables[layout.token_rows, position // size].astype(np.int64)
         row = block * (self.shape.num_kv_heads * size) + position % size
-        counts = np.diff(layout.query_start)
-        behind = np.flatnonzero(counts < layout.context_lens)
-        return AttentionMetadata(
-            kv_rows=torch.from_numpy(row[:, None] + self._head_rows),
-            decode_chunks=self._decode(layout.context_lens[: layout.num_decodes], block_tables),
-            prefill_groups=self._groups(counts, layout, block_tables),
-            prefill_stretches=[
-                stretch
-                for i in behind[behind >= layout.num_decodes].tolist()
-                for stretch in self._stretches(layout, i, block_tables[i])
-            ],
-        )
+        kv_rows = torch.from_numpy(row[:, None] + self._head_rows)
+        longest = int(layout.context_lens.max())
+        plans: dict[Window, AttentionMetadata] = {}
+        found: dict[Window, AttentionMetadata] = {}
+        for window in self.windows:
+            outgrown = window if window is not None and window < longest else None
+            if outgrown not in plans:
+                plans[outgrown] = self._plan(layout, block_tables, kv_rows, outgrown)
+            found[window] = plans[outgrown]
+        return found
 
     def release(self) -> None:
         """Give the scratch memory back."""
         self._scratch = torch.empty(0, dtype=self._scratch.dtype)
 
-    def _decode(self, context_lens: Ints, block_tables: NDArray[np.int32]) -> list[DecodeChunk]:
+    def _plan(
+        self, layout: StepLayout, tables: NDArray[np.int32], kv_rows: Tensor, window: Window
+    ) -> AttentionMetadata:
+        counts = np.diff(layout.query_start)
+        alike = counts == layout.context_lens
+        if window is not None:
+            alike &= counts <= window
+        alone = np.flatnonzero(~alike)
+        return AttentionMetadata(
+            kv_rows=kv_rows,
+            decode_chunks=self._decode(layout.context_lens[: layout.num_decodes], tables, window),
+            prefill_groups=self._groups(counts, alike, layout, tables),
+            prefill_stretches=[
+                stretch
+                for i in alone[alone >= layout.num_decodes].tolist()
+                for stretch in self._stretches(layout, i, tables[i], window)
+            ],
+        )
+
+    def _decode(self, lens: Ints, tables: NDArray[np.int32], window: Window) -> list[DecodeChunk]:
         """Rows are cut so that a chunk's blocks fit CHUNK_BYTES; rows of like length belong together."""
         chunks = []
         begin, size = 0, self.shape.block_size
-        widths = -(-context_lens // size)
+        unseen = np.zeros_like(lens)
+        if window is not None and len(lens):
+            left = np.maximum(lens - window, 0)
+            first_blocks, unseen = np.divmod(left, size)
+            lens = lens - first_blocks * size  # counted from the first block that is read
+            columns = first_blocks[:, None] + np.arange(-(-int(lens.max()) // size))
+            tables = np.take_along_axis(tables[: len(lens)], np.minimum(columns, tables.shape[1] - 1), axis=1)
+        widths = -(-lens // size)
         while begin < len(widths):
             # The first row is usually the longest, and decides how many rows fit.
             rows = max(self._chunk_blocks // int(widths[begin]), 1)
             end = min(begin + rows, len(widths))
             width = int(widths[begin:end].max())
-            blocks = self._block_rows(block_tables[begin:end, :width])
-            mask = self._mask(context_lens[begin:end], width * size)
+            blocks = self._block_rows(tables[begin:end, :width])
+            mask = self._mask(lens[begin:end], width * size)
+            if window is not None:
+                self._hide(mask, unseen[begin:end])
             chunks.append(DecodeChunk(begin, end, blocks, mask, self._scratch_for(blocks)))
             begin = end
         return chunks
@@ -168,6 +211,11 @@ class AttentionPlanner:
         lens = torch.from_numpy(context_lens.repeat(self.shape.num_kv_heads))
         mask = torch.zeros(len(lens), 1, length)
         return mask.masked_fill_(self._steps[:length] >= lens[:, None, None], -math.inf)
+
+    def _hide(self, mask: Tensor, unseen: Ints) -> None:
+        """The first keys of each row, which lie before its window."""
+        counts = torch.from_numpy(unseen.repeat(self.shape.num_kv_heads))
+        mask.masked_fill_(self._steps[: mask.shape[2]] < counts[:, None, None], -math.inf)
 
     def _block_rows(self, blocks: NDArray[np.int32]) -> Tensor:
         """[rows, width] block ids → [2, rows, heads, width] rows of block_size * head_dim, flat."""
@@ -181,34 +229,45 @@ class AttentionPlanner:
             self._scratch = torch.empty(needed, dtype=self._scratch.dtype)
         return self._scratch[:needed].view(len(blocks), self._block_elements)
 
-    def _groups(self, counts: Ints, layout: StepLayout, tables: NDArray[np.int32]) -> list[PrefillGroup]:
-        """Neighbours of one length without a prefix, as many as fit CHUNK_BYTES."""
+    def _groups(
+        self, counts: Ints, alike: NDArray[np.bool_], layout: StepLayout, tables: NDArray[np.int32]
+    ) -> list[PrefillGroup]:
+        """Neighbours of one length that see all from their start, as many as fit CHUNK_BYTES."""
         groups = []
         begin = layout.num_decodes
-        from_start = counts == layout.context_lens
         while begin < len(counts):
             end = begin + 1
-            if from_start[begin]:
+            if alike[begin]:
                 width = -(-int(counts[begin]) // self.shape.block_size)
                 most = min(begin + max(self._chunk_blocks // width, 1), len(counts))
-                while end < most and counts[end] == counts[begin] and from_start[end]:
+                while end < most and counts[end] == counts[begin] and alike[end]:
                     end += 1
                 tokens = int(layout.query_start[begin]), int(layout.query_start[end])
                 groups.append(PrefillGroup(*tokens, end - begin, self._block_rows(tables[begin:end, :width])))
             begin = end
         return groups
 
-    def _stretches(self, layout: StepLayout, row: int, table: NDArray[np.int32]) -> list[PrefillStretch]:
+    def _stretches(
+        self, layout: StepLayout, row: int, table: NDArray[np.int32], window: Window
+    ) -> list[PrefillStretch]:
         begin, end = int(layout.query_start[row]), int(layout.query_start[row + 1])
         context_len, size = int(layout.context_lens[row]), self.shape.block_size
-        blocks = self._block_rows(table[None, : -(-context_len // size)])
+        if window is None:
+            window = context_len
+            length = max(MASK_ELEMENTS // context_len, 1)
+        else:
+            most = max(window, LEAST_STRETCH)
+            length = max(min(MASK_ELEMENTS // (2 * most), most), 1)
         stretches = []
-        length = max(MASK_ELEMENTS // context_len, 1)
         for start in range(begin, end, length):
             stop = min(start + length, end)
-            seen = context_len - (end - stop)
-            mask = torch.ones(stop - start, seen, dtype=torch.bool).tril_(seen - (stop - start))
-            stretches.append(PrefillStretch(start, stop, seen, blocks, mask))
+            position, seen = context_len - (end - start), context_len - (end - stop)
+            first_block = max(position + 1 - window, 0) // size
+            num_keys, own = seen - first_block * size, position - first_block * size
+            blocks = self._block_rows(table[None, first_block : -(-seen // size)])
+            mask = torch.ones(stop - start, num_keys, dtype=torch.bool)
+            mask.tril_(own).triu_(own + 1 - window)
+            stretches.append(PrefillStretch(start, stop, num_keys, blocks, mask))
         return stretches
 
 
@@ -245,7 +304,7 @@ def paged_attention(query: Tensor, cache: Tensor, metadata: AttentionMetadata, s
         )
         out[group.begin : group.end].view(*queries.shape[:2], num_heads, dim).copy_(mixed.transpose(1, 2))
     for stretch in metadata.prefill_stretches:
-        kv = blocks.index_select(0, stretch.blocks).view(2, 1, heads, -1, dim)[:, :, :, : stretch.context_len]
+        kv = blocks.index_select(0, stretch.blocks).view(2, 1, heads, -1, dim)[:, :, :, : stretch.num_keys]
         mixed = F.scaled_dot_product_attention(
             query[stretch.begin : stretch.end].transpose(0, 1).unsqueeze(0),
             kv[0],

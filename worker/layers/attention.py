@@ -1,5 +1,6 @@
 """Causal self-attention with grouped queries over the paged cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,47 +9,75 @@ from ..kernels.attention import AttentionMetadata, paged_attention, write_kv
 from ..parallel import Group
 from ..weights import Scope
 from .linear import ColumnLinear, RowLinear
+from .norm import Norm
 from .rotary import rotate_
 
 
 @dataclass(slots=True)
 class StepContext:
-    """What every layer needs to know of a step besides the hidden states."""
+    """What layers of one kind need to know of a step besides the hidden states."""
 
     caches: list[Tensor]
     """Of each layer, see kernels/attention.py."""
     metadata: AttentionMetadata
-    cos: Tensor
-    sin: Tensor
+    """Of these layers' window."""
+    cos: Tensor | None
+    """None: these layers do not rotate."""
+    sin: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """What tells one family's attention from another's."""
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    bias: bool = False
+    """Of q, k and v."""
+    out_bias: bool = False
+    scale: float | None = None
+    """Of the scores; None: head_dim ** -0.5"""
+    rotary_dim: int | None = None
+    """The first dimensions of a head, which alone are rotated; None: all."""
+    head_norm: Callable[[Scope, int], Norm] | None = None
+    """Of each query and key over its head_dim, before rotation: `q_norm` and `k_norm`."""
+    fused: str | None = None
+    """The checkpoint's one matrix for q, k and v, if it has one."""
+    out: str = "o_proj"
+    transposed: bool = False
+    """The checkpoint's matrices are [in, out]."""
 
 
 class Attention:
-    def __init__(
-        self,
-        scope: Scope,
-        layer: int,
-        hidden_size: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        group: Group,
-        *,
-        bias: bool = False,
-    ) -> None:
-        heads = group.span(num_heads, "num_attention_heads")
-        kv_heads = group.shared_span(num_kv_heads, "num_key_value_heads")
+    def __init__(self, scope: Scope, layer: int, spec: AttentionSpec, group: Group) -> None:
+        heads = group.span(spec.num_heads, "num_attention_heads")
+        kv_heads = group.shared_span(spec.num_kv_heads, "num_key_value_heads")
+        dim, hidden_size = spec.head_dim, spec.hidden_size
         self.layer = layer
-        self.num_heads, self.num_kv_heads, self.head_dim = heads.length, kv_heads.length, head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim = heads.length, kv_heads.length, dim
         self.num_rotated = self.num_heads + self.num_kv_heads
-        self.scale = head_dim**-0.5
-        q, kv = heads.times(head_dim), kv_heads.times(head_dim)
-        self.qkv_proj = ColumnLinear(scope, hidden_size, {"q_proj": q, "k_proj": kv, "v_proj": kv}, bias=bias)
-        self.o_proj = RowLinear(scope, "o_proj", q, hidden_size, group, bias=bias)
+        self.rotary_dim = None if spec.rotary_dim == dim else spec.rotary_dim
+        self.scale = dim**-0.5 if spec.scale is None else spec.scale
+        self.q_norm = spec.head_norm(scope / "q_norm", dim) if spec.head_norm else None
+        self.k_norm = spec.head_norm(scope / "k_norm", dim) if spec.head_norm else None
+        q, kv = heads.times(dim), kv_heads.times(dim)
+        merged = {spec.fused: [q, kv, kv]} if spec.fused else {"q_proj": [q], "k_proj": [kv], "v_proj": [kv]}
+        self.qkv_proj = ColumnLinear(scope, hidden_size, merged, bias=spec.bias, transposed=spec.transposed)
+        self.o_proj = RowLinear(
+            scope, spec.out, q, hidden_size, group, bias=spec.out_bias, transposed=spec.transposed
+        )
 
-    def __call__(self, x: Tensor, residual: Tensor, step: StepContext) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None, step: StepContext) -> Tensor:
         """[tokens, hidden] → residual + attention(x)"""
         qkv = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
-        rotate_(qkv[:, : self.num_rotated], step.cos, step.sin)
+        if self.q_norm is not None and self.k_norm is not None:
+            queries, keys = qkv[:, : self.num_heads], qkv[:, self.num_heads : self.num_rotated]
+            queries.copy_(self.q_norm(queries))
+            keys.copy_(self.k_norm(keys))
+        if step.cos is not None and step.sin is not None:
+            rotate_(qkv[:, : self.num_rotated, : self.rotary_dim], step.cos, step.sin)
         cache = step.caches[self.layer]
         write_kv(qkv[:, self.num_heads :], cache, step.metadata)
         mixed = paged_attention(qkv[:, : self.num_heads], cache, step.metadata, self.scale)

@@ -43,9 +43,17 @@ class Head:
     """[n, size] → float32 logits [n, vocab_size], whole on every rank so that each can sample."""
 
     def __init__(
-        self, scope: Scope, vocab_size: int, size: int, group: Group, tied: Embedding | None
+        self,
+        scope: Scope,
+        vocab_size: int,
+        size: int,
+        group: Group,
+        tied: Embedding | None,
+        soft_cap: float | None = None,
     ) -> None:
+        """`soft_cap` c bends logits into (-c, c): c tanh(logits / c)."""
         self.group = group
+        self.soft_cap = soft_cap
         self.vocab_size = vocab_size
         self.method = Unquantized()
         if tied is not None:
@@ -59,4 +67,6 @@ class Head:
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.group.all_gather(self.method.multiply(x).float())
+        if self.soft_cap is not None:
+            logits = (logits / self.soft_cap).tanh_().mul_(self.soft_cap)
         return logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]

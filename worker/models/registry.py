@@ -1,6 +1,7 @@
 """The table of model families: what `architectures` of a config.json means to us."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from msgspec import Struct
@@ -9,12 +10,18 @@ from torch import Tensor
 from protocol.errors import StartupError
 
 from ..checkpoint import Checkpoint
-from ..kernels.attention import AttentionMetadata
+from ..kernels.attention import StepMetadata, Window
 from ..parallel import Group
 from ..weights import Wants
-from .llama import Llama
-
-MODELS = {"LlamaForCausalLM": Llama}
+from .gemma3 import Gemma3Config, build_gemma3
+from .gpt2 import GPT2, GPT2Config
+from .llama import LlamaConfig, build_llama
+from .mistral import MistralConfig, build_mistral
+from .mixtral import MixtralConfig, build_mixtral
+from .phi3 import Phi3Config, build_phi3
+from .qwen2 import Qwen2Config, build_qwen2
+from .qwen3 import Qwen3Config, build_qwen3
+from .qwen3_moe import Qwen3MoeConfig, build_qwen3_moe
 
 
 class Model(Protocol):
@@ -27,17 +34,39 @@ class Model(Protocol):
     head_dim: int
     max_len: int
     """Positions that the model itself allows."""
+    windows: tuple[Window, ...]
+    """The different ones of its layers."""
 
     def cover(self, max_len: int) -> None:
         """Make ready for positions 0 … max_len - 1."""
 
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: AttentionMetadata
+        self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: StepMetadata
     ) -> Tensor:
         """int64[tokens] twice → hidden states [tokens, hidden]; writes the tokens' KV into the caches."""
 
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states [n, hidden] → float32 [n, vocab_size], the same on every rank."""
+
+
+class Family(NamedTuple):
+    """Its Struct of config.json, whose `check()` raises StartupError, and its constructor."""
+
+    config_type: type[Any]
+    build: Callable[[Any, Wants, Group], Model]
+
+
+MODELS = {
+    "GPT2LMHeadModel": Family(GPT2Config, GPT2),
+    "Gemma3ForCausalLM": Family(Gemma3Config, build_gemma3),
+    "LlamaForCausalLM": Family(LlamaConfig, build_llama),
+    "MistralForCausalLM": Family(MistralConfig, build_mistral),
+    "MixtralForCausalLM": Family(MixtralConfig, build_mixtral),
+    "Phi3ForCausalLM": Family(Phi3Config, build_phi3),
+    "Qwen2ForCausalLM": Family(Qwen2Config, build_qwen2),
+    "Qwen3ForCausalLM": Family(Qwen3Config, build_qwen3),
+    "Qwen3MoeForCausalLM": Family(Qwen3MoeConfig, build_qwen3_moe),
+}
 
 
 class _Header(Struct, frozen=True):
@@ -71,7 +100,7 @@ def build(checkpoint: Checkpoint, dtype: str, group: Group) -> tuple[Model, Want
     wants = Wants(resolve_dtype(dtype, header))
     config = checkpoint.config(kind.config_type)
     config.check()
-    return kind(config, wants, group), wants
+    return kind.build(config, wants, group), wants
 
 
 def resolve_dtype(asked: str, header: _Header) -> torch.dtype:

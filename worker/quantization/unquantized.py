@@ -10,14 +10,13 @@ A call into oneDNN costs some 10 µs by itself, which only a few float32 rows of
 them small weights are kept in both forms.
 """
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..parallel import Span
 from ..weights import Scope
+from .method import Rows
 
 FEW_ROWS = 4
 """Below this many rows a small float32 weight is multiplied plain."""
@@ -38,20 +37,26 @@ class Unquantized:
         self.packed: Tensor | None = None
         self.bias: Tensor | None = None
 
-    def create(self, scope: Scope, rows: Mapping[str, Span], columns: Span, *, bias: bool) -> None:
-        num_rows = sum(span.length for span in rows.values())
+    def create(
+        self, scope: Scope, rows: Rows, columns: Span, *, bias: bool, transposed: bool = False
+    ) -> None:
+        num_rows = sum(span.length for spans in rows.values() for span in spans)
         self.plain = torch.empty(num_rows, columns.length, dtype=scope.dtype)
         if bias:
             self.bias = torch.empty(num_rows, dtype=scope.dtype)
         begin = 0
-        for name, span in rows.items():
-            part = slice(begin, begin + span.length)
-            begin += span.length
+        for name, spans in rows.items():
             place = scope / name
-            whole, starts = (span.total, columns.total), (span.start, columns.start)
-            place.want("weight", whole, self.plain[part], starts)
-            if self.bias is not None:
-                place.want("bias", (span.total,), self.bias[part], (span.start,))
+            total, above = sum(span.total for span in spans), 0
+            for span in spans:
+                part, start = slice(begin, begin + span.length), above + span.start
+                into, whole, starts = self.plain[part], (total, columns.total), (start, columns.start)
+                if transposed:
+                    into, whole, starts = into.t(), whole[::-1], starts[::-1]
+                place.want("weight", whole, into, starts)
+                if self.bias is not None:
+                    place.want("bias", (total,), self.bias[part], (start,))
+                begin, above = part.stop, above + span.total
         scope.after_loading(self._convert)
 
     def share(self, scope: Scope, weight: Tensor) -> None:
