@@ -55,7 +55,7 @@ def says_nothing_of_clients(stack: "Stack") -> None:
 
 async def test_resets_in_the_middle_of_streams(serve: "Serve") -> None:
     """Scenario 28: 200 clients reset their connections at once; a bystander's stream goes on."""
-    stack = serve("--max-num-seqs", "256")
+    stack = serve("--max-num-seqs", "256", "--num-kv-blocks", "65536")  # nobody waits for blocks
     expected = await text_of(stack, "bystander", 1000)
     async with Core.of(stack) as core:
         bystander = asyncio.create_task(streamed(stack, "bystander", 1000))
