@@ -86,17 +86,22 @@ class Desk:
         known = kept or live
         if known is not None or submit.resumed_token_ids:
             self.resubmissions += 1
-        if known is not None:
-            if _goes_on(known, request):
-                self._hand_over(known, request)
-                return None
-            self._drop(known)
+        if known is not None and _goes_on(known, request):
+            self._hand_over(known, request)
+            return None
         check(submit, request, scheduler.facts)
+        if known is not None and known is live:
+            self._drop(known)
+        elif known is not None:
+            self.fail(known, Unavailable("another connection has taken over"))
         if not submit.again:
             wait = self._meter.retry_after_s(len(scheduler.waiting), self._clock())
             check_room(request, scheduler.waiting, self._options, scheduler.facts, wait)
         if submit.timeout_s is not None:
             request.deadline = self._clock() + submit.timeout_s
+            if len(self._deadlines) > 2 * sum(len(one.requests) for one in self.clients.values()) + 1000:
+                self._deadlines = [one for one in self._deadlines if one[2].state is not State.ENDED]
+                heapq.heapify(self._deadlines)
             heapq.heappush(self._deadlines, (request.deadline, request.arrival, request))
         if request.key:
             self.kept.add(request)

@@ -44,8 +44,14 @@ from .request import Request, State
 from .scheduler import Scheduler
 from .worker_group import WorkerGroup, WorkerLink
 
+CUT_PATIENCE_S = 2.0
+"""For the supervisor to say that the workers are dead, when they cannot be reached."""
 OUT_OF_MEMORY = "out_of_memory"
 """Code of a StepFailed for which nobody is to blame: the same requests run, fewer at once."""
+
+
+class LinkCut(Exception):
+    """The workers live and cannot be reached. Only a new engine core brings them back."""
 
 
 class ClientLink(Protocol):
@@ -80,11 +86,14 @@ class Engine:
         self.begun: deque[float] = deque()
         """When each step in flight was sent."""
         self.last_result = 0.0
+        self.cut_at: float | None = None
+        """Since when the workers cannot be reached."""
         self.desk = Desk(config, clients, self.meter, clock)
         self.asked: dict[int, tuple[bytes, int]] = {}
         """Of controls that the workers are working on: (peer, the peer's nonce)."""
         self.nonces = itertools.count()
         self.journal = Journal(config.journal, config.journal_bytes) if config.journal else None
+        self.opened: Opened | None = None
 
     # ── the loop's body ─────────────────────────────────────────────────────────────────────────
 
@@ -94,6 +103,7 @@ class Engine:
         self.desk.expire(self.clock())
         self.dispatch()
         self.publish()
+        self._watch_the_link()
 
     def collect(self) -> None:
         """Results of the workers → tokens of the requests."""
@@ -159,7 +169,21 @@ class Engine:
 
     def next_deadline(self) -> float | None:
         """When `advance` has something to do although nothing has arrived."""
-        return self.desk.next_deadline()
+        deadline = self.desk.next_deadline()
+        if self.cut_at is None:
+            return deadline
+        return min(
+            self.cut_at + CUT_PATIENCE_S, self.cut_at + CUT_PATIENCE_S if deadline is None else deadline
+        )
+
+    def _watch_the_link(self) -> None:
+        """Raises LinkCut."""
+        if not self.workers.cut:
+            self.cut_at = None
+        elif self.cut_at is None:
+            self.cut_at = self.clock()
+        elif self.clock() >= self.cut_at + CUT_PATIENCE_S:
+            raise LinkCut("the workers cannot be reached any more, and nobody says that they are dead")
 
     def close(self) -> None:
         """Finish the recording."""
@@ -206,8 +230,8 @@ class Engine:
             self.scheduler = Scheduler(self.config.scheduler, self.config.cache, facts)
             self.desk.scheduler = self.scheduler
         if self.journal is not None:
-            opened = Opened(fingerprint(), ready.model_fingerprint, facts)
-            self.journal.begin_epoch(opened, Reset(self.workers.epoch))
+            self.opened = Opened(fingerprint(), ready.model_fingerprint, facts)
+            self.journal.begin_epoch(self.opened, Reset(self.workers.epoch))
         self._restart(facts)
         for client in self.desk.clients.values():
             self._greet(client)
@@ -216,7 +240,7 @@ class Engine:
         assert self.scheduler is not None
         self.scheduler.reset(self.workers.epoch, facts)
         self.begun.clear()
-        for request in list(self.scheduler.waiting):
+        for request in (*self.scheduler.waiting, *self.scheduler.suspects):
             if request.max_total_tokens > facts.max_model_len:
                 message = f"the model now holds {facts.max_model_len} tokens, fewer than this request needs"
                 self.desk.fail(request, Unavailable(message))
@@ -282,8 +306,8 @@ class Engine:
         assert self.scheduler is not None
         self.workers.begin_epoch()
         self._restart(self.scheduler.facts)
-        if self.journal is not None:
-            self.journal.write(Reset(self.workers.epoch))
+        if self.journal is not None and self.opened is not None:
+            self.journal.go_on(self.opened, Reset(self.workers.epoch))
 
     def _on_step_failed(self, failed: StepFailed) -> None:
         """The workers' batch is lost, not the requests: start over, suspects alone."""
@@ -295,7 +319,15 @@ class Engine:
             scheduler.run_fewer()
         else:
             blamed = set(columns.unpack_ids(failed.slots))
-            requests = [request for request in scheduler.running() if request.slot in blamed]
+            requests = [
+                request
+                for step in scheduler.in_flight
+                if step.plan.step == failed.step
+                for slot, request in zip(
+                    columns.unpack_ids(step.plan.scheduled_slots), step.requests, strict=True
+                )
+                if slot in blamed
+            ]
             memory = failed.code == OUT_OF_MEMORY
             what = "the device's memory does not suffice for" if memory else "the model failed on"
             message = f"{what} this request, also when it ran alone"

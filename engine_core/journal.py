@@ -72,6 +72,13 @@ class Journal:
         self.write(opened)
         self.write(reset)
 
+    def go_on(self, opened: Opened, reset: Reset) -> None:
+        """Another epoch of the same workers: in the same file, unless that is full."""
+        if self._full:
+            self.begin_epoch(opened, reset)
+        else:
+            self.write(reset)
+
     def write(self, record: Record) -> None:
         """Append, if there is room."""
         if self._full:

@@ -6,7 +6,10 @@ from protocol import columns
 from protocol.steps import SequenceStart, StepPlan
 
 from .decode_batch import LaneStep
-from .request import Request
+from .request import Request, State
+
+MOST_STARTED_BYTES = 4 << 20
+"""Of sequences that start in one step, before the last of them: a plan must fit a frame."""
 
 
 class PlannedStep(Struct, frozen=True):
@@ -40,8 +43,17 @@ class Budget:
 
     def __init__(self, total: int, new: int) -> None:
         self._total, self._new = total, new
+        self._bytes = MOST_STARTED_BYTES
+        self.started: list[SequenceStart] = []
+
+    def start(self, start: SequenceStart) -> None:
+        """It carries all its ids, however few of them this step computes."""
+        self.started.append(start)
+        self._bytes -= len(start.token_ids) + len(start.block_table)
 
     def of(self, request: Request) -> int:
+        if self._bytes <= 0 and request.state is State.WAITING:
+            return 0
         return self._total if request.num_output_tokens else min(self._total, self._new)
 
     def spend(self, count: int) -> None:

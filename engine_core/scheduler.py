@@ -52,7 +52,7 @@ class Scheduler:
         self.decoding = DecodeBatch()
         self.due: dict[int, dict[Request, None]] = {}
         """By step number: who needs a decision before that step is planned. Nobody else is looked at."""
-        self._last: dict[int, list[Request]] = {}
+        self._last: dict[int, dict[Request, None]] = {}
         """By step number: whose last token that fits it brings."""
         self.prefilling: dict[Request, None] = {}
         self.spent: dict[Request, None] = {}
@@ -152,12 +152,11 @@ class Scheduler:
         chunks: list[tuple[Request, int]] = []
         for request in list(self.prefilling):
             self._plan_chunk(request, budget, chunks)
-        started: list[SequenceStart] = []
         while self.free_slots and (candidate := self._candidate()) is not None and budget.of(candidate) > 0:
             start = self._admit(candidate)
             if start is None:
                 break
-            started.append(start)
+            budget.start(start)
             self._plan_chunk(candidate, budget, chunks)
         if not num_decodes and not chunks:
             return None
@@ -174,7 +173,7 @@ class Scheduler:
             scheduled_slots=slots,
             scheduled_counts=counts,
             released=columns.pack_ids(self._released),
-            started=tuple(started),
+            started=tuple(budget.started),
             grown_slots=columns.pack_ids(request.slot for request in grown),
             grown_blocks=columns.pack_ids(request.block_table[-1] for request in grown),
         )
@@ -253,11 +252,12 @@ class Scheduler:
         self._set_due_step(request, step + 1, request.num_computed_tokens)
         self.decoding.add(request, request.num_output_tokens)
         request.last_step = step + request.max_total_tokens - request.num_tokens - 1
-        self._last.setdefault(request.last_step, []).append(request)
+        self._last.setdefault(request.last_step, {})[request] = None
 
     def _stop_decoding(self, request: Request) -> None:
         request.num_computed_tokens = self.num_computed_tokens(request)
         self.decoding.remove(request)
+        self._last.get(request.last_step, {}).pop(request, None)
         request.due_step = -1
 
     def _set_due_step(self, request: Request, step: int, computed: int) -> None:

@@ -39,6 +39,8 @@ class Suspects:
         requests = list(requests)
         culprit = None
         for request in requests:
+            if not request.suspect and request.num_tokens >= request.alone_until:
+                request.crashes = 0  # it has got past where it was the last time
             request.crashes += _EVIDENCE if by_itself else 1
             if request.suspect:
                 request.crashes_alone += _EVIDENCE if by_itself else 1

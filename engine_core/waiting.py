@@ -25,6 +25,7 @@ class WaitingQueue:
         self._levels: dict[int, dict[str, _Tenant]] = {}
         self._virtual_time = 0.0
         self._size = 0
+        self._dead = 0
         self.num_tokens = 0
         """Of all that waits: what has to be computed before the last of them has its next token."""
         self._tie = count()
@@ -51,7 +52,18 @@ class WaitingQueue:
         """Count a waiting request out; its state must already be ENDED."""
         assert request.state is State.ENDED
         self._size -= 1
+        self._dead += 1
+        if self._dead > self._size + 1000:
+            self._bury()
         self.num_tokens -= request.num_tokens
+
+    def _bury(self) -> None:
+        """Take the ended ones out of every heap. Costs O(1) per ended request."""
+        for tenants in self._levels.values():
+            for tenant in tenants.values():
+                tenant.heap = [entry for entry in tenant.heap if entry[2].state is State.WAITING]
+                heapq.heapify(tenant.heap)
+        self._dead = 0
 
     def peek(self) -> Request | None:
         """The next request, or None."""

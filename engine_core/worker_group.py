@@ -48,13 +48,16 @@ class WorkerGroup:
         self.num_epochs = 0
         self.stale_messages = 0
         self.refused = 0
+        self.cut = False
+        """A message could not be sent. Either the group has died, which the supervisor will say, or only the
+        link has, and then nothing will ever come of it."""
         self._peer = b""
         self._incarnation = -1
 
     @property
     def attached(self) -> bool:
         """Whether plans can be sent."""
-        return bool(self._peer)
+        return bool(self._peer) and not self.cut
 
     def receive(self) -> list[WorkerEvent]:
         """What has arrived in the current epoch. A WorkerReady has already been answered with Reset."""
@@ -79,7 +82,7 @@ class WorkerGroup:
         if (ready.protocol_version, ready.fingerprint) != (PROTOCOL_VERSION, fingerprint()):
             self.refused += 1
             return False
-        self._peer = peer
+        self._peer, self.cut = peer, False
         self._incarnation = ready.incarnation
         self.facts = ready.facts
         self.begin_epoch()
@@ -101,15 +104,13 @@ class WorkerGroup:
 
     def lost(self, incarnation: int) -> bool:
         """The supervisor reports a death. True if it was the attached group."""
-        if self._peer and incarnation == self._incarnation:
-            self._peer = b""
-            return True
-        return False
+        if incarnation != self._incarnation:
+            return False
+        self._peer, self.cut, self._incarnation = b"", False, -1
+        return True
 
     def _send(self, message: EngineToWorker) -> bool:
         if not self._peer:
             return False
-        if not self.link.send(self._peer, message):
-            self._peer = b""
-            return False
-        return True
+        self.cut = self.cut or not self.link.send(self._peer, message)
+        return not self.cut

@@ -56,7 +56,7 @@ NO_TOKEN = -1
 
 
 class Attach(Struct, frozen=True, array_like=True, tag="attach"):
-    """First message of a client. Answered by `Attached` as soon as a model is loaded, or by `Refused`."""
+    """First message of a client. Answered by `Attached` once a model is loaded, or by `AttachRefused`."""
 
     protocol_version: Count
     fingerprint: Label

@@ -14,7 +14,7 @@ from zmq.utils import z85
 
 from .curve import read_allowed_keys, read_secret_key
 from .errors import StartupError
-from .sockets import HEARTBEAT_MS, In, Out, Router
+from .sockets import HEARTBEAT_MS, MOST_AT_ONCE, In, Out, Router
 
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 _ZAP_VERSION = b"1.0"
@@ -57,7 +57,7 @@ class CurveRouter(Router[In, Out]):
     def sockets(self) -> list["zmq.Socket[bytes]"]:
         return [self.socket, self.zap]
 
-    def drain(self, limit: int = 1024) -> list[tuple[bytes, In]]:
+    def drain(self, limit: int = MOST_AT_ONCE) -> list[tuple[bytes, In]]:
         """As Router's; decides on new connections, too."""
         while int(self.zap.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self.zap.send_multipart(self._decide(self.zap.recv_multipart()))
@@ -95,8 +95,8 @@ class Routers(Generic[In, Out]):
     def dropped_frames(self) -> int:
         return sum(router.dropped_frames for router in self._routers)
 
-    def drain(self, limit: int = 1024) -> list[tuple[bytes, In]]:
-        """All messages that have arrived at any, at most `limit` of each."""
+    def drain(self, limit: int = MOST_AT_ONCE) -> list[tuple[bytes, In]]:
+        """Messages that have arrived at any, at most `limit` of each."""
         return [
             (bytes((number,)) + peer, message)
             for number, router in enumerate(self._routers)

@@ -24,6 +24,9 @@ MAX_FRAME_BYTES = 16 << 20
 HIGH_WATER_MARK = 8192
 """Messages queued per peer. A peer that is this far behind does not consume any more."""
 
+MOST_AT_ONCE = 64
+"""Messages that a Router hands over in one go: its owner shows progress in between."""
+
 HEARTBEAT_MS = 2000
 """On tcp. A peer whose machine is gone counts as disconnected after three times as long."""
 
@@ -93,8 +96,8 @@ class Router(_Endpoint[In, Out]):
             raise ValueError(f"{endpoint}: only ipc:// is bound without keys; for tcp:// see CurveRouter")
         self.socket.bind(endpoint)
 
-    def drain(self, limit: int = 1024) -> list[tuple[bytes, In]]:
-        """All messages that have arrived, oldest first, with the peers that sent them."""
+    def drain(self, limit: int = MOST_AT_ONCE) -> list[tuple[bytes, In]]:
+        """Messages that have arrived, oldest first, with the peers that sent them."""
         received: list[tuple[bytes, In]] = []
         socket = self.socket
         for _ in range(limit):

@@ -82,7 +82,7 @@ class Supervisor:
         self._engine_at: EngineAt | None = None
         self._incarnations = int(time.time() * 10)
         """Rises over restarts of the server too, so that no endpoint in a kept run folder comes twice.
-        Must stay below 2^39: an engine core's epochs begin at its incarnation times 2^24."""
+        Must stay below 2^43: an engine core's epochs begin at its incarnation times 2^20."""
         self._roll = Roll(self._units, self._start, terminal)
         self._stage = Stage.STARTING
         self._stage_deadline: float | None = None

@@ -1,7 +1,7 @@
 """What a generating endpoint's request says in its headers. Every value that makes no sense is refused.
 
 Idempotency-Key     this request goes on without its client, and the same one again is the same request
-Last-Event-ID       with the former: the client has the stream up to here; see EventStream
+Last-Event-ID       with the former: the client has the stream up to here; see resumable.py
 X-Request-Timeout   seconds that it may take, queue included
 """
 

@@ -1,7 +1,10 @@
 """Requests that come again, change hands, outlive their clients, or find the queue full."""
 
 import pytest
+from msgspec import structs
 
+from engine_core import planned_step
+from engine_core.engine import CUT_PATIENCE_S, LinkCut
 from engine_core.kept import Kept
 from protocol import columns
 from protocol.config import CacheOptions, SchedulerOptions
@@ -363,3 +366,79 @@ def test_after_a_kill_answers_that_had_begun_do_not_wait_for_each_other() -> Non
     assert len(rig.plans) <= 8, "1,700 tokens at 512 a step"
     rig.settle()
     assert all(stream.token_ids == expected([n + 1] * 100, SAMPLING) for n, stream in enumerate(streams))
+
+
+def test_a_cut_link_is_told_from_a_dead_group() -> None:
+    rig = Rig()
+    registry = rig.client(b"a")
+    stream = rig.submit(b"a", PROMPT, SAMPLING)
+    run_until(rig, stream, 5)
+    send, rig.workers_wire.send = rig.workers_wire.send, lambda peer, message: False  # type: ignore[method-assign]
+    while not rig.engine.workers.cut:
+        rig.turn()
+    rig.workers_wire.send = send  # type: ignore[method-assign]
+    assert rig.engine.next_deadline() == rig.now + CUT_PATIENCE_S
+    rig.kill_worker()
+    rig.turn()
+    assert registry.suspended or stream.finish or rig.engine.workers.attached
+    rig.settle()
+    assert stream.token_ids == expected(PROMPT, SAMPLING)
+    assert rig.engine.next_deadline() is None
+
+    rig.submit(b"a", PROMPT, SAMPLING)
+    rig.workers_wire.send = lambda peer, message: False  # type: ignore[method-assign]
+    rig.turn()
+    with pytest.raises(LinkCut):
+        rig.pass_time(CUT_PATIENCE_S)
+
+
+def test_a_plan_stays_small_enough_for_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planned_step, "MOST_STARTED_BYTES", 1000)
+    rig = Rig()
+    rig.client(b"a")
+    streams = [rig.submit(b"a", PROMPT, SAMPLING) for _ in range(40)]
+    rig.settle()
+    assert all(stream.token_ids == expected(PROMPT, SAMPLING) for stream in streams)
+    sizes = [sum(len(start.token_ids) for start in plan.started) for plan in rig.plans]
+    assert max(sizes) <= 1000 + 4 * len(PROMPT)
+
+
+def test_a_suspect_that_no_longer_fits_blocks_nobody() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    long = rig.submit(b"a", PROMPT * 8, SAMPLING)
+    run_until(rig, long, 5)
+    small = structs.replace(rig.runner.facts, max_model_len=100)
+    rig.runner.facts = small
+    rig.kill_worker(crashed=True)
+    short = rig.submit(b"a", PROMPT, SAMPLING)
+    rig.settle()
+    assert isinstance(error_of(long), Unavailable)
+    assert short.token_ids == expected(PROMPT, SAMPLING)
+
+
+def test_evidence_is_forgotten_by_who_got_past_it() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    streams = crowd(rig, 4)
+    for tokens in (3, 12, 21, 30):
+        run_until(rig, streams[-1][1], tokens)
+        rig.kill_worker()
+        scheduler = rig.engine.scheduler
+        assert scheduler is not None
+        assert not scheduler.suspects, "kills far apart make nobody a suspect"
+    rig.settle()
+    assert_unharmed(streams)
+
+
+def test_whoever_loses_a_key_that_cannot_be_handed_over_is_told() -> None:
+    rig = Rig()
+    rig.client(b"a")
+    rig.client(b"b")
+    whole = expected(PROMPT, SCORED)
+    first = rig.submit(b"a", PROMPT, SCORED, key="k", digest="d", resumed_token_ids=whole[:10])
+    run_until(rig, first, 15)
+    second = rig.submit(b"b", PROMPT, SCORED, key="k", digest="d")  # needs log-probabilities from 0 on
+    rig.settle()
+    assert isinstance(error_of(first), Unavailable)
+    assert second.token_ids == whole
