@@ -16,15 +16,14 @@ from protocol.messages import NO_TOKEN, Finish, LogprobBlock, Outputs, PromptLog
 if TYPE_CHECKING:
     from .request import Request
 
+ROWS_PER_PARCEL = 8192
+"""With twenty likeliest tokens a row has 185 bytes: 1.5 MB of the 16 that a frame may have."""
 
-class Client:
-    """A peer of the clients' socket; `requests` are those that have not had their last message."""
 
-    def __init__(self, peer: bytes, name: str, incarnation: int) -> None:
-        self.peer = peer
-        self.name = name
-        self.incarnation = incarnation
-        self.requests: dict[int, Request] = {}
+class Rows:
+    """One Outputs in the making."""
+
+    def __init__(self) -> None:
         self._clear()
 
     def _clear(self) -> None:
@@ -62,31 +61,8 @@ class Client:
         """A row without a token, for a request that ends between steps."""
         self.add_row(request.request_id, request.num_output_tokens, NO_TOKEN, finish)
 
-    def resend(self, request: "Request", first: int) -> None:
-        """All that is known of a request's outputs from index `first` on, as if it came from one step."""
-        token_ids, transcript = request.token_ids[request.num_prompt_tokens + first :], request.transcript
-        count = len(token_ids)
-        finishes = bytearray(count)
-        if count:
-            finishes[-1] = request.finish
-            began = self.add_rows(
-                columns.pack(columns.UINT64, [request.request_id]) * count,
-                columns.pack(columns.UINT32, range(first, first + count)),
-                token_ids.tobytes(),
-                bytes(finishes),
-            )
-            if transcript is not None and request.sampling.logprobs is not None:
-                self.logprobs += [(began + i, transcript.block(first + i), 0) for i in range(count)]
-        elif request.finish:
-            self.add_end(request, request.finish)
-        if request.num_cached_tokens >= 0:
-            self.started.append((request.request_id, request.num_cached_tokens))
-        if transcript is not None:
-            mine = [structs.replace(one, request_id=request.request_id) for one in transcript.prompt_logprobs]
-            self.prompt_logprobs += mine
-
-    def take_outputs(self, epoch: int, step: int) -> Outputs | None:
-        """The message of this step, or None when there is nothing to say."""
+    def take(self, epoch: int, step: int) -> Outputs | None:
+        """The message, or None when there is nothing to say."""
         if not self.num_rows and not self.prompt_logprobs:
             return None
         outputs = Outputs(
@@ -102,6 +78,58 @@ class Client:
         )
         self._clear()
         return outputs
+
+
+class Client(Rows):
+    """A peer of the clients' socket; `requests` are those that have not had their last message."""
+
+    def __init__(self, peer: bytes, name: str, incarnation: int) -> None:
+        super().__init__()
+        self.peer = peer
+        self.name = name
+        self.incarnation = incarnation
+        self.requests: dict[int, Request] = {}
+        self._parcels: list[Rows] = []
+        """What is sent again, before anything of the current step: apart, as each must fit a frame."""
+
+    def resend(self, request: "Request", first: int) -> None:
+        """All that is known of a request's outputs from index `first` on, as if it came from other steps."""
+        transcript, total = request.transcript, request.num_output_tokens
+        for report in transcript.prompt_logprobs if transcript is not None else ():
+            self._parcel().prompt_logprobs.append(structs.replace(report, request_id=request.request_id))
+        for begin in range(first, total, ROWS_PER_PARCEL):
+            self._resend_rows(request, begin, min(begin + ROWS_PER_PARCEL, total))
+        if first == total and request.finish:
+            self._parcel().add_end(request, request.finish)
+
+    def _resend_rows(self, request: "Request", begin: int, end: int) -> None:
+        parcel, transcript, count = self._parcel(), request.transcript, end - begin
+        finishes = bytearray(count)
+        if end == request.num_output_tokens:
+            finishes[-1] = request.finish
+        parcel.add_rows(
+            columns.pack(columns.UINT64, [request.request_id]) * count,
+            columns.pack(columns.UINT32, range(begin, end)),
+            request.token_ids[request.num_prompt_tokens + begin : request.num_prompt_tokens + end].tobytes(),
+            bytes(finishes),
+        )
+        if transcript is not None and request.sampling.logprobs is not None:
+            parcel.logprobs += [(i, transcript.block(begin + i), 0) for i in range(count)]
+        if request.num_cached_tokens >= 0:
+            parcel.started.append((request.request_id, request.num_cached_tokens))
+
+    def take_outputs(self, epoch: int, step: int) -> list[Outputs]:
+        """The messages for this client: usually one, of the current step; none when there is nothing."""
+        own = self.take(epoch, step)
+        if not self._parcels:
+            return [] if own is None else [own]
+        parcels, self._parcels = self._parcels, []
+        made = [*(parcel.take(epoch, step) for parcel in parcels), own]
+        return [outputs for outputs in made if outputs is not None]
+
+    def _parcel(self) -> Rows:
+        self._parcels.append(Rows())
+        return self._parcels[-1]
 
 
 def _gather(rows: list[tuple[int, LogprobBlock, int]]) -> LogprobBlock | None:

@@ -160,21 +160,18 @@ class Engine:
         """One message per client for whatever has happened."""
         step = self.meter.steps
         for client in list(self.desk.clients.values()):
-            outputs = client.take_outputs(self.workers.epoch, step)
-            if outputs is not None and not self.link.send(client.peer, outputs):
-                self.desk.forget(client)
+            for outputs in client.take_outputs(self.workers.epoch, step):
+                if not self.link.send(client.peer, outputs):
+                    self.desk.forget(client)
+                    break
         self.desk.nobody.take_outputs(0, 0)
         if self.journal is not None:
             self.journal.flush()
 
     def next_deadline(self) -> float | None:
         """When `advance` has something to do although nothing has arrived."""
-        deadline = self.desk.next_deadline()
-        if self.cut_at is None:
-            return deadline
-        return min(
-            self.cut_at + CUT_PATIENCE_S, self.cut_at + CUT_PATIENCE_S if deadline is None else deadline
-        )
+        deadlines = [self.desk.next_deadline(), None if self.cut_at is None else self.cut_at + CUT_PATIENCE_S]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _watch_the_link(self) -> None:
         """Raises LinkCut."""

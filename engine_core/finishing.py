@@ -57,7 +57,7 @@ class Delivery:
                 report = PromptLogprobs(request.request_id, first_position, block)
                 request.client.prompt_logprobs.append(report)
                 if request.transcript is not None:
-                    request.transcript.prompt_logprobs.append(report)
+                    request.transcript.add_prompt(report)
 
     def _lane(self, lane: LaneStep, tokens: "array[int]", first: int, failed: set[int]) -> None:
         """All rows of one client that decode."""

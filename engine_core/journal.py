@@ -4,7 +4,8 @@ A file of records, each a msgpack frame after its length (uint32, little-endian)
 `Submitted`, `Reset`, `StepPlan`, `StepResult` and `StepFailed` follow. Plans are complete from their
 epoch's Reset on, so a recording is replayed by executing them (`tern replay FILE`). It therefore ends
 only at an epoch's border: full in the middle of one, it says nothing more until the next, which begins a
-new file; the one before is kept as FILE.old. Both together stay within the limit.
+new file, as other workers and another engine core do; the one before is kept as FILE.old. Both together
+stay within the limit.
 """
 
 import os

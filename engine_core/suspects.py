@@ -5,7 +5,7 @@
 
 Running alone costs a suspect's neighbours a pause, so it takes evidence: a step that failed by itself, or
 a worker that died by itself, is enough. A worker that was killed from outside counts half: who is in a
-step at two kills in a row is a suspect, and a culprit only when killed twice alone.
+step at two kills without having got past the first is a suspect, and a culprit only when killed twice alone.
 """
 
 from collections import deque

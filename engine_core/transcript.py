@@ -14,9 +14,17 @@ class Transcript:
         """`first` is the output index of the first token that will be added."""
         self.first = first
         self.prompt_logprobs: list[PromptLogprobs] = []
+        self._prompt_end = 0
         self._chosen: list[bytes] = []
         self._top_ids: list[bytes] = []
         self._top_values: list[bytes] = []
+
+    def add_prompt(self, report: PromptLogprobs) -> None:
+        """A stretch of the prompt; one that was scored before, and is computed again, adds nothing."""
+        end = report.first_position + len(report.block.rows) // 4
+        if end > self._prompt_end:
+            self._prompt_end = end
+            self.prompt_logprobs.append(report)
 
     def add(self, block: LogprobBlock, place: int) -> None:
         """The next output's row of a worker's block."""

@@ -55,7 +55,7 @@ class EngineClient:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._dealer: Dealer[EngineMessage, ClientMessage] | None = None
         self._unsent: deque[ClientMessage] = deque(maxlen=HIGH_WATER_MARK)
-        """What the socket did not take. What falls off is a lost message, and missed as such."""
+        """What the socket did not take. What falls off is lost: a Submit is missed, and sent again."""
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._nonces = itertools.count(1)
         self._follower: asyncio.Task[None] | None = None

@@ -50,8 +50,8 @@ class Events(Protocol):
         ...
 
 
-class EventStream:
-    """Sends a generation's events as they come."""
+class Sender:
+    """What both kinds of stream know: where the events go, and whether the response has begun."""
 
     def __init__(
         self,
@@ -67,11 +67,21 @@ class EventStream:
         self._events = events
         self._include_usage = include_usage
         self._continuous = continuous_usage
-        self._unfinished = len(generation.choices)
         self._started = False
+
+    async def start(self) -> None:
+        """Status and headers; once."""
+        if not self._started:
+            self._started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
+
+
+class EventStream(Sender):
+    """Sends a generation's events as they come."""
 
     def run(self) -> Awaitable[None]:
         """Raises what the choices raise; then the stream is left without its end."""
+        self._unfinished = len(self._generation.choices)
         return self._generation.run(self._write)
 
     async def _write(self, choice: Choice) -> None:
@@ -85,7 +95,7 @@ class EventStream:
                 event = self._full(choice, piece)
             if not opened:
                 opened, event = True, self._events.opening(choice) + event  # a prompt is scored only by now
-                await self._start()
+                await self.start()
             await send({"type": "http.response.body", "body": event, "more_body": self._unfinished > 0})
 
     def _full(self, choice: Choice, piece: Piece) -> bytes:
@@ -97,8 +107,3 @@ class EventStream:
                 event += self._events.usage(self._generation.usage()) if self._include_usage else b""
                 event += DONE
         return event
-
-    async def _start(self) -> None:
-        if not self._started:
-            self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})

@@ -9,37 +9,18 @@ been sent. Costs a few microseconds an event more than EventStream, for requests
 
 import asyncio
 
-from starlette.types import Send
-
 from ..answer import Piece
-from ..streams import Choice, Generation
-from .events import DONE, HEADERS, Events
+from ..streams import Choice
+from .events import DONE, Sender
 
 
-class ResumableStream:
+class ResumableStream(Sender):
     """Sends what a generation has beyond what the client has."""
-
-    def __init__(
-        self,
-        send: Send,
-        generation: Generation,
-        events: Events,
-        *,
-        include_usage: bool,
-        continuous_usage: bool,
-    ) -> None:
-        self._send = send
-        self._generation = generation
-        self._events = events
-        self._include_usage = include_usage
-        self._continuous = continuous_usage
-        self._positions: list[int] = []
-        self._writing = asyncio.Lock()
-        self._started = False
 
     async def run(self) -> None:
         """Raises what the choices raise; then the stream is left without its end."""
         await self._generation.skip()
+        self._writing = asyncio.Lock()
         self._positions = [choice.position for choice in self._generation.choices]
         await self._generation.run(self._write)
         usage = self._events.usage(self._generation.usage()) if self._include_usage else b""
@@ -61,7 +42,5 @@ class ResumableStream:
         return b"id: " + ".".join(map(str, self._positions)).encode() + b"\n"
 
     async def _emit(self, event: bytes, *, more: bool) -> None:
-        if not self._started:
-            self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
+        await self.start()
         await self._send({"type": "http.response.body", "body": event, "more_body": more})

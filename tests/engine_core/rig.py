@@ -77,6 +77,8 @@ class Rig:
         self.deaths = 0
         self.plans: list[StepPlan] = []
         self.registries: dict[bytes, Registry] = {}
+        self.history: list[tuple[bytes, EngineMessage]] = []
+        """All that clients were sent."""
         self.start_worker()
 
     # ── the worker ──────────────────────────────────────────────────────────────────────────────
@@ -166,6 +168,7 @@ class Rig:
         if engine.scheduler is not None:
             check(engine.scheduler)
         for peer, message in self.clients_wire.taken():
+            self.history.append((peer, message))
             self._deliver(peer, message)
         work = self.workers_wire.taken()
         for _, order in work:
