@@ -17,8 +17,8 @@ from protocol.config import FrontendConfig, FrontendOptions
 from protocol.errors import ModelNotFound, StartupError
 from protocol.sampling import MAX_SEED
 
-from .admission import Door
 from .chat_template import ChatTemplate
+from .door import Door
 from .metrics import Metrics
 from .tokenizer import Tokenizer
 

@@ -12,8 +12,10 @@ from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
 from ..responses import ErrorBody, send_body
-from .chat import ChatRequest, ChatResponse
-from .completions import CompletionRequest, CompletionResponse
+from .chat import ChatRequest
+from .chat_events import ChatResponse
+from .completion_events import CompletionResponse
+from .completions import CompletionRequest
 from .headers import (
     IDEMPOTENCY_KEY,
     KEY_PATTERN,

@@ -14,6 +14,7 @@ from starlette.types import Send
 
 from ..answer import Piece
 from ..streams import Choice, Generation, Usage
+from .usage import usage_body
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -50,8 +51,25 @@ class Events(Protocol):
         ...
 
 
+class ChunkFrame:
+    """What the events of one response have in common; an endpoint puts a choice between."""
+
+    def __init__(self, response_id: str, kind: str, created: int, model: str) -> None:
+        """`kind` is the `object` of every chunk."""
+        head = {"id": response_id, "object": kind, "created": created, "model": model}
+        self.head = b"data: " + _encode(head)[:-1] + b',"choices":['
+
+    def tail(self, usage: Usage | None) -> bytes:
+        """Behind the choices."""
+        return b"]}\n\n" if usage is None else b'],"usage":' + _encode(usage_body(usage)) + b"}\n\n"
+
+    def usage(self, usage: Usage) -> bytes:
+        """The event without choices."""
+        return self.head + self.tail(usage)
+
+
 class Sender:
-    """What both kinds of stream know: where the events go, and whether the response has begun."""
+    """What both kinds of stream know: where the events go, whether the response has begun, how it ends."""
 
     def __init__(
         self,
@@ -74,6 +92,14 @@ class Sender:
         if not self._started:
             self._started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
+
+    def usage_so_far(self) -> Usage | None:
+        """For an event, if every event is to have it."""
+        return self._generation.usage() if self._continuous else None
+
+    def usage_event(self) -> bytes:
+        """The last event but [DONE]; empty if it was not asked for."""
+        return self._events.usage(self._generation.usage()) if self._include_usage else b""
 
 
 class EventStream(Sender):
@@ -99,11 +125,9 @@ class EventStream(Sender):
             await send({"type": "http.response.body", "body": event, "more_body": self._unfinished > 0})
 
     def _full(self, choice: Choice, piece: Piece) -> bytes:
-        usage = self._generation.usage() if self._continuous else None
-        event = self._events.full(choice, piece, usage)
+        event = self._events.full(choice, piece, self.usage_so_far())
         if piece.finish_reason is not None:
             self._unfinished -= 1
             if not self._unfinished:
-                event += self._events.usage(self._generation.usage()) if self._include_usage else b""
-                event += DONE
+                event += self.usage_event() + DONE
         return event

@@ -9,7 +9,6 @@ been sent. Costs a few microseconds an event more than EventStream, for requests
 
 import asyncio
 
-from ..answer import Piece
 from ..streams import Choice
 from .events import DONE, Sender
 
@@ -23,7 +22,7 @@ class ResumableStream(Sender):
         self._writing = asyncio.Lock()
         self._positions = [choice.position for choice in self._generation.choices]
         await self._generation.run(self._write)
-        usage = self._events.usage(self._generation.usage()) if self._include_usage else b""
+        usage = self.usage_event()
         await self._emit((self._id() + usage if usage else b"") + DONE, more=False)
 
     async def _write(self, choice: Choice) -> None:
@@ -32,11 +31,8 @@ class ResumableStream(Sender):
             async with self._writing:
                 first = not self._positions[choice.index]
                 self._positions[choice.index] = position
-                await self._emit(self._id() + self._event(choice, piece, first), more=True)
-
-    def _event(self, choice: Choice, piece: Piece, first: bool) -> bytes:
-        usage = self._generation.usage() if self._continuous else None
-        return self._events.joined(choice, piece, usage, first=first)
+                event = self._events.joined(choice, piece, self.usage_so_far(), first=first)
+                await self._emit(self._id() + event, more=True)
 
     def _id(self) -> bytes:
         return b"id: " + ".".join(map(str, self._positions)).encode() + b"\n"

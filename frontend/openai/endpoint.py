@@ -1,0 +1,79 @@
+"""GeneratingEndpoint: a request's way from body to answer. Knows no endpoint's fields or shapes.
+
+admit → read → parse → refuse what is not honoured → plan → generate ─┬─ whole ── one JSON document
+                                                                      └─ stream ─ server-sent events
+"""
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+from msgspec import Struct
+from starlette.types import Receive, Scope, Send
+
+from protocol.messages import EngineFacts
+
+from ..responses import send_json
+from ..service import Service
+from ..streams import Generation, Prompt, Wish
+from .events import Events, EventStream
+from .fields import GenerationFields
+from .headers import Terms, read_terms
+from .parse import parse, read_body
+from .refused import Refusal, Refusals
+from .resumable import ResumableStream
+
+Fields = TypeVar("Fields", bound=GenerationFields)
+
+
+class Response(Events, Protocol):
+    """One response: its events, or all of it at once."""
+
+    async def whole(self) -> Struct:
+        """The document when everything has come."""
+        ...
+
+
+class GeneratingEndpoint(ABC, Generic[Fields]):
+    """What an endpoint has to say itself: what a request asks for, and how its answer is written."""
+
+    def __init__(self, service: Service, fields: type[Fields], refused: Mapping[str, Refusal]) -> None:
+        self.service = service
+        self._decoder = msgspec.json.Decoder(fields)
+        self._refusals = Refusals(refused)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        facts = await self.service.door.admit()
+        body = await read_body(receive)
+        request = parse(self._decoder, body)
+        self._refusals.check(body)
+        terms = read_terms(scope, body, self.service.options.request_timeout)
+        await self.service.door.attend(receive, self._answer(request, facts, terms, send))
+
+    @abstractmethod
+    async def plan(self, request: Fields, facts: EngineFacts, terms: Terms) -> tuple[Sequence[Prompt], Wish]:
+        """The prompts, and what is to be made of each. Raises RequestError."""
+
+    @abstractmethod
+    def respond(self, request: Fields, generation: Generation, model: str, response_id: str) -> Response:
+        """How the answer is written; `model` is the name to report."""
+
+    async def _answer(self, request: Fields, facts: EngineFacts, terms: Terms, send: Send) -> None:
+        model = self.service.model_name(request.model)
+        prompts, wish = await self.plan(request, facts, terms)
+        with Generation(self.service, prompts, wish) as generation:
+            response_id = terms.key.root if terms.key is not None else uuid.uuid4().hex
+            response = self.respond(request, generation, model, response_id)
+            if not request.stream:
+                await send_json(send, await response.whole())
+                return
+            stream = EventStream if terms.key is None else ResumableStream
+            await stream(
+                send,
+                generation,
+                response,
+                include_usage=request.include_usage,
+                continuous_usage=request.continuous_usage,
+            ).run()
