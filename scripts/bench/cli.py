@@ -4,12 +4,15 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import uvloop
 
 from scripts.model_path import BUNDLED
 
 from . import machine, overhead, quality, recover, rest, throughput
+from .peers import compare
+from .peers.environments import ENVIRONMENTS, OWN
 from .stack import serving
 
 
@@ -41,6 +44,16 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
                 peers=options.peers,
             )
             return throughput.report(points)
+        case "peers":
+            outcome = await compare.measure(
+                options.folder,
+                options.kinds,
+                options.only,
+                options.repetitions,
+                options.threads,
+                serve_arguments,
+            )
+            return compare.report(outcome)
         case "rest":
             return rest.measure(serve_arguments, options.seconds)
         case "recover":
@@ -76,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--repetitions", type=int, default=3)
     one.add_argument("--peer-threads", type=int, default=os.cpu_count() or 1)
     one.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+
+    one = benchmarks.add_parser("peers", help="other engines for CPUs on the same machine, in turn with ours")
+    one.add_argument("folder", type=Path, help="keeps their environments and models; some 15 GB")
+    one.add_argument("--kinds", nargs="+", choices=["bf16", "int8", "int4"], default=["bf16", "int8", "int4"])
+    one.add_argument("--only", nargs="+", choices=[OWN, *ENVIRONMENTS], default=[], help="of the engines")
+    one.add_argument("--repetitions", type=int, default=3)
+    one.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the others")
 
     one = benchmarks.add_parser("rest", help="memory, idle CPU and time to ready")
     one.add_argument("--seconds", type=float, default=10)

@@ -2,11 +2,14 @@
 
 import random
 import statistics
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .load import completion_request, percentile, together
-from .peers import Peer, transformers_peer
+from .peers.peer import Peer, peer
 from .stack import Stack, serving
 
 
@@ -42,13 +45,17 @@ async def measure(
         return [[draw.randrange(300, vocab_size) for _ in range(prompt_tokens)] for _ in range(count)]
 
     points = [Point(concurrency) for concurrency in concurrencies]
-    with serving(["--model", model, *arguments]) as stack, transformers_peer(model, threads) as peer:
+    with (
+        serving(["--model", model, *arguments]) as stack,
+        tempfile.NamedTemporaryFile() as log,
+        peer(sys.executable, "transformers", [model, str(threads)], Path(log.name)) as process,
+    ):
         for repetition in range(-1, repetitions):  # the first is a warm-up of everyone, and is not counted
             for point in points if repetition >= 0 else [Point(point.concurrency) for point in points]:
                 batch = prompts(point.concurrency)
                 await _ours(stack, point, batch, num_tokens)
                 if peers:
-                    _theirs(peer, point, batch, num_tokens)
+                    _theirs(process, point, batch, num_tokens)
     return points
 
 
@@ -62,10 +69,10 @@ async def _ours(stack: Stack, point: Point, prompts: list[list[int]], num_tokens
     point.gap_ms += [gap * 1e3 for stream in streams for gap in stream.gaps_s]
 
 
-def _theirs(peer: Peer, point: Point, prompts: list[list[int]], num_tokens: int) -> None:
+def _theirs(process: Peer, point: Point, prompts: list[list[int]], num_tokens: int) -> None:
     total = len(prompts) * num_tokens
-    point.generate.append(total / peer.seconds("generate", prompts, num_tokens))
-    point.continuous.append(total / peer.seconds("continuous", prompts, num_tokens))
+    point.generate.append(total / process.seconds("generate", prompts, num_tokens))
+    point.continuous.append(total / process.seconds("continuous", prompts, num_tokens))
 
 
 def report(points: Sequence[Point]) -> str:
