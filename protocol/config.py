@@ -124,6 +124,13 @@ class ParallelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     threads: Annotated[
         int, Meta(ge=0, description="CPU threads per worker; 0: the physical cores, shared among workers")
     ] = 0
+    cpu_kernels: Annotated[
+        Literal["auto", "native", "torch"],
+        Meta(
+            description="native: kernels in C, compiled by the system's compiler at the first start; torch: "
+            "those of torch; auto: native if there is a compiler"
+        ),
+    ] = "auto"
 
 
 class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,6 +6,8 @@ It knows no sockets and no requests; every rank of a group does the same and sam
 """
 
 import math
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from .batch import Batch, Rows
 from .checkpoint import Checkpoint
 from .failures import RowsFailed
 from .kernels.attention import AttentionPlanner, KVShape, StepLayout
+from .kernels.cpu import library
 from .kv_cache import KVBudget, KVCache, available_memory, fit
 from .logprobs import LogprobReports
 from .models.registry import build
@@ -48,6 +51,13 @@ class TorchRunner:
         size = config.parallel.tensor_parallel_size
         threads = config.parallel.threads or max(physical_cores() // size, 1)
         torch.set_num_threads(threads)
+        report("preparing kernels", "", None)
+        self.kernels, which = library.load(config.parallel.cpu_kernels, os.environ)
+        report("preparing kernels", which, None)
+        if self.kernels is not None:
+            self.kernels.set_threads(threads)
+        elif config.parallel.cpu_kernels == "auto" and config.rank == 0:
+            print(f"tern: {which}", file=sys.stderr, flush=True)
         report("reading the checkpoint", "", None)
         dummy = config.model.load_format == "dummy"
         checkpoint = Checkpoint(Path(config.model.model), with_weights=not dummy)
@@ -56,7 +66,7 @@ class TorchRunner:
         if size > 1:
             report("waiting for the other ranks", "", None)
         self.group = Group(config.rank, size, Path(config.group_dir))
-        self.model, wants = build(checkpoint, config.model.dtype, self.group)
+        self.model, wants = build(checkpoint, config.model.dtype, self.group, self.kernels)
         self.facts = self._facts(config, checkpoint.eos_token_ids(), wants)
         self.threads = StepThreads(threads, wants.num_bytes() // wants.dtype.itemsize)
         self.model_fingerprint = checkpoint.fingerprint(self.facts.dtype, config.model.load_format)

@@ -21,6 +21,7 @@ from torch import Tensor
 from protocol.errors import StartupError
 
 from .checkpoint import StoredTensor
+from .kernels.cpu.library import Library
 
 Report = Callable[[str, str, float | None], None]
 """(phase, detail, fraction done or None when unknown)"""
@@ -57,6 +58,8 @@ class Wants:
     finishers: list[Callable[[], None]] = field(default_factory=list)
     base_prefix: str = ""
     """A checkpoint of the bare model, without its head, leaves this out of all names."""
+    kernels: Library | None = None
+    """In C, for layers that have a use for them; None: torch's."""
 
     def scope(self, prefix: str = "") -> "Scope":
         return Scope(self, prefix)
@@ -73,6 +76,7 @@ class Scope:
         self._wants = wants
         self._prefix = prefix
         self.dtype = wants.dtype
+        self.kernels = wants.kernels
 
     def __truediv__(self, name: str) -> "Scope":
         return Scope(self._wants, f"{self._prefix}{name}.")

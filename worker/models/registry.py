@@ -11,6 +11,7 @@ from protocol.errors import StartupError
 
 from ..checkpoint import Checkpoint
 from ..kernels.attention import StepMetadata, Window
+from ..kernels.cpu.library import Library
 from ..parallel import Group
 from ..weights import Wants
 from .gemma3 import Gemma3Config, build_gemma3
@@ -82,7 +83,9 @@ class _Header(Struct, frozen=True):
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build(checkpoint: Checkpoint, dtype: str, group: Group) -> tuple[Model, Wants]:
+def build(
+    checkpoint: Checkpoint, dtype: str, group: Group, kernels: Library | None = None
+) -> tuple[Model, Wants]:
     """The model with its weights still to be loaded. Raises StartupError naming what is not supported."""
     header = checkpoint.config(_Header)
     if header.auto_map:
@@ -97,7 +100,7 @@ def build(checkpoint: Checkpoint, dtype: str, group: Group) -> tuple[Model, Want
         raise StartupError(
             f"architectures {list(header.architectures)} are not supported; Tern knows {', '.join(MODELS)}"
         )
-    wants = Wants(resolve_dtype(dtype, header))
+    wants = Wants(resolve_dtype(dtype, header), kernels=kernels)
     config = checkpoint.config(kind.config_type)
     config.check()
     return kind.build(config, wants, group), wants

@@ -1,0 +1,152 @@
+"""The library of C kernels is built once, by whoever comes first, and what goes wrong is said."""
+
+import os
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import StartupError
+from worker.kernels.cpu import library
+
+ROOT = Path(__file__).parents[2]
+
+
+def environ(folder: Path, **more: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(folder), **more}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the library in it."""
+    cache = tmp_path_factory.mktemp("cache")
+    loaded, _ = library.load("native", environ(cache))
+    assert loaded is not None
+    return cache
+
+
+def files(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "tern" / "kernels").iterdir())
+
+
+def fake_compiler(folder: Path, body: str) -> str:
+    path = folder / "fake-cc"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_it_is_built_once_and_leaves_nothing_else(built: Path) -> None:
+    before = files(built)
+    assert len(before) == 1
+    assert before[0].endswith(".so")
+    loaded, which = library.load("auto", environ(built))
+    assert loaded is not None
+    assert before[0] in which
+    assert files(built) == before
+
+
+def test_several_processes_build_at_once(tmp_path: Path) -> None:
+    code = "import os; from worker.kernels.cpu import library; print(library.load('native', os.environ)[1])"
+    command = [sys.executable, "-c", code]
+
+    def run(_: int) -> str:
+        return subprocess.run(
+            command, cwd=ROOT, env=environ(tmp_path), capture_output=True, text=True, check=True
+        ).stdout
+
+    with ThreadPoolExecutor(3) as pool:
+        said = set(pool.map(run, range(3)))
+    assert len(said) == 1
+    assert len(files(tmp_path)) == 1
+
+
+def test_another_processor_gets_another_file(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = library.cache_folder(environ(built))
+    here, _ = library.build(folder, environ(built))
+    monkeypatch.setattr(library, "_cpu_flags", lambda: "flags: another\n")
+    monkeypatch.setattr(library, "_compile", lambda compiler, flags, sources, into: into.write_bytes(b"x"))
+    there, temporary = library.build(folder, environ(built))
+    assert there != here
+    assert not temporary
+    there.unlink()
+
+
+def test_without_a_compiler_torch_serves_and_says_so(tmp_path: Path) -> None:
+    nothing = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    loaded, which = library.load("auto", nothing)
+    assert loaded is None
+    assert which == "kernels of torch, which are slower: none of cc, gcc, clang is found"
+    with pytest.raises(StartupError, match="--cpu-kernels native: none of cc, gcc, clang is found"):
+        library.load("native", nothing)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("exit 3", "failed (3): it said nothing"),
+        ('[ "$1" = --version ] && exit 0; echo "error: no such header"; exit 1', "error: no such header"),
+    ],
+)
+def test_a_broken_compiler(tmp_path: Path, body: str, said: str) -> None:
+    broken = environ(tmp_path, CC=fake_compiler(tmp_path, body))
+    loaded, which = library.load("auto", broken)
+    assert loaded is None
+    assert said in which
+    with pytest.raises(StartupError) as error:
+        library.load("native", broken)
+    assert said in str(error.value)
+    assert error.value.hint == "install gcc or clang, or use --cpu-kernels auto"
+    assert not (tmp_path / "tern" / "kernels").exists() or files(tmp_path) == []
+
+
+def test_a_compiler_that_is_not_there(tmp_path: Path) -> None:
+    _, which = library.load("auto", environ(tmp_path, CC="no-such-cc"))
+    assert "CC is 'no-such-cc', which is not found" in which
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(library.tempfile, "tempdir", str(tmp_path))
+    loaded, which = library.load("native", environ(tmp_path / "file"))
+    assert loaded is not None
+    assert str(tmp_path / "tern-kernels-") in which
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_others_may_write_is_not_loaded(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_compile", lambda compiler, flags, sources, into: into.write_bytes(b"mine"))
+    folder = tmp_path / "kernels"
+    path, temporary = library.build(folder, environ(built))
+    assert (path.parent, temporary) == (folder, False)
+    path.write_bytes(b"theirs")
+    path.chmod(0o666)
+    again, _ = library.build(folder, environ(built))
+    assert again.read_bytes() == b"mine"
+    assert not again.stat().st_mode & stat.S_IWOTH
+    folder.chmod(0o777)
+    other, temporary = library.build(folder, environ(built))
+    assert temporary
+    assert other.parent != folder
+
+
+def test_torch_is_a_choice(tmp_path: Path) -> None:
+    loaded, which = library.load("torch", environ(tmp_path))
+    assert loaded is None
+    assert "--cpu-kernels torch" in which
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_its_threads_can_be_set_again_and_again(built: Path) -> None:
+    loaded, _ = library.load("native", environ(built))
+    assert loaded is not None
+    for count in (4, 1, 3, 2, 8, 1):
+        loaded.set_threads(count)
+        assert loaded.threads() == count
+    loaded.set_threads(0)
+    assert loaded.threads() == 1

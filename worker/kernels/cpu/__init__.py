@@ -1,0 +1,1 @@
+"""Kernels in C for the CPU, beside the Python that calls them."""

@@ -1,0 +1,225 @@
+"""All C files of this folder in one shared library, compiled by the system compiler when first wanted.
+
+It lies in a cache folder, named by everything that it was made from: the sources, the compiler, the flags
+and the processor. So a home directory may be shared by machines, several processes may build at once
+(each into a file of its own, which is then renamed), and a change of anything makes another file.
+`-march=native` is how the instruction set is chosen: the sources hold a path for each in `#if`.
+
+Knows no kernel: whoever calls one declares it (`Library.function`).
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from protocol.errors import StartupError
+
+Choice = Literal["auto", "native", "torch"]
+
+SOURCES = Path(__file__).parent
+COMPILERS = ("cc", "gcc", "clang")
+COMPILE_TIMEOUT_S = 300
+_COMPILE = (
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-Wall",
+)
+_LINK = ("-shared", "-pthread")
+
+
+class NoCompiler(Exception):
+    """There is none, or it does not work. The message says which, for people."""
+
+
+class Library:
+    """The loaded library. One per process is enough: its pool of threads is the process's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._dll = ctypes.CDLL(str(path))
+        self._set_threads = self.function("tern_set_threads", None, ctypes.c_int)
+        self._get_threads = self.function("tern_get_threads", ctypes.c_int)
+
+    def function(self, name: str, result: Any, *arguments: Any) -> Any:
+        """A C function with its types; calling it releases the GIL."""
+        found = getattr(self._dll, name)
+        found.restype, found.argtypes = result, arguments
+        return found
+
+    def set_threads(self, count: int) -> None:
+        """Threads that work on a kernel from now on, the calling one included."""
+        self._set_threads(count)
+
+    def threads(self) -> int:
+        return int(self._get_threads())
+
+
+def load(choice: Choice, environ: Mapping[str, str]) -> tuple[Library | None, str]:
+    """The library, or none; and in one line what is used and why.
+
+    Raises StartupError for `native` without a working compiler.
+    """
+    if choice == "torch":
+        return None, "kernels of torch, as --cpu-kernels torch asks"
+    try:
+        path, temporary = build(cache_folder(environ), environ)
+    except NoCompiler as error:
+        if choice == "native":
+            raise StartupError(
+                f"--cpu-kernels native: {error}", hint="install gcc or clang, or use --cpu-kernels auto"
+            ) from error
+        return None, f"kernels of torch, which are slower: {error}"
+    try:
+        return Library(path), f"own kernels, {path}"
+    finally:
+        if temporary:  # what is loaded stays
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """$XDG_CACHE_HOME/tern/kernels, or ~/.cache/tern/kernels"""
+    base = environ.get("XDG_CACHE_HOME") or os.path.join(
+        environ.get("HOME") or os.path.expanduser("~"), ".cache"
+    )
+    return Path(base) / "tern" / "kernels"
+
+
+def build(folder: Path, environ: Mapping[str, str], march: str | None = None) -> tuple[Path, bool]:
+    """The library's file, compiled if it is not in `folder` yet; and whether it is a temporary one.
+
+    A folder that cannot be written (or trusted) is replaced by a new temporary one. `march` other than the
+    processor's own is for tests. Raises NoCompiler.
+    """
+    compiler = find_compiler(environ)
+    flags = [*_COMPILE, f"-march={march}" if march else _native_flag()]
+    sources = sorted(SOURCES.glob("*.c"))
+    name = f"tern-{_key(compiler, flags, sources)}.so"
+    if _is_ours(folder / name):
+        return folder / name, False
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        work = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
+    except OSError:
+        work = Path(tempfile.mkdtemp(prefix="tern-kernels-"))
+    built = work / name
+    try:
+        _compile(compiler, flags, sources, built)
+        if work.parent == folder and _is_private(folder):
+            os.replace(built, folder / name)
+            return folder / name, False
+        return built, True
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        if not built.exists():
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def find_compiler(environ: Mapping[str, str]) -> str:
+    """$CC, or the first of COMPILERS in the path. Raises NoCompiler."""
+    asked = environ.get("CC")
+    for name in (asked,) if asked else COMPILERS:
+        if path := shutil.which(name, path=environ.get("PATH")):
+            return path
+    raise NoCompiler(
+        f"CC is {asked!r}, which is not found" if asked else f"none of {', '.join(COMPILERS)} is found"
+    )
+
+
+def _native_flag() -> str:
+    return "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+
+
+def _key(compiler: str, flags: Sequence[str], sources: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for text in (compiler, _run([compiler, "--version"]), *flags, *_LINK, platform.machine(), _cpu_flags()):
+        digest.update(text.encode() + b"\0")
+    for path in sorted([*sources, *SOURCES.glob("*.h")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _cpu_flags() -> str:
+    """What -march=native depends on. Empty where there is no /proc: then the machine's name has to do."""
+    with suppress(OSError), open("/proc/cpuinfo") as file:
+        wanted = ("model name", "flags", "Features", "CPU part")
+        return "".join(dict.fromkeys(line for line in file if line.startswith(wanted)))
+    return platform.node()
+
+
+def _compile(compiler: str, flags: Sequence[str], sources: Sequence[Path], into: Path) -> None:
+    """Each file by a process of its own, side by side; then linked."""
+    objects = [into.with_name(source.stem + ".o") for source in sources]
+    running = [
+        subprocess.Popen(
+            [compiler, *flags, "-c", str(source), "-o", str(made)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for source, made in zip(sources, objects, strict=True)
+    ]
+    failed = ""
+    for process in running:
+        try:
+            said, _ = process.communicate(timeout=COMPILE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+        if process.returncode and not failed:
+            failed = f"{compiler} failed ({process.returncode}): {_first_lines(said)}"
+    if failed:
+        raise NoCompiler(failed)
+    _run([compiler, *_LINK, *map(str, objects), "-o", str(into), "-lm"])
+
+
+def _run(command: Sequence[str]) -> str:
+    """Its output. Raises NoCompiler when it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMPILE_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoCompiler(f"{command[0]} does not run: {error}") from error
+    if done.returncode:
+        raise NoCompiler(f"{command[0]} failed ({done.returncode}): {_first_lines(done.stdout)}")
+    return done.stdout
+
+
+def _first_lines(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return " | ".join(lines[:3])[:500] or "it said nothing"
+
+
+def _is_ours(path: Path) -> bool:
+    """It exists, and only this user could have written it: what is loaded is run."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    return stat.st_uid in (os.geteuid(), 0) and not stat.st_mode & 0o022 and _is_private(path.parent)
+
+
+def _is_private(folder: Path) -> bool:
+    stat = folder.stat()
+    return stat.st_uid in (os.geteuid(), 0) and not stat.st_mode & 0o022
