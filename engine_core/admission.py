@@ -11,8 +11,11 @@ _POOLS_WAITING = 16
 """Prompts that may wait by default, in multiples of what the KV blocks hold."""
 
 
-def check(submit: Submit, request: Request, facts: EngineFacts) -> None:
-    """Raise a RequestError that names the value and the rule if the request can never run."""
+def check(submit: Submit, request: Request, facts: EngineFacts, *, grammars: bool) -> None:
+    """Raise a RequestError that names the value and the rule if the request can never run.
+
+    `grammars`: whether they can be followed here.
+    """
     num_prompt, num_outputs = request.num_prompt_tokens, request.num_output_tokens
     ids = f"token ids must be within 0 … {facts.vocab_size - 1}"
     if num_prompt == 0:
@@ -31,9 +34,15 @@ def check(submit: Submit, request: Request, facts: EngineFacts) -> None:
     for token_id, _ in submit.sampling.logit_bias:
         if token_id >= facts.vocab_size:
             raise InvalidRequest(f"logit_bias names token {token_id}: {ids}", param="logit_bias")
-    for field in ("adapter", "grammar"):
-        if getattr(submit, field):
-            raise Unsupported(f"{field} is not supported by this engine core: leave it empty", param=field)
+    if submit.adapter:
+        raise Unsupported("adapter is not supported by this engine core: leave it empty", param="adapter")
+    if submit.grammar:
+        if not grammars:
+            raise Unsupported("grammar: this engine core has been given no tokenizer", param="grammar")
+        for field in ("min_tokens", "ignore_eos"):
+            if getattr(submit.sampling, field):
+                rule = "not together with a grammar, which alone says where the answer may end"
+                raise InvalidRequest(f"{field}: {rule}", param=field)
 
 
 def check_room(

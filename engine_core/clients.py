@@ -6,15 +6,38 @@ token_ids    │ …
 finishes     │ …
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import structs
 
 from protocol import columns
-from protocol.messages import NO_TOKEN, Finish, LogprobBlock, Outputs, PromptLogprobs
+from protocol.messages import (
+    NO_TOKEN,
+    ClientMessage,
+    EngineMessage,
+    Finish,
+    LogprobBlock,
+    Outputs,
+    PromptLogprobs,
+)
 
 if TYPE_CHECKING:
     from .request import Request
+
+
+class ClientLink(Protocol):
+    """The engine core's end of the link to its clients."""
+
+    @property
+    def dropped_frames(self) -> int:
+        """Frames that did not decode."""
+
+    def drain(self) -> list[tuple[bytes, ClientMessage]]:
+        """What has arrived, with the peers that sent it."""
+
+    def send(self, peer: bytes, message: EngineMessage) -> bool:
+        """Queue a message. False: the peer is gone, or has stopped consuming."""
+
 
 ROWS_PER_PARCEL = 8192
 """With twenty likeliest tokens a row has 185 bytes: 1.5 MB of the 16 that a frame may have."""

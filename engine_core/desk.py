@@ -27,6 +27,7 @@ from protocol.messages import Abort, EngineMessage, Finish, Leave, Refused, Subm
 from .admission import check, check_room
 from .clients import Client
 from .finishing import already_finished
+from .grammar import Grammars
 from .kept import Kept
 from .meter import Meter
 from .request import Request, State
@@ -45,7 +46,12 @@ class Desk:
     """`scheduler` is None until a worker has said what it can do."""
 
     def __init__(
-        self, config: EngineCoreConfig, outbox: Outbox, meter: Meter, clock: Callable[[], float]
+        self,
+        config: EngineCoreConfig,
+        outbox: Outbox,
+        meter: Meter,
+        clock: Callable[[], float],
+        grammars: Grammars,
     ) -> None:
         self.scheduler: Scheduler | None = None
         self.clients: dict[bytes, Client] = {}
@@ -58,6 +64,7 @@ class Desk:
         self._outbox = outbox
         self._meter = meter
         self._clock = clock
+        self._grammars = grammars
         self._deadlines: list[tuple[float, int, Request]] = []
         self._arrivals = itertools.count()
 
@@ -89,7 +96,7 @@ class Desk:
         if known is not None and _goes_on(known, request):
             self._hand_over(known, request)
             return None
-        check(submit, request, scheduler.facts)
+        check(submit, request, scheduler.facts, grammars=self._grammars.available)
         if known is not None and known is live:
             self._drop(known)
         elif known is not None:
@@ -114,6 +121,8 @@ class Desk:
             return request
         client.requests[request.request_id] = request
         scheduler.add(request)
+        if request.grammar is not None:
+            self._grammars.begin(request, scheduler.facts)
         return request
 
     def _hand_over(self, known: Request, again: Request) -> None:
@@ -235,6 +244,7 @@ def _goes_on(known: Request, again: Request) -> bool:
     """Whether `again` asks for nothing but what `known` has or will have."""
     return (
         known.sampling == again.sampling
+        and (known.grammar and known.grammar.text) == (again.grammar and again.grammar.text)
         and known.num_prompt_tokens == again.num_prompt_tokens
         and known.token_ids[: again.num_tokens] == again.token_ids
         and (known.transcript is None or known.transcript.first <= again.num_output_tokens)

@@ -8,7 +8,7 @@ their clients, KV by computing it again.
 import itertools
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from protocol import columns
 from protocol.config import EngineCoreConfig
@@ -19,11 +19,9 @@ from protocol.messages import (
     Attach,
     Attached,
     AttachRefused,
-    ClientMessage,
     Control,
     ControlResult,
     EngineFacts,
-    EngineMessage,
     EngineStats,
     Leave,
     Ping,
@@ -35,9 +33,10 @@ from protocol.sockets import fingerprint
 from protocol.steps import Reset, StepFailed, StepResult, WorkerReady, WorkerReply
 
 from . import crash_report
-from .clients import Client
+from .clients import Client, ClientLink
 from .desk import Desk
-from .finishing import deliver
+from .finishing import deliver, deliver_forced
+from .grammar import Grammars, Hands
 from .journal import Journal, Opened, Submitted
 from .meter import Meter
 from .request import Request, State
@@ -54,27 +53,18 @@ class LinkCut(Exception):
     """The workers live and cannot be reached. Only a new engine core brings them back."""
 
 
-class ClientLink(Protocol):
-    """The engine core's end of the link to its clients."""
-
-    @property
-    def dropped_frames(self) -> int:
-        """Frames that did not decode."""
-
-    def drain(self) -> list[tuple[bytes, ClientMessage]]:
-        """What has arrived, with the peers that sent it."""
-
-    def send(self, peer: bytes, message: EngineMessage) -> bool:
-        """Queue a message. False: the peer is gone, or has stopped consuming."""
-
-
 class Engine:
     """One engine core. Feed it with what arrives, and with what the supervisor says; then let it advance."""
 
     def __init__(
-        self, config: EngineCoreConfig, clients: ClientLink, workers: WorkerLink, clock: Callable[[], float]
+        self,
+        config: EngineCoreConfig,
+        clients: ClientLink,
+        workers: WorkerLink,
+        clock: Callable[[], float],
+        hands: Hands,
     ) -> None:
-        """`clock` gives seconds that never go back."""
+        """`clock` gives seconds that never go back. `hands` do what grammars need."""
         self.config = config
         self.link = clients
         self.clock = clock
@@ -88,7 +78,8 @@ class Engine:
         self.last_result = 0.0
         self.cut_at: float | None = None
         """Since when the workers cannot be reached."""
-        self.desk = Desk(config, clients, self.meter, clock)
+        self.grammars = Grammars(config.tokenizer, hands)
+        self.desk = Desk(config, clients, self.meter, clock, self.grammars)
         self.asked: dict[int, tuple[bytes, int]] = {}
         """Of controls that the workers are working on: (peer, the peer's nonce)."""
         self.nonces = itertools.count()
@@ -101,6 +92,7 @@ class Engine:
         """To be called after `receive` or `collect`, or when a deadline has passed: schedule, dispatch,
         publish."""
         self.desk.expire(self.clock())
+        self._take_masks()
         self.dispatch()
         self.publish()
         self._watch_the_link()
@@ -277,19 +269,41 @@ class Engine:
         now = self.clock()
         seconds = now - max(self.begun.popleft(), self.last_result)
         self.last_result = now
-        self.meter.record(planned.num_decodes, planned.num_tokens - planned.num_decodes, seconds)
-        finished, num_tokens = deliver(planned, result)
-        self.meter.generation_tokens += num_tokens
-        if finished:
-            self.meter.record_ends(len(finished), now)
-            for request in finished:
-                self.desk.finished(request)
+        num_answering = planned.num_decodes + planned.num_masked
+        self.meter.record(num_answering, planned.num_tokens - num_answering, seconds)
+        delivery = deliver(planned, result)
+        self.meter.generation_tokens += delivery.num_tokens
+        self._finish(delivery.finished)
+        self.grammars.advance(delivery.constrained)
         for row, code in result.failed_rows:
             request = planned.request_at(row)
             if request.state is not State.ENDED:
                 self.desk.fail(request, _row_error(code), trusted=False)
         if self.journal is not None:
             self.journal.write(result)
+
+    def _finish(self, requests: list[Request]) -> None:
+        if requests:
+            self.meter.record_ends(len(requests), self.clock())
+            for request in requests:
+                self.desk.finished(request)
+
+    def _take_masks(self) -> None:
+        """What grammars have said → forced tokens of the requests, and masks for what follows."""
+        for job in self.grammars.take():
+            request = job.request
+            if request.state is State.ENDED:
+                continue
+            if job.error is not None:
+                self.desk.fail(request, job.error)
+                continue
+            assert self.scheduler is not None
+            num_forced = deliver_forced(request, job.forced)
+            self.meter.generation_tokens += num_forced
+            job.grammar.mask, job.grammar.mask_at = job.mask, request.num_tokens
+            self.scheduler.go_on(request, num_forced)
+            if request.finish:
+                self._finish([request])
 
     def _on_unexpected(self, result: StepResult) -> None:
         """Not of the oldest step in flight. A later one's: a result was lost, and with it the common view."""

@@ -6,6 +6,7 @@ row by row: prompt chunks, requests that have left or moved since the step was p
 
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from operator import call
 
 from protocol import columns
@@ -22,10 +23,12 @@ _INDEX_BYTES, _ID_BYTES = 4, 8
 
 
 class Delivery:
-    """One result on its way. `finished` are the requests that it ends, `num_tokens` what it brought."""
+    """One result on its way. `finished` are the requests that it ends, `constrained` those whose grammars
+    have to learn of their new token, `num_tokens` is what it brought."""
 
     def __init__(self, planned: PlannedStep, result: StepResult) -> None:
         self.finished: list[Request] = []
+        self.constrained: list[Request] = []
         self.num_tokens = 0
         self._planned = planned
         self._result = result
@@ -109,30 +112,42 @@ class Delivery:
         """One row by itself; nothing if its request ended while the step was in flight."""
         if request.state is State.ENDED:
             return
-        index = request.num_output_tokens
-        request.token_ids.append(token)
         self.num_tokens += 1
-        finish = Finish.NONE
-        if token in request.stop_token_ids:
-            finish = Finish.STOP
-        elif len(request.token_ids) >= request.max_total_tokens:
-            finish = Finish.LENGTH
-        if finish:
-            request.finish = finish
+        self._place_of[row] = request.client, request, _append(request, token)
+        if request.finish:
             self.finished.append(request)
-        client = request.client
-        self._place_of[row] = client, request, client.add_row(request.request_id, index, token, finish)
+        elif request.grammar is not None:
+            self.constrained.append(request)
 
 
-def deliver(planned: PlannedStep, result: StepResult) -> tuple[list[Request], int]:
+def deliver(planned: PlannedStep, result: StepResult) -> Delivery:
     """Append each row's token to its request and to its client's columns.
 
-    Returns the requests that have finished and the number of tokens. Rows of requests that ended while
-    the step was in flight are dropped.
+    Rows of requests that ended while the step was in flight are dropped.
     """
     delivery = Delivery(planned, result)
     delivery.run()
-    return delivery.finished, delivery.num_tokens
+    return delivery
+
+
+def deliver_forced(request: Request, token_ids: Sequence[int]) -> int:
+    """Tokens that its grammar leaves no choice about, up to the request's end. Returns how many."""
+    for count, token in enumerate(token_ids, 1):
+        _append(request, token)
+        if request.finish:
+            return count
+    return len(token_ids)
+
+
+def _append(request: Request, token: int) -> int:
+    """A token, and whether it is the last. Returns its row in the client's columns."""
+    index = request.num_output_tokens
+    request.token_ids.append(token)
+    if token in request.stop_token_ids:
+        request.finish = Finish.STOP
+    elif len(request.token_ids) >= request.max_total_tokens:
+        request.finish = Finish.LENGTH
+    return request.client.add_row(request.request_id, index, token, request.finish)
 
 
 def already_finished(request: Request) -> Finish:

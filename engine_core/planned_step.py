@@ -5,11 +5,17 @@ from msgspec import Struct
 from protocol import columns
 from protocol.steps import SequenceStart, StepPlan
 
+from .block_pool import BlockPool
 from .decode_batch import LaneStep
 from .request import Request, State
 
 MOST_STARTED_BYTES = 4 << 20
 """Of sequences that start in one step, before the last of them: a plan must fit a frame."""
+MOST_MASK_BYTES = 4 << 20
+"""Of masks of one step: 256 rows of a vocabulary of 128k tokens. The others wait a round."""
+
+
+_ONE = columns.pack_ids([1])
 
 
 class PlannedStep(Struct, frozen=True):
@@ -20,6 +26,8 @@ class PlannedStep(Struct, frozen=True):
     chunks: tuple[Request, ...]
     num_decodes: int
     num_tokens: int
+    num_masked: int
+    """Rows that continue an answer to a grammar."""
     last_tokens: tuple[Request, ...]
     """Decoding requests whose token of this step is the last that fits."""
     strays: set[Request]
@@ -34,31 +42,106 @@ class PlannedStep(Struct, frozen=True):
         return self.requests[row]
 
 
-class Budget:
-    """Tokens that one step may still take from prompts.
+class Draft:
+    """A step in the making: who takes part beside those that decode, and what may still be added.
 
     New prompts wait their turn for the sake of running answers. A request that has had outputs already,
     and must compute them again, is itself a running answer: only the whole step's budget limits it.
     """
 
-    def __init__(self, total: int, new: int) -> None:
+    def __init__(self, total: int, new: int, released: list[int]) -> None:
+        """Tokens that the step may take besides those of decoding requests, and of new prompts. Slots that
+        are released; emptied by `finish`."""
         self._total, self._new = total, new
-        self._bytes = MOST_STARTED_BYTES
+        self._started_bytes, self._mask_bytes = MOST_STARTED_BYTES, MOST_MASK_BYTES
+        self._released = released
+        self.chunks: list[tuple[Request, int]] = []
+        """Requests and how many of their known tokens the step computes."""
         self.started: list[SequenceStart] = []
+        self.grown: list[tuple[int, int]] = []
+        """(slot, block)"""
 
-    def start(self, start: SequenceStart) -> None:
+    def start(self, request: Request) -> None:
         """It carries all its ids, however few of them this step computes."""
+        start = start_of(request)
+        request.forced = False
         self.started.append(start)
-        self._bytes -= len(start.token_ids) + len(start.block_table)
+        self._started_bytes -= len(start.token_ids) + len(start.block_table)
 
     def of(self, request: Request) -> int:
-        if self._bytes <= 0 and request.state is State.WAITING:
+        """How many tokens of this request the step may compute."""
+        if self._started_bytes <= 0 and (request.state is State.WAITING or request.forced):
+            return 0
+        if request.grammar is not None and self._mask_bytes < len(request.grammar.mask):
             return 0
         return self._total if request.num_output_tokens else min(self._total, self._new)
 
-    def spend(self, count: int) -> None:
+    def cover(self, request: Request, count: int, pool: BlockPool, block_size: int) -> bool:
+        """See to it that a request with a grammar has the blocks to compute `count` more tokens, and that its
+        worker knows them. False: there are not enough blocks, and nothing has changed."""
+        tokens = request.num_tokens if request.forced else request.num_computed_tokens + count
+        missing = -(-tokens // block_size) - len(request.block_table)
+        if missing > pool.num_free:
+            return False
+        blocks = [pool.take() for _ in range(missing)]
+        request.block_table += blocks
+        if request.forced:
+            self._released.append(request.slot)  # a worker learns of known tokens when a sequence starts
+            self.start(request)
+        else:
+            self.grown += [(request.slot, block) for block in blocks]
+        return True
+
+    def add(self, request: Request, count: int) -> None:
+        """The step computes so many of its tokens."""
+        self.chunks.append((request, count))
         self._total -= count
         self._new -= count
+        if request.grammar is not None:
+            self._mask_bytes -= len(request.grammar.mask)
+
+    def finish(
+        self,
+        epoch: int,
+        step: int,
+        lanes: tuple[LaneStep, ...],
+        last_tokens: tuple[Request, ...],
+    ) -> PlannedStep:
+        """The step as it is sent, and as it is remembered; requests already count it as computed."""
+        num_decodes = sum([len(lane.view.requests) for lane in lanes])
+        slots, counts = b"".join([lane.view.slots for lane in lanes]), _ONE * num_decodes
+        masks: dict[int, bytes] = {}
+        if self.chunks:
+            slots += columns.pack_ids(request.slot for request, _ in self.chunks)
+            counts += columns.pack_ids(count for _, count in self.chunks)
+            masks = {
+                row: request.grammar.mask
+                for row, (request, _) in enumerate(self.chunks, num_decodes)
+                if request.grammar is not None and request.num_computed_tokens == request.num_tokens
+            }
+        plan = StepPlan(
+            epoch=epoch,
+            step=step,
+            scheduled_slots=slots,
+            scheduled_counts=counts,
+            released=columns.pack_ids(self._released),
+            started=tuple(self.started),
+            grown_slots=columns.pack_ids(slot for slot, _ in self.grown),
+            grown_blocks=columns.pack_ids(block for _, block in self.grown),
+            masked_rows=columns.pack_ids(masks),
+            masks=b"".join(masks.values()),
+        )
+        self._released.clear()
+        return PlannedStep(
+            plan=plan,
+            lanes=lanes,
+            chunks=tuple([request for request, _ in self.chunks]),
+            num_decodes=num_decodes,
+            num_tokens=num_decodes + sum([count for _, count in self.chunks]),
+            num_masked=len(masks),
+            last_tokens=last_tokens,
+            strays=set(),
+        )
 
 
 def start_of(request: Request) -> SequenceStart:

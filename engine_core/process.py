@@ -18,6 +18,7 @@ from protocol.sockets import Router
 from protocol.steps import EngineToWorker, WorkerToEngine
 
 from .engine import Engine
+from .grammar import Threads
 
 ClientsRouter = Router[ClientMessage, EngineMessage] | Routers[ClientMessage, EngineMessage]
 
@@ -35,7 +36,8 @@ class EngineProcess:
         self._clients = _listen(config, self._context)
         self._workers: Router[WorkerToEngine, EngineToWorker] = Router(self._context, WorkerToEngine)
         self._workers.bind(config.workers_endpoint)
-        self.engine = Engine(config, self._clients, self._workers, time.monotonic)
+        self._hands = Threads()
+        self.engine = Engine(config, self._clients, self._workers, time.monotonic, self._hands)
         self._progress = Progress(config.progress_fd, config.progress_row)
         self._quitting = False
 
@@ -44,6 +46,7 @@ class EngineProcess:
         engine, progress = self.engine, self._progress
         sources: dict[object, Callable[[], None]] = {
             self._channel.fileno(): self._read_control,
+            self._hands.fileno(): self._hands.clear,
             self._workers.socket: engine.collect,
         }
         for socket in self._clients.sockets:
@@ -59,6 +62,7 @@ class EngineProcess:
                 sources[source]()
             engine.advance()
         engine.close()
+        self._hands.close()
         self._clients.close()
         self._context.destroy(linger=0)
         self._channel.close()

@@ -16,6 +16,7 @@ from protocol import columns
 from protocol.messages import EngineFacts, Finish, Submit
 
 from .clients import Client
+from .grammar import Grammar
 from .transcript import Transcript
 
 
@@ -44,6 +45,8 @@ class Request:
         "digest",
         "due_step",
         "finish",
+        "forced",
+        "grammar",
         "key",
         "last_step",
         "max_total_tokens",
@@ -108,6 +111,9 @@ class Request:
         self.finish = Finish.NONE
         self.key = submit.key
         self.digest = submit.digest
+        self.grammar = Grammar(submit.grammar) if submit.grammar else None
+        self.forced = False
+        """It has got ids that its worker has not been told of."""
         self.transcript: Transcript | None = None
         """What besides the ids is sent again to a client that needs it."""
 
@@ -123,6 +129,11 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def may_sample(self) -> bool:
+        """Its grammar, if it has one, has said what may come next."""
+        return self.grammar is None or self.grammar.mask_at == len(self.token_ids)
 
     @property
     def order(self) -> tuple[int, int]:

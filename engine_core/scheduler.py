@@ -4,8 +4,10 @@ There is no prefill phase and no decode phase: each request knows some tokens an
 them, and each step spends a budget on letting the second number catch up with the first.
 
     waiting ──admit──▶ prefilling ──all known tokens planned──▶ decoding ──length reached──▶ spent
-       ▲                   │                                       │                           │
-       └──────preempt──────┴───────────────────────────────────────┘        results end a request
+       ▲                   │                                │      │                           │
+       └──────preempt──────┴────────────────────────────────┴──────┘        results end a request
+                                                    constrained: its next token is planned when the last
+                                                    one is known and its grammar has said what may follow
 
 `plan` may run ahead of the results. It preempts only when nothing is in flight: short of blocks with a
 step in flight, it waits for that step's result, which is either relief or certainty.
@@ -14,21 +16,18 @@ step in flight, it waits for that step's result, which is either relief or certa
 from collections import deque
 from collections.abc import Iterable
 
-from protocol import columns
 from protocol.config import CacheOptions, SchedulerOptions
 from protocol.messages import EngineFacts
-from protocol.steps import SequenceStart, StepPlan
 
 from .block_pool import BlockPool
 from .clients import Client
 from .decode_batch import DecodeBatch
-from .planned_step import Budget, PlannedStep, start_of
+from .planned_step import Draft, PlannedStep
 from .prefix_cache import PrefixCache
 from .request import Request, State
 from .suspects import Suspects
 from .waiting import WaitingQueue
 
-_ONE = columns.pack_ids([1])
 _GOOD_STEPS = 64
 """After which twice as many requests may run again as the device's memory sufficed for."""
 
@@ -55,6 +54,7 @@ class Scheduler:
         self._last: dict[int, dict[Request, None]] = {}
         """By step number: whose last token that fits it brings."""
         self.prefilling: dict[Request, None] = {}
+        self.constrained: dict[Request, None] = {}
         self.spent: dict[Request, None] = {}
         self.reset(epoch=0, facts=facts)
 
@@ -74,6 +74,7 @@ class Scheduler:
         self.due.clear()
         self._last.clear()
         self.prefilling.clear()
+        self.constrained.clear()
         self.spent.clear()
         self._released: list[int] = []
         for request in (*self.waiting, *self.suspects):
@@ -83,8 +84,17 @@ class Scheduler:
     # ── requests come and go ────────────────────────────────────────────────────────────────────
 
     def add(self, request: Request) -> None:
-        """Queue a request that fits the model's context (checked at the door)."""
-        self.waiting.push(request)
+        """Queue a request that fits the model's context (checked at the door). One with a grammar is
+        held until the first `go_on`."""
+        (self.waiting.push if request.grammar is None else self.waiting.hold)(request)
+
+    def go_on(self, request: Request, num_forced: int) -> None:
+        """A grammar has been asked: it has forced so many ids upon the request, and says what may follow."""
+        if request.state is State.RUNNING:
+            request.forced = request.forced or num_forced > 0
+        elif not request.suspect:
+            self.waiting.num_tokens += num_forced
+            self.waiting.release(request)
 
     def end(self, request: Request, *, trusted: bool = True) -> None:
         """Finished, aborted or failed: its slot and blocks are free once no step in flight uses them.
@@ -124,11 +134,12 @@ class Scheduler:
         """Those with a slot."""
         yield from self.decoding
         yield from self.prefilling
+        yield from self.constrained
         yield from self.spent
 
     @property
     def num_running(self) -> int:
-        return len(self.decoding) + len(self.prefilling) + len(self.spent)
+        return len(self.decoding) + len(self.prefilling) + len(self.constrained) + len(self.spent)
 
     @property
     def num_waiting(self) -> int:
@@ -148,46 +159,23 @@ class Scheduler:
             return None
         lanes, num_decodes = self.decoding.steps(), len(self.decoding)
         total = self.options.max_num_batched_tokens - num_decodes
-        budget = Budget(total, min(total, prompt_budget) if num_decodes else total)
-        chunks: list[tuple[Request, int]] = []
-        for request in list(self.prefilling):
-            self._plan_chunk(request, budget, chunks)
-        while self.free_slots and (candidate := self._candidate()) is not None and budget.of(candidate) > 0:
-            start = self._admit(candidate)
-            if start is None:
+        answering = num_decodes or self.constrained
+        draft = Draft(total, min(total, prompt_budget) if answering else total, self._released)
+        draft.grown += [(request.slot, request.block_table[-1]) for request in grown]
+        for request in (*self.constrained, *self.prefilling):
+            self._plan_chunk(request, draft)
+        while self.free_slots and (candidate := self._candidate()) is not None and draft.of(candidate) > 0:
+            if not self._admit(candidate):
                 break
-            budget.start(start)
-            self._plan_chunk(candidate, budget, chunks)
-        if not num_decodes and not chunks:
+            draft.start(candidate)
+            self._plan_chunk(candidate, draft)
+        if not num_decodes and not draft.chunks:
             return None
 
         self._step += 1
         self.decoding.advance()
-        slots, counts = b"".join([lane.view.slots for lane in lanes]), _ONE * num_decodes
-        if chunks:
-            slots += columns.pack_ids(request.slot for request, _ in chunks)
-            counts += columns.pack_ids(count for _, count in chunks)
-        plan = StepPlan(
-            epoch=self.epoch,
-            step=self._step,
-            scheduled_slots=slots,
-            scheduled_counts=counts,
-            released=columns.pack_ids(self._released),
-            started=tuple(budget.started),
-            grown_slots=columns.pack_ids(request.slot for request in grown),
-            grown_blocks=columns.pack_ids(request.block_table[-1] for request in grown),
-        )
-        self._released.clear()
-        last = self._last.pop(self._step, ())
-        step = PlannedStep(
-            plan=plan,
-            lanes=lanes,
-            chunks=tuple([request for request, _ in chunks]),
-            num_decodes=num_decodes,
-            num_tokens=num_decodes + sum([count for _, count in chunks]),
-            last_tokens=tuple([request for request in last if request.last_step == self._step]),
-            strays=set(),
-        )
+        last = [one for one in self._last.pop(self._step, ()) if one.last_step == self._step]
+        step = draft.finish(self.epoch, self._step, lanes, tuple(last))
         self.in_flight.append(step)
         return step
 
@@ -228,7 +216,8 @@ class Scheduler:
                 return None
             self.pool.settle(self._step)
             if len(growing) > self.pool.num_free:
-                victim = max((*self.decoding, *self.prefilling), key=lambda request: request.order)
+                running = (*self.decoding, *self.prefilling, *self.constrained)
+                victim = max(running, key=lambda request: request.order)
                 self._preempt(victim)
                 if victim in growing:
                     growing.remove(victim)
@@ -272,24 +261,33 @@ class Scheduler:
 
     # ── inside: prompts ─────────────────────────────────────────────────────────────────────────
 
-    def _plan_chunk(self, request: Request, budget: Budget, chunks: list[tuple[Request, int]]) -> None:
-        """Plan the next stretch of known tokens, if the budget allows one."""
+    def _plan_chunk(self, request: Request, draft: Draft) -> None:
+        """Plan the next stretch of known tokens, if there is one and the draft has room for it."""
         remaining = request.num_tokens - request.num_computed_tokens
-        count = min(remaining, budget.of(request))
-        if not self.options.enable_chunked_prefill and (count < remaining):
-            count = 0 if chunks else remaining  # whole or not at all; too long a prompt gets its own step
+        may_sample = request.may_sample
+        plannable = remaining if may_sample else remaining - 1  # the last one's result is a sample
+        count = min(plannable, draft.of(request))
+        if not self.options.enable_chunked_prefill and count < remaining:
+            # Whole or not at all; too long a prompt gets its own step.
+            count = remaining if may_sample and not draft.chunks else 0
         if count <= 0:
             return
-        budget.spend(count)
-        chunks.append((request, count))
+        if request.grammar is not None and not draft.cover(request, count, self.pool, self.facts.block_size):
+            if not (self.in_flight and self.pool.fenced):  # fenced blocks come back with a result
+                self._preempt(request)
+            return
+        draft.add(request, count)
         request.num_computed_tokens += count
         self._register_full_blocks(request, self.num_computed_tokens(request))
         if count == remaining:
-            del self.prefilling[request]
-            self._start_decoding(request, self._step + 1)
+            self.prefilling.pop(request, None)
+            if request.grammar is None:
+                self._start_decoding(request, self._step + 1)
+            else:
+                self.constrained[request] = None
 
-    def _admit(self, request: Request) -> SequenceStart | None:
-        """Give the request a slot and the blocks of all that it knows; None if they are not there."""
+    def _admit(self, request: Request) -> bool:
+        """Give the request a slot and the blocks of all that it knows, if they are there."""
         size, pool, cache = self.facts.block_size, self.pool, self.prefix_cache
         hits: list[int] = []
         if cache.enabled:
@@ -301,7 +299,7 @@ class Scheduler:
         num_revived = sum(1 for block in hits if block in pool.free)
         reserve = int(pool.num_blocks * self.options.watermark) if self.num_running else 0
         if num_new + num_revived + reserve > pool.num_free:
-            return None
+            return False
 
         if not request.suspect:
             self.waiting.pop()
@@ -318,7 +316,7 @@ class Scheduler:
             self.prefix_queries += request.num_prompt_tokens
             self.prefix_hits += request.num_cached_tokens
             request.client.started.append((request.request_id, request.num_cached_tokens))
-        return start_of(request)
+        return True
 
     def _register_full_blocks(self, request: Request, computed: int) -> None:
         """Make the blocks findable that are full of known tokens whose KV is planned.
@@ -372,7 +370,6 @@ class Scheduler:
         self._leave(request)
         self._forget_kv(request)
         self.waiting.push(request)
-        self.pool.settle(self._step)
 
     def _leave(self, request: Request) -> None:
         if request.is_decoding:
@@ -380,6 +377,7 @@ class Scheduler:
         for step in self.in_flight:
             step.strays.add(request)
         self.prefilling.pop(request, None)
+        self.constrained.pop(request, None)
         self.spent.pop(request, None)
         self._released.append(request.slot)
         self.free_slots.append(request.slot)

@@ -29,11 +29,14 @@ class WaitingQueue:
         self.num_tokens = 0
         """Of all that waits: what has to be computed before the last of them has its next token."""
         self._tie = count()
+        self._held: dict[Request, None] = {}
+        """Those that wait for something else first, and so in no heap."""
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[Request]:
+        yield from self._held
         for tenants in self._levels.values():
             for tenant in tenants.values():
                 yield from (request for _, _, request in tenant.heap if request.state is State.WAITING)
@@ -48,11 +51,28 @@ class WaitingQueue:
         self._size += 1
         self.num_tokens += request.num_tokens
 
+    def hold(self, request: Request) -> None:
+        """Count a request in that must not run before `release`."""
+        self._held[request] = None
+        self._size += 1
+        self.num_tokens += request.num_tokens
+
+    def release(self, request: Request) -> None:
+        """Queue a request, if it was held."""
+        if request in self._held:
+            del self._held[request]
+            self._size -= 1
+            self.num_tokens -= request.num_tokens
+            self.push(request)
+
     def discard(self, request: Request) -> None:
         """Count a waiting request out; its state must already be ENDED."""
         assert request.state is State.ENDED
         self._size -= 1
-        self._dead += 1
+        if request in self._held:
+            del self._held[request]
+        else:
+            self._dead += 1
         if self._dead > self._size + 1000:
             self._bury()
         self.num_tokens -= request.num_tokens

@@ -122,12 +122,13 @@ class EngineClient:
         timeout_s: float | None = None,
         tenant: str = "",
         cache_salt: str = "",
+        grammar: str = "",
         key: str = "",
         digest: str = "",
     ) -> TokenStream:
         """Start a request and return its stream. Errors of the engine core are raised while iterating.
 
-        `key` and `digest`: see messages.Submit.
+        `grammar`, `key` and `digest`: see messages.Submit.
         """
         stream, messages = self._registry.submit(
             prompt_token_ids,
@@ -138,6 +139,7 @@ class EngineClient:
             timeout_s=timeout_s,
             tenant=tenant,
             cache_salt=cache_salt,
+            grammar=grammar,
             key=key,
             digest=digest,
         )

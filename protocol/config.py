@@ -273,6 +273,8 @@ class EngineCoreConfig(Struct, frozen=True, kw_only=True, tag="engine_core"):
     """Of clients elsewhere, see ServerOptions; empty: there are none."""
     curve_secret_key: str = ""
     curve_allowed_keys: str = ""
+    tokenizer: str = ""
+    """Folder of a tokenizer.json, read at the first grammar; empty: grammars are refused."""
 
 
 class WorkerConfig(Struct, frozen=True, kw_only=True, tag="worker"):

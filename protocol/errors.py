@@ -16,6 +16,7 @@
     │   ├── DeadlineExceeded         504  the request's own deadline passed
     │   ├── NumericalError           500  the model's numbers for this request were not finite
     │   ├── RequestCrashedWorker     500  a worker died of this request, twice
+    │   ├── GrammarFailed            500  the answer cannot follow its grammar any further
     │   └── InternalError            500  a defect of ours, confined to this request
     ├── ProtocolMismatch             the two ends speak different versions; seen by whoever attaches
     └── StartupError                 the server cannot start: shown as one root-cause line, exit code 78
@@ -141,6 +142,12 @@ class RequestCrashedWorker(ServiceError):
     """A worker died of this request, and again when it ran alone. Its neighbours went on."""
 
     code = "request_crashed_worker"
+
+
+class GrammarFailed(ServiceError):
+    """The answer cannot follow its grammar any further, at bearable cost or at all. Its neighbours go on."""
+
+    code = "grammar_failed"
 
 
 class InternalError(ServiceError):

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from .sampling import SamplingParams, TokenId
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 MAX_IDS = 1 << 20
 """Token ids of one prompt or one answer."""
@@ -20,6 +20,7 @@ MOST_TIMEOUT_S = 1e6
 """Eleven days: in milliseconds it is still an int32, which is what poll takes."""
 MAX_ENTRIES = 1 << 16
 """Of a list that has an entry per request."""
+MAX_GRAMMAR_CHARS = 1 << 20
 
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 RequestId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -86,7 +87,9 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     cache_salt: Label = ""
     """Requests share cached prefixes only within the same (tenant, salt, adapter)."""
     adapter: Label = ""
-    grammar: Annotated[str, Meta(max_length=1 << 20)] = ""
+    grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] = ""
+    """Not empty: the answer follows it. As llguidance reads it: Lark, or {"grammars": [{"json_schema": …}]}.
+    Outputs that it forces are not sampled: they come by themselves, several rows in one message."""
     key: Label = ""
     """Not empty: the request outlives its client. Whoever submits the same key (in the same tenant) takes
     it over, with all its rows from index len(resumed) on, while it runs and for a grace time after."""

@@ -89,6 +89,7 @@ class Registry:
         timeout_s: float | None = None,
         tenant: str = "",
         cache_salt: str = "",
+        grammar: str = "",
         key: str = "",
         digest: str = "",
     ) -> tuple[TokenStream, list[ClientMessage]]:
@@ -105,6 +106,7 @@ class Registry:
             timeout_s=timeout_s,
             tenant=tenant,
             cache_salt=cache_salt,
+            grammar=grammar,
             key=key,
             digest=digest,
         )

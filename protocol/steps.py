@@ -10,7 +10,18 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from .messages import MAX_ENTRIES, Column, Count, EngineFacts, Epoch, Label, LogprobBlock, Prose, WideColumn
+from .messages import (
+    MAX_ENTRIES,
+    Column,
+    Count,
+    EngineFacts,
+    Epoch,
+    Label,
+    LogprobBlock,
+    Prose,
+    TableColumn,
+    WideColumn,
+)
 from .sampling import SamplingParams
 
 Step = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -58,6 +69,10 @@ class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
     """int32[g]: slots whose block table grows by …"""
     grown_blocks: Column = b""
     """int32[g]: … this block (a slot may appear several times, in order)"""
+    masked_rows: Column = b""
+    """int32[m]: rows, of those that sample, which may only sample …"""
+    masks: TableColumn = b""
+    """uint32[m, ceil(vocab_size / 32)]: … these tokens: bit i % 32 of word i // 32 stands for token i"""
 
 
 class Reset(Struct, frozen=True, array_like=True, tag="reset"):

@@ -157,6 +157,7 @@ def _engine_core(options: ServeOptions, run_dir: RunDir, board_fd: int) -> Comma
             engine_endpoint=options.server.engine_endpoint,
             curve_secret_key=options.server.curve_secret_key,
             curve_allowed_keys=options.server.curve_allowed_keys,
+            tokenizer=options.model.tokenizer or options.model.model,
         )
         return [Command("engine core", "engine_core", config)]
 

@@ -31,6 +31,7 @@ from .kernels.attention import AttentionPlanner, KVShape, StepLayout
 from .kernels.cpu import library
 from .kv_cache import KVBudget, KVCache, available_memory, fit
 from .logprobs import LogprobReports
+from .masks import Masks
 from .models.registry import build
 from .parallel import Group
 from .sampler import Sampler
@@ -154,9 +155,11 @@ class TorchRunner:
             logits[torch.from_numpy(failed)] = 0.0  # sampling and feeding back go on with any valid token
         asked = self.reports.rows(slots)
         raw = logits[torch.from_numpy(asked)] if len(asked) else logits  # a copy: sampling edits
-        tokens = self.sampler.sample(logits, slots, batch.num_tokens[slots] - batch.num_prompt[slots])
-        batch.advance(rows, tokens)
         plan_rows = rows.plan_rows[rows.sampling]
+        masks = Masks.of(plan, plan_rows, self.facts.vocab_size)
+        positions = batch.num_tokens[slots] - batch.num_prompt[slots]
+        tokens = self.sampler.sample(logits, slots, positions, masks)
+        batch.advance(rows, tokens)
         token_ids = np.full(len(rows.slots), NO_TOKEN, dtype=np.int32)
         token_ids[plan_rows] = tokens.numpy()
         token_ids[plan_rows[failed]] = NO_TOKEN

@@ -1,7 +1,7 @@
 """The sampler: logits → tokens, as a list of steps, each skipped when no row asks for it.
 
-    logit bias → no end before min_tokens → penalties → greedy rows: the likeliest
-                                                      └ others: temperature → floors → draw
+    logit bias → no end before min_tokens → penalties → mask → greedy rows: the likeliest
+                                                             └ others: temperature → floors → draw
 
 It keeps the parameters of each slot; what it needs of a step is gathered once and kept while the same
 slots sample. Everything is a function of the prompt ids, the output ids and the parameters.
@@ -18,6 +18,7 @@ from torch import Tensor
 from protocol.sampling import SamplingParams
 
 from .filters import draw, min_p_floor, top_k_top_p_floor
+from .masks import Masks
 from .penalties import Penalties
 from .randomness import uniform
 
@@ -67,18 +68,24 @@ class Sampler:
         self._plain[slot] = params.temperature < GREEDY_BELOW and not edited
         self._selection = None
 
-    def sample(self, logits: Tensor, slots: Ints, output_positions: Ints) -> Tensor:
+    def sample(
+        self, logits: Tensor, slots: Ints, output_positions: Ints, masks: Masks | None = None
+    ) -> Tensor:
         """float32 logits [n, vocab] of n slots, which may be changed → int64[n].
 
         The output position of a row is the number of output tokens before the one to be sampled.
         """
         if self._plain[slots].all():
+            if masks is not None:
+                masks.apply(logits)
             return logits.argmax(-1)
         if self._selection is None or self._selection.slots is not slots:
             self._selection = self._select(slots)
         selection = self._selection
         for edit in (_add_bias, self._forbid_ends, self._penalize):
             edit(logits, selection, output_positions)
+        if masks is not None:
+            masks.apply(logits)
         tokens = logits.argmax(-1)
         if selection.drawn is not None:
             tokens[selection.drawn] = _draw(logits[selection.drawn], selection, output_positions)

@@ -24,6 +24,8 @@ from .worker import no_tokens
 
 _EOS_ODDS = 61
 """One token in this many would be end-of-sequence, so that tests meet it."""
+_MASKED_EOS_ODDS = 4
+"""The same where a mask allows it, so that answers to a grammar end."""
 _WORD = (1 << 64) - 1
 _GARBAGE = 0xBAD0BAD0
 
@@ -104,6 +106,7 @@ class StubRunner:
         for sequence, count in zip(rows, counts, strict=True):
             self._write(sequence, count)
 
+        masks = _masks(plan)
         token_ids = no_tokens(len(rows))
         logprobs = _Logprobs()
         prompts = []
@@ -113,7 +116,7 @@ class StubRunner:
             if sequence.num_computed_tokens < len(sequence.token_ids):
                 continue
             word = self._attend(sequence, sequence.num_computed_tokens)
-            token = self._choose(word, sequence)
+            token = self._choose(word, sequence, masks.get(row))
             sequence.token_ids.append(token)
             token_ids[row] = token
             if sequence.sampling.logprobs is not None:
@@ -150,11 +153,14 @@ class StubRunner:
             digest = zlib.crc32(cache[first : first + tail], digest)
         return _mix(digest + (length << 32))
 
-    def _choose(self, word: int, sequence: _Sequence) -> int:
+    def _choose(self, word: int, sequence: _Sequence, allowed: list[int] | None) -> int:
         sampling = sequence.sampling
         num_outputs = sequence.num_computed_tokens - sequence.num_prompt_tokens
         if sampling.temperature > 0:
             word = _mix(word ^ _mix(sampling.seed + num_outputs))
+        if allowed is not None:
+            ends = [token for token in allowed if token in self.eos_token_ids]
+            return ends[0] if ends and word % _MASKED_EOS_ODDS == 0 else allowed[(word >> 8) % len(allowed)]
         may_end = not sampling.ignore_eos and num_outputs >= sampling.min_tokens
         if may_end and self.eos_token_ids and word % _EOS_ODDS == 0:
             return self.eos_token_ids[0]
@@ -200,6 +206,17 @@ class _Logprobs:
             top_ids=columns.pack_ids(token for top in padded for token, _ in top),
             top_values=columns.pack(columns.FLOAT32, (value for top in padded for _, value in top)),
         )
+
+
+def _masks(plan: StepPlan) -> dict[int, list[int]]:
+    """Row → the tokens that it may sample."""
+    masked = columns.unpack_ids(plan.masked_rows)
+    width = len(plan.masks) // max(len(masked), 1)
+    found = {}
+    for place, row in enumerate(masked):
+        bits = int.from_bytes(plan.masks[place * width : (place + 1) * width], "little")
+        found[row] = [token for token, bit in enumerate(reversed(f"{bits:b}")) if bit == "1"]
+    return found
 
 
 def _mix(word: int) -> int:

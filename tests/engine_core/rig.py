@@ -3,6 +3,7 @@
 from typing import Any
 
 from engine_core.engine import Engine
+from engine_core.grammar import Inline
 from engine_core.invariants import check
 from protocol import columns
 from protocol.config import (
@@ -46,7 +47,8 @@ class Wire:
 class Rig:
     """One engine core, one worker, and clients by name."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, *, model: str = "", max_model_len: int = 512, **config: Any) -> None:
+        """`model`: the folder of a config.json and a tokenizer.json; grammars need one."""
         self.now = 1000.0
         cache = config.pop("cache", CacheOptions(num_kv_blocks=256))
         scheduler = config.pop("scheduler", SchedulerOptions())
@@ -57,14 +59,15 @@ class Rig:
             workers_endpoint="",
             cache=cache,
             scheduler=scheduler,
+            tokenizer=model,
             **config,
         )
-        self.engine = Engine(engine_config, self.clients_wire, self.workers_wire, lambda: self.now)
+        self.engine = Engine(engine_config, self.clients_wire, self.workers_wire, lambda: self.now, Inline())
         worker_config = WorkerConfig(
             incarnation=7,
             rank=0,
             group_dir="",
-            model=ModelOptions(max_model_len=512),
+            model=ModelOptions(model=model, max_model_len=max_model_len),
             cache=cache,
             scheduler=scheduler,
             parallel=ParallelOptions(worker="stub"),

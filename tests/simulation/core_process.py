@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine_core.engine import Engine
+from engine_core.grammar import Inline
 from engine_core.invariants import check
 from engine_core.request import Request
 from protocol.config import EngineCoreConfig
@@ -66,7 +67,7 @@ class EngineCore(Process):
         """`on_trouble(requests, by_itself)`: these were computed when something failed."""
         super().__init__(agenda, config.incarnation, on_exit)
         self.clients, self.workers = Wire(self), Wire(self)
-        self.engine = Engine(config, self.clients, self.workers, lambda: agenda.now)
+        self.engine = Engine(config, self.clients, self.workers, lambda: agenda.now, Inline())
         self.news: list[PeerGone] = []
         self._on_trouble = on_trouble
         self._turns = 0

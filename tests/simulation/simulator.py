@@ -136,8 +136,7 @@ class World:
         self.now, step, result = heapq.heappop(self.results)
         planned = self.scheduler.settle(step)
         assert planned is not None
-        finished, _ = deliver(planned, result)
-        for request in finished:
+        for request in deliver(planned, result).finished:
             self.scheduler.end(request)
 
     def run(self, num_requests: int, abort_share: float = 0.1) -> None:
