@@ -26,7 +26,7 @@ from protocol.control import (
     ToSupervisor,
     channel_pair,
 )
-from protocol.errors import PROTOCOL_EXIT_CODE, OutOfMemory, StartupError
+from protocol.errors import PROTOCOL_EXIT_CODE, OutOfMemory
 
 from .restart_policy import EXIT_CODES
 
@@ -54,7 +54,10 @@ class Command(Struct, frozen=True):
 
 
 class Child:
-    """A running process. `reap` must be called once its pidfd is readable."""
+    """A running process. `reap` must be called once its pidfd is readable.
+
+    Raises OSError, and leaves nothing, if it cannot be started.
+    """
 
     def __init__(self, command: Command) -> None:
         self.name = command.name
@@ -71,7 +74,13 @@ class Child:
         self.row = command.config.progress_row
         self._process, self.channel = _spawn(command)
         self.pid = self._process.pid
-        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self.channel.close()
+            self._process.kill()
+            self._process.wait()
+            raise
         self.channel.send(Start(command.config))
 
     def send(self, message: ToChild) -> None:
@@ -91,6 +100,13 @@ class Child:
         """It writes where its threads are to standard error."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
+
+    def peek(self) -> int | None:
+        """Its exit code if it has ended, which is left for `reap`; None while it runs."""
+        ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def reap(self) -> int:
         """Wait for its end and release everything. Exit code, or minus the number of the signal.
@@ -162,9 +178,9 @@ def _spawn(command: Command) -> tuple["subprocess.Popen[bytes]", SupervisorChann
             pass_fds=inherit,
             env=_environment(),
         )
-    except OSError as error:
+    except OSError:
         ours.close()
-        raise StartupError(f"cannot start a process for {command.name}: {error.strerror}") from None
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()

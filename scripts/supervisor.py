@@ -5,7 +5,7 @@ Knows no request, no HTTP and no tensor; what to do about a death is the policy'
     STARTING ──all ready──▶ SERVING ──signal──▶ DRAINING ──frontends gone──▶ QUITTING ──all gone──▶ end
         └──────────────── signal, or a reason to give up ───────────────────────▲
     DRAINING and QUITTING end at a deadline; after QUITTING comes KILLING. Each further signal skips a stage.
-    SIGHUP is none of these: while SERVING it replaces the frontends (rolling.py).
+    SIGHUP is none of these: while SERVING it replaces the frontends (rolling.py). But see hangup.py.
 
 One thread, one selector: process descriptors, control channels and the signals' wakeup descriptor.
 The only clock that ticks is the watch's, four times a second.
@@ -20,12 +20,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from enum import IntEnum, auto
 from functools import partial
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from protocol.control import Drain, EngineAt, Failed, PeerGone, Phase, Quit, Ready
+from protocol.errors import StartupError
 
+from .hangup import Hangup, Meaning
 from .liveness import Verdict
-from .process import Child, describe_exit, is_crash
+from .process import Child, describe_exit
 from .restart_policy import GiveUp, Kind, Restart, RestartPolicy
 from .rolling import Roll
 from .run_dir import RunDir
@@ -34,6 +36,8 @@ from .startup import Progress
 from .terminal import Terminal
 from .units import Death, Unit
 from .watch import Watch
+
+T = TypeVar("T")
 
 DRAIN_SLACK_S = 3.0
 """Frontends end what is left at the drain's timeout, and get this long to say so to their clients."""
@@ -91,6 +95,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until told to stop, or until there is no point in going on. The server's exit code."""
+        self._hangup = Hangup()
         with SignalPipe() as signals, self._selector:
             self._selector.register(signals, selectors.EVENT_READ, partial(self._on_signals, signals))
             try:
@@ -120,7 +125,7 @@ class Supervisor:
             )
         if self._engine_at is not None and unit.kind != "engine_core":
             unit.send(self._engine_at)
-        self._run_dir.write_pids(self._pids())
+        self._write_pids()
 
     def _on_channel(self, unit: Unit, child: Child) -> None:
         if child.lost or child not in unit.children:
@@ -170,7 +175,7 @@ class Supervisor:
             clients_endpoint=self._run_dir.clients_endpoint(unit.incarnation),
             workers_endpoint=self._run_dir.workers_endpoint(unit.incarnation),
         )
-        self._run_dir.write_endpoint(self._engine_at.clients_endpoint)
+        self._write(self._run_dir.write_endpoint, self._engine_at.clients_endpoint)
         for other in self._units:
             if other is not unit:
                 other.send(self._engine_at)
@@ -192,8 +197,9 @@ class Supervisor:
             else Death(child.name, child.pid, told.exit_code, how, told.code, told.message, told.hint)
         )
         if len(unit.deaths) == 1:
+            crashed = unit.ended_by_itself(exit_code)
             unit.kill()
-            self._on_first_death(unit, PeerGone(unit.incarnation, is_crash(exit_code), how))
+            self._on_first_death(unit, PeerGone(unit.incarnation, crashed, how))
         if not unit.children:
             self._on_unit_gone(unit)
 
@@ -215,24 +221,34 @@ class Supervisor:
             if unit.listener is not None:
                 unit.listener.close()  # refuse at once what nobody will accept
             return
-        now = time.monotonic()
         death = unit.root_cause()
-        what = f"{death.name} (pid {death.pid}) {death.how}"
+        what = f"{death.what}: {death.message}" if death.message else death.what
         if unit.is_rolling:
-            self._roll.on_gone(unit, f"{what}: {death.message}" if death.message else what, death.exit_code)
-            self._run_dir.write_pids(self._pids())
+            self._roll.on_gone(unit, what, death.exit_code)
+            self._write_pids()
             return
-        match self._policy.on_death(unit.kind, death.exit_code, unit.was_ready, now):
+        cause = f"{death.name}: {death.message}" if death.message else what
+        self._decide(unit, death.exit_code, what, cause, death.hint)
+
+    def _decide(self, unit: Unit, exit_code: int, what: str, cause: str, hint: str) -> None:
+        """A unit is gone, or could not be started: `what` happened; `cause` is told if we give up."""
+        now = time.monotonic()
+        match self._policy.on_death(unit.kind, exit_code, unit.was_ready, now):
             case Restart(delay_s):
                 unit.restart_at = now + delay_s
                 when = f"in {delay_s:g} s" if delay_s else "now"
-                why = f": {death.message}" if death.message else ""
-                self._terminal.log("warning", f"{what}{why}; starting it again {when}")
+                self._terminal.log("warning", f"{what}; starting it again {when}")
             case GiveUp(why):
-                cause = f"{death.name}: {death.message}" if death.message else what
-                self._give_up(f"{cause}; gave up after {why}" if why else cause, death.hint, death.exit_code)
+                self._give_up(f"{cause}; gave up after {why}" if why else cause, hint, exit_code)
             case unreachable:
                 assert_never(unreachable)
+
+    def _start_again(self, unit: Unit) -> None:
+        """What is lacking (descriptors, memory, room on a disk) may be there the next time."""
+        try:
+            self._start(unit)
+        except StartupError as error:
+            self._decide(unit, 1, error.message, error.message, error.hint)
 
     def _give_up(self, message: str, hint: str, exit_code: int) -> None:
         self._failure = (message, hint)
@@ -243,14 +259,20 @@ class Supervisor:
 
     def _on_signals(self, signals: SignalPipe) -> None:
         for number in signals.read():
-            if number is signal.SIGHUP and self._stage is Stage.SERVING:
-                self._roll.begin()
-            elif number is signal.SIGHUP:
-                self._terminal.log("warning", f"SIGHUP: ignored while {self._stage.name.lower()}")
+            if number is signal.SIGHUP and (meaning := self._hangup.meaning()) is not Meaning.STOP:
+                self._on_hangup(meaning)
             elif self._stage is Stage.STARTING:
                 self._advance(Stage.QUITTING, number)
             elif self._stage < Stage.KILLING:
                 self._advance(Stage(self._stage + 1), number)
+
+    def _on_hangup(self, meaning: Meaning) -> None:
+        if meaning is Meaning.GO_ON:
+            self._terminal.log("info", "SIGHUP: the terminal is gone; going on, as nohup asks for")
+        elif self._stage is Stage.SERVING:
+            self._roll.begin()
+        else:
+            self._terminal.log("warning", f"SIGHUP: ignored while {self._stage.name.lower()}")
 
     def _advance(self, stage: Stage, number: signal.Signals | None = None) -> None:
         """Enter a stage of stopping."""
@@ -330,7 +352,7 @@ class Supervisor:
             self._progress.repaint(now)
         for unit in self._units:
             if unit.restart_at is not None and now >= unit.restart_at:
-                self._start(unit)
+                self._start_again(unit)
         if self._stage is Stage.DRAINING and not self._children("frontend"):
             self._advance(Stage.QUITTING)
         elif self._stage_deadline is not None and now >= self._stage_deadline:
@@ -354,6 +376,16 @@ class Supervisor:
 
     def _children(self, kind: Kind | None = None) -> list[Child]:
         return [child for unit in self._units if kind in (None, unit.kind) for child in unit.children]
+
+    def _write_pids(self) -> None:
+        self._write(self._run_dir.write_pids, self._pids())
+
+    def _write(self, write: Callable[[T], None], content: T) -> None:
+        """Into the run folder. Those who look there miss it; the processes of this server do without."""
+        try:
+            write(content)
+        except OSError as error:
+            self._terminal.log("warning", f"cannot write into {self._run_dir.path}: {error.strerror}")
 
     def _pids(self) -> dict[str, list[int]]:
         pids: defaultdict[str, list[int]] = defaultdict(list, supervisor=[os.getpid()])

@@ -12,9 +12,10 @@ from msgspec import Struct
 from protocol.config import EngineCoreConfig, FrontendConfig, ServeOptions, WorkerConfig
 from protocol.control import ToChild
 from protocol.curve import check_options
+from protocol.errors import StartupError
 from protocol.progress import Board
 
-from .process import Child, Command
+from .process import Child, Command, is_crash
 from .restart_policy import CONFIGURATION_EXIT_CODES, Kind
 from .run_dir import RunDir
 
@@ -33,6 +34,11 @@ class Death(Struct, frozen=True):
     code: str = ""
     message: str = ""
     hint: str = ""
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        return f"{self.name} (pid {self.pid}) {self.how}"
 
 
 class Unit:
@@ -78,12 +84,20 @@ class Unit:
         return unit
 
     def start(self, incarnation: int, now: float) -> None:
-        """Spawn every process of a new incarnation."""
+        """Spawn every process of a new incarnation. Raises StartupError if that is not possible, and then
+        there is none."""
         self.incarnation, self.started_at, self.restart_at = incarnation, now, None
         self.deaths.clear()
         self.was_ready = False
-        for command in self.commands(incarnation):
-            self.children.append(Child(command))
+        try:
+            for command in self.commands(incarnation):
+                self.children.append(Child(command))
+        except OSError as error:
+            self.kill()
+            for child in self.children:
+                child.reap()
+            self.children.clear()
+            raise StartupError(f"{self.name} cannot be started: {error.strerror or error}") from error
 
     def commands(self, incarnation: int) -> Sequence[Command]:
         """What an incarnation consists of."""
@@ -106,6 +120,12 @@ class Unit:
     def kill(self) -> None:
         for child in self.children:
             child.kill()
+
+    def ended_by_itself(self, exit_code: int) -> bool:
+        """Whether one whose end was seen with this code, and all others that have ended by now, did so by
+        themselves. If any was killed from outside, then that is why the others ended: they miss it."""
+        others = [code for child in self.children if (code := child.peek()) is not None]
+        return all(is_crash(code) for code in (exit_code, *others))
 
     def root_cause(self) -> Death:
         """The death that explains the rest: a configuration error, else one with a reason, else the first."""

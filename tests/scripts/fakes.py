@@ -3,9 +3,11 @@
 `python -m fakes --fake FOLDER NAME …` is such a process. It appends what it is told to FOLDER/NAME.told,
 and follows FOLDER/NAME.does, one of: serve (the default) · crash · misconfigured · stubborn · silent ·
 mute (closes its channel and stays) · crash_once · hang_once · slow_once (until its stacks are dumped) ·
-busy_streams (does not end when it retires).
+busy_streams (does not end when it retires). While there is a FOLDER/KIND.lacks, a unit of that kind cannot
+be started for want of descriptors.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -99,6 +101,8 @@ def linger() -> int:
 
 def unit(folder: Path, board: Board, row: int, kind: str, *names: str) -> Unit:
     def commands(incarnation: int, first_row: int) -> list[Command]:
+        if (folder / f"{kind}.lacks").exists():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         configs = [
             EngineCoreConfig(
                 incarnation=incarnation, clients_endpoint="", workers_endpoint="", cache=CacheOptions(),

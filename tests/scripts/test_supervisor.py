@@ -4,6 +4,8 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.scripts.conftest import StartFakes
 
@@ -68,6 +70,55 @@ def test_the_engine_core_hears_who_died_by_itself(start: "StartFakes") -> None:
     stack.program.wait_for("worker is ready again")
     stack.ends(signal.SIGTERM)
     assert "crashed=True, cause='was killed by SIGSEGV'" in stack.told("core")
+
+
+@pytest.mark.parametrize(("killed", "crashed"), [(0, 1), (1, 0)])
+def test_who_ends_because_another_rank_was_killed_is_no_crash(
+    start: "StartFakes", killed: int, crashed: int
+) -> None:
+    """Both are dead before the supervisor looks, and it may see either end first."""
+    stack = start()
+    stack.program.signal(signal.SIGSTOP)
+    stack.kill("worker", killed)
+    stack.kill("worker", crashed, signal.SIGSEGV)
+    dying = set(stack.pids["worker"])
+    stack.program.wait_until(lambda: dying.isdisjoint(stack.program.survivors()), "both have ended")
+    stack.program.signal(signal.SIGCONT)
+    stack.program.wait_for("worker is ready again")
+    stack.ends(signal.SIGTERM)
+    assert "PeerGone" in stack.told("core")
+    assert "crashed=True" not in stack.told("core")
+
+
+def test_what_cannot_be_started_again_is_tried_again(start: "StartFakes") -> None:
+    stack = start()
+    lacks = stack.folder / "worker.lacks"
+    lacks.touch()
+    stack.kill("worker")
+    stack.program.wait_for("worker cannot be started: Too many open files; starting it again in")
+    lacks.unlink()
+    stack.program.wait_for("worker is ready again")
+    assert stack.ends(signal.SIGTERM) == 0
+
+
+def test_what_can_never_be_started_again_is_the_one_cause(start: "StartFakes") -> None:
+    stack = start()
+    (stack.folder / "frontend.lacks").touch()
+    stack.kill("frontend")
+    assert stack.gone() == 1
+    last = stack.program.output.splitlines()[-1]
+    assert last.startswith("tern: error: frontend cannot be started: Too many open files; gave up after"), (
+        last
+    )
+
+
+def test_a_run_folder_that_is_full_stops_nothing(start: "StartFakes") -> None:
+    stack = start()
+    (stack.folder / "run" / "pids.json.new").symlink_to("/dev/full")
+    stack.kill("worker")
+    stack.program.wait_for(r"cannot write into \S+: No space left on device")
+    stack.program.wait_for("worker is ready again")
+    assert stack.ends(signal.SIGTERM) == 0
 
 
 def test_a_dead_frontend_is_replaced_and_reported_to_the_engine_core(start: "StartFakes") -> None:
