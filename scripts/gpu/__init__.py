@@ -1,0 +1,1 @@
+"""What concerns NVIDIA GPUs: compiling kernels without one, and checking and measuring on one."""

@@ -1,0 +1,87 @@
+"""Kernels compile for a GPU that is not here; the report tells what is wrong with one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.gpu.aot import SHARED_LIMIT, Row, main, page, problems
+from scripts.gpu.compile import Resources, record
+from scripts.gpu.variants import Variant, variants
+
+ROOT = Path(__file__).resolve().parents[3]
+SUBSET = ("norm.norm", "rope_kv.rope_kv", "decode_attention.attend", "decode_attention.merge")
+"""Compiled here, once each, for sm_90."""
+COMPILE = """
+import sys
+from scripts.gpu.aot import MOST_STACK_BYTES, SHARED_LIMIT
+from scripts.gpu.compile import compile_for, record
+from scripts.gpu.variants import variants
+wanted = set(sys.argv[1:])
+for variant in variants():
+    for launch in record(variant.call):
+        if launch.name in wanted:
+            wanted.remove(launch.name)
+            found = compile_for(launch, 90)
+            assert found.stack_bytes <= MOST_STACK_BYTES, (launch.name, found)
+            assert 0 < found.registers <= 255, (launch.name, found)
+            assert found.shared_bytes <= SHARED_LIMIT[90], (launch.name, found)
+            print(launch.name)
+"""
+
+
+@pytest.mark.timeout(600)
+def test_kernels_compile_without_a_device(tmp_path: Path) -> None:
+    """In a process of its own, in which nothing has decided to interpret kernels."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-c", COMPILE, *SUBSET]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == sorted(SUBSET)
+
+
+def test_launches_are_specialized_as_on_a_device() -> None:
+    launches = {launch.name: launch for variant in variants() for launch in record(variant.call)}
+    attend = launches["decode_attention.attend"]
+    assert attend.signature["query_ptr"].startswith("*")
+    assert attend.signature["tables_ptr"] == "*i32"
+    assert attend.signature["num_rows"] == "i32"
+    assert attend.attributes[(0,)] == [["tt.divisibility", 16]]
+    assert attend.options["num_warps"] == 4
+    assert launches["decode_attention.merge"].constants["ITEMS"] == 16
+
+
+def test_what_a_kernel_takes_too_much_of() -> None:
+    fine, spilled = Resources(96, 0, 1024, 4), Resources(255, 512, 1024, 8)
+    large = Resources(64, 0, SHARED_LIMIT[89] + 1, 4)
+    row = Row("file.kernel", "bf16", {80: fine, 89: large, 90: spilled})
+    found = list(problems(row))
+    assert [line.split(":")[0] for line in found] == [
+        "file.kernel (bf16) for sm_89",
+        "file.kernel (bf16) for sm_90",
+    ]
+    assert not list(problems(Row("file.kernel", "fp8", {80: "needs sm_89", 90: fine})))
+    assert list(problems(Row("file.kernel", "fp8", {90: "CompilationError: no"})))
+
+
+def test_the_page_names_every_variant_and_target() -> None:
+    rows = [Row("file.kernel", "fp8", {80: "needs sm_89", 90: Resources(120, 16, 65536, 4)})]
+    text = page(rows, [80, 90])
+    assert "| file.kernel | fp8 | needs sm_89 | 120 · 64.0 · 4 +16 B |" in text
+    assert "nothing here was run on a GPU" in text
+
+
+def test_labels_tell_variants_apart() -> None:
+    """Of one wrapper: the same label twice would hide a row."""
+    found: list[Variant] = list(variants())
+    keys = [(variant.label, launch.name) for variant in found for launch in record(variant.call)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_an_unknown_target_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--targets", "75"])
+    assert "invalid choice: 75" in capsys.readouterr().err
