@@ -49,6 +49,24 @@ class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Literal["safetensors", "dummy"],
         Meta(description="dummy: random weights of the config's shapes, for benchmarks"),
     ] = "safetensors"
+    mmap: Annotated[
+        bool,
+        Meta(
+            description="map weights that are used as they are stored, so that workers share them and a "
+            "restarted one has them at once; off: read them, for files that may change"
+        ),
+    ] = True
+    quantization: Annotated[
+        Literal["none", "int8", "fp8", "int4", "nf4"],
+        Meta(
+            description="round the weights of an unquantized checkpoint while they are loaded; quantized "
+            "checkpoints are recognized without it",
+            extra={"flag": "-q"},
+        ),
+    ] = "none"
+    quantize_head: Annotated[bool, Meta(description="with quantization: the output head too, to 8 bits")] = (
+        True
+    )
 
 
 class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,7 +1,8 @@
 """A checkpoint folder: config.json, end-of-sequence ids, safetensors. Knows no model and no layer.
 
 Every length and offset in a file is checked before it is used, and data is read with pread: a truncated
-or changing file is an error message, never a crash or zeros. Pickles (.bin, .pt) are refused.
+or changing file is an error message, never a crash or zeros. What will be used as it is stored may be mapped
+instead of read, see mapped_file.py. Pickles (.bin, .pt) are refused.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from protocol.errors import StartupError
+
+from .mapped_file import MappedFile
 
 MAX_HEADER_BYTES = 100 << 20
 """Of one safetensors file; the reference implementation has the same limit."""
@@ -35,6 +38,9 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Types of what is not quantized."""
+
 Decoded = TypeVar("Decoded")
 
 _MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -49,6 +55,26 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     offset: int
     """In bytes from the start of the file."""
+
+
+class TensorPart(NamedTuple):
+    """A tensor of a checkpoint, or the part of it that this rank needs."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole, as the checkpoint must have it."""
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    """That it may be stored as."""
+    kept: bool = False
+    """Who asks keeps the tensor and never writes to it, so it may be a view of the mapped file."""
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """The part, as a view."""
+        for dim, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
+            whole = whole.narrow(dim, start, size)
+        return whole
 
 
 class _Entry(msgspec.Struct):
@@ -72,7 +98,7 @@ class _Eos(msgspec.Struct):
 class Checkpoint:
     """Headers are read and checked at once, data when asked for."""
 
-    def __init__(self, folder: Path, *, with_weights: bool = True) -> None:
+    def __init__(self, folder: Path, *, with_weights: bool = True, may_map: bool = True) -> None:
         """Raises StartupError. Without weights (`load_format=dummy`) only config.json must be there."""
         if not folder.is_dir():
             raise StartupError(
@@ -80,6 +106,8 @@ class Checkpoint:
             )
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = _read_headers(folder) if with_weights else {}
+        self.may_map = may_map
+        self._maps: dict[Path, MappedFile] = {}
 
     def config(self, kind: type[Decoded]) -> Decoded:
         """config.json as a `kind`; unknown keys are left out."""
@@ -104,35 +132,33 @@ class Checkpoint:
         digest.update("\n".join(extra).encode())
         return digest.hexdigest()[:16]
 
-    def read(self, name: str, first_row: int, num_rows: int) -> Tensor:
-        """Rows of a tensor (the whole of a 0-dimensional one), in its stored type.
+    def read(self, part: TensorPart) -> Tensor:
+        """In its stored type; the caller's own unless `part.kept`.
 
         Raises StartupError when the file cannot be read, or has become shorter since its header was.
         """
-        try:
-            return self._read(name, self.tensors[name], first_row, num_rows)
-        except OSError as error:
-            raise _unreadable(self.tensors[name].path.name, error) from None
-
-    def _read(self, name: str, stored: StoredTensor, first_row: int, num_rows: int) -> Tensor:
-        shape = (num_rows, *stored.shape[1:]) if stored.shape else ()
-        rows = torch.empty(shape, dtype=stored.dtype)
+        stored = self.tensors[part.name]
+        shape = (*part.sizes[:1], *stored.shape[1:])
         row_bytes = math.prod(stored.shape[1:]) * stored.dtype.itemsize
-        buffer = memoryview(rows.reshape(-1).view(torch.uint8).numpy().data)
-        done, start = 0, stored.offset + first_row * row_bytes
-        descriptor = os.open(stored.path, os.O_RDONLY)
+        offset = stored.offset + (part.starts[0] if part.starts else 0) * row_bytes
+        in_rows = part._replace(starts=(0, *part.starts[1:])[: len(shape)])
         try:
-            while done < len(buffer):
-                count = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], start + done)
-                if count == 0:
-                    raise StartupError(
-                        f"{stored.path.name} became shorter while {name!r} was read",
-                        hint="copy the checkpoint again, and start when the copy is complete",
-                    )
-                done += count
-        finally:
-            os.close(descriptor)
-        return rows
+            if part.kept and self.may_map and offset % stored.dtype.itemsize == 0:
+                return in_rows.cut(self._map(stored.path).tensor(offset, shape, stored.dtype))
+            rows = torch.empty(shape, dtype=stored.dtype)
+            if not _fill(rows, stored.path, offset):
+                raise StartupError(
+                    f"{stored.path.name} became shorter while {part.name!r} was read",
+                    hint="copy the checkpoint again, and start when the copy is complete",
+                )
+            return in_rows.cut(rows).contiguous()
+        except OSError as error:
+            raise _unreadable(stored.path.name, error) from None
+
+    def _map(self, path: Path) -> MappedFile:
+        if path not in self._maps:
+            self._maps[path] = MappedFile(path)
+        return self._maps[path]
 
     def _decode(self, name: str, kind: type[Decoded]) -> Decoded:
         path = self.folder / name
@@ -213,6 +239,21 @@ def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
                 hint="finish the download",
             )
         yield name, StoredTensor(path, dtype, entry.shape, data_start + begin)
+
+
+def _fill(tensor: Tensor, path: Path, offset: int) -> bool:
+    """Read the tensor's bytes; False when the file ends before they do."""
+    buffer = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    descriptor, done = os.open(path, os.O_RDONLY), 0
+    try:
+        while done < len(buffer):
+            count = os.preadv(descriptor, [buffer[done : done + (1 << 30)]], offset + done)
+            if count == 0:
+                return False
+            done += count
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _header_of(path: Path) -> tuple[bytes, int]:

@@ -36,7 +36,7 @@ from .models.registry import build
 from .parallel import Group
 from .sampler import Sampler
 from .threads import StepThreads, physical_cores
-from .weights import Report, Wants, load, random_parts, stored_parts
+from .weights import Report, Wants, load, random_part, reader
 
 Ints = NDArray[np.int64]
 _WARM_UP_TOKENS = 24
@@ -61,17 +61,21 @@ class TorchRunner:
             print(f"tern: {which}", file=sys.stderr, flush=True)
         report("reading the checkpoint", "", None)
         dummy = config.model.load_format == "dummy"
-        checkpoint = Checkpoint(Path(config.model.model), with_weights=not dummy)
+        checkpoint = Checkpoint(Path(config.model.model), with_weights=not dummy, may_map=config.model.mmap)
         files = {stored.path.name for stored in checkpoint.tensors.values()}
         checksums.verify(checkpoint.folder, files, report, rank=config.rank, size=size)
         if size > 1:
             report("waiting for the other ranks", "", None)
         self.group = Group(config.rank, size, Path(config.group_dir))
-        self.model, wants = build(checkpoint, config.model.dtype, self.group, self.kernels)
-        self.facts = self._facts(config, checkpoint.eos_token_ids(), wants)
+        self.model, wants = build(checkpoint, config.model, self.group, self.kernels)
+        read = random_part if dummy else reader(wants, checkpoint)
+        working_bytes = wants.working_bytes(checkpoint.tensors)
+        self.facts = self._facts(config, checkpoint.eos_token_ids(), wants, working_bytes)
         self.threads = StepThreads(threads, wants.num_bytes() // wants.dtype.itemsize)
-        self.model_fingerprint = checkpoint.fingerprint(self.facts.dtype, config.model.load_format)
-        load(wants, random_parts(wants) if dummy else stored_parts(wants, checkpoint), report)
+        self.model_fingerprint = checkpoint.fingerprint(
+            self.facts.dtype, config.model.load_format, wants.formats.name
+        )
+        load(wants, read, report)
 
         facts = self.facts
         shape = KVShape(facts.num_blocks, self.model.num_kv_heads, facts.block_size, self.model.head_dim)
@@ -191,14 +195,18 @@ class TorchRunner:
 
     # ── starting up ─────────────────────────────────────────────────────────────────────────────
 
-    def _facts(self, config: WorkerConfig, eos_token_ids: tuple[int, ...], wants: Wants) -> EngineFacts:
+    def _facts(
+        self, config: WorkerConfig, eos_token_ids: tuple[int, ...], wants: Wants, working_bytes: int
+    ) -> EngineFacts:
         """Decide how much fits. Raises OutOfMemory or StartupError."""
         available = self.group.smallest(available_memory() // self.group.size)
         weights_bytes = wants.num_bytes()
-        if weights_bytes > available:
+        if weights_bytes + working_bytes > available:
+            lighter = "" if config.model.quantization == "int4" else ", round it with --quantization int4"
             raise OutOfMemory(
-                f"the weights take {weights_bytes >> 20} MiB, but {available >> 20} MiB are available",
-                hint="use a smaller model, or spread it with --tensor-parallel-size",
+                f"the weights ({wants.formats.name}) take {weights_bytes >> 20} MiB, and loading them "
+                f"{working_bytes >> 20} MiB more, but {available >> 20} MiB are available",
+                hint=f"use a smaller model{lighter}, or spread it with --tensor-parallel-size",
             )
         model, options = self.model, config.cache
         block_tokens = options.block_size * model.num_kv_heads * model.head_dim

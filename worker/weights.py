@@ -1,16 +1,18 @@
-"""Which checkpoint tensors the layers want, and how they get there. Knows no file format and no model.
+"""Which tensors of a checkpoint the layers want, and how they get there. Knows no file and no model.
 
-Layers declare, while they are built, what they want and into which tensor it goes; merged layers
-declare several (q, k, v → one matrix). Then everything is checked by name and shape, and only then data
-is read: each rank reads its own part.
+Layers declare, while they are built, what they want and who takes it; a merged layer takes several tensors
+at once (q, k, v → one matrix). Then everything is checked by name, type and shape, and only then data is
+read, one layer's after the other's, so that the memory taken is what is loaded and one layer more.
 
     Wants
      └─ Scope "model.layers.0.self_attn."
-         └─ want("q_proj.weight", shape of the whole, into = rows 0…n of the merged matrix, starts)
+         ├─ want("q_norm.weight", shape of the whole, into = a tensor, starts)
+         └─ request([part of q_proj.weight, part of k_proj.weight, …], take)
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 from zlib import crc32
@@ -20,30 +22,34 @@ from torch import Tensor
 
 from protocol.errors import StartupError
 
-from .checkpoint import StoredTensor
+from .checkpoint import StoredTensor, TensorPart
 from .kernels.cpu.library import Library
+from .quantization.format import Formats
+from .quantization.unquantized import Unquantized
 
 Report = Callable[[str, str, float | None], None]
 """(phase, detail, fraction done or None when unknown)"""
+Take = Callable[[Sequence[Tensor]], None]
+Read = Callable[[TensorPart], Tensor]
 
 
 class Source(Protocol):
     """A checkpoint, as far as loading goes."""
 
-    tensors: dict[str, StoredTensor]
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]: ...
 
-    def read(self, name: str, first_row: int, num_rows: int) -> Tensor: ...
+    def read(self, part: TensorPart) -> Tensor: ...
 
 
-class Want(NamedTuple):
-    """A tensor of the checkpoint, or a part of it that this rank holds."""
+class Request(NamedTuple):
+    """Tensors that are taken together."""
 
-    name: str
-    shape: tuple[int, ...]
-    """Of the whole, as the checkpoint has it."""
-    into: Tensor
-    starts: tuple[int, ...]
-    """Where the part begins in the whole; its extent is the shape of `into`."""
+    parts: tuple[TensorPart, ...]
+    take: Take
+    """Given the parts, in order. It keeps only those that are marked so, and writes to none of them."""
+    num_bytes: int
+    """Of memory, once they are taken."""
 
 
 @dataclass
@@ -51,22 +57,47 @@ class Wants:
     """What the layers of one model declared."""
 
     dtype: torch.dtype
-    tensors: dict[str, Want] = field(default_factory=dict)
-    """By name; further parts of one tensor by its name and where they start."""
+    formats: Formats = field(default_factory=Unquantized)
+    """Of the checkpoint's matrices."""
+    kernels: Library | None = None
+    """In C, for layers that have a use for them; None: torch's."""
+    requests: list[Request] = field(default_factory=list)
     surplus: set[str] = field(default_factory=set)
     """Names that a checkpoint may have and that are not needed."""
     finishers: list[Callable[[], None]] = field(default_factory=list)
     base_prefix: str = ""
     """A checkpoint of the bare model, without its head, leaves this out of all names."""
-    kernels: Library | None = None
-    """In C, for layers that have a use for them; None: torch's."""
 
     def scope(self, prefix: str = "") -> "Scope":
         return Scope(self, prefix)
 
+    def parts(self) -> Iterator[TensorPart]:
+        """Of all requests."""
+        return (part for request in self.requests for part in request.parts)
+
     def num_bytes(self) -> int:
-        """Memory of everything wanted."""
-        return sum(want.into.nbytes for want in self.tensors.values())
+        """Memory of everything wanted, once it is loaded. What is kept twice is there once."""
+        kept: set[TensorPart] = set()
+        total = 0
+        for request in self.requests:
+            shared = all(part.kept for part in request.parts)
+            if not (shared and kept.issuperset(request.parts)):
+                total += request.num_bytes
+            if shared:
+                kept.update(request.parts)
+        return total
+
+    def working_bytes(self, stored: Mapping[str, StoredTensor]) -> int:
+        """Memory that the largest request takes besides, while it is read and converted."""
+        read = (
+            sum(
+                math.prod(part.sizes) * stored[part.name].dtype.itemsize
+                for part in request.parts
+                if part.name in stored and not part.kept
+            )
+            for request in self.requests
+        )
+        return max(read, default=0)
 
 
 class Scope:
@@ -76,23 +107,24 @@ class Scope:
         self._wants = wants
         self._prefix = prefix
         self.dtype = wants.dtype
+        self.formats = wants.formats
         self.kernels = wants.kernels
 
     def __truediv__(self, name: str) -> "Scope":
         return Scope(self._wants, f"{self._prefix}{name}.")
 
-    def want(self, name: str, shape: tuple[int, ...], into: Tensor, starts: tuple[int, ...] = ()) -> None:
-        """Load the part of `name` that begins at `starts` (default: its origin) into `into`.
+    @property
+    def name(self) -> str:
+        return self._prefix.removesuffix(".")
 
-        Several parts of one tensor may be wanted, each by a call of its own.
-        """
-        want = Want(self._prefix + name, shape, into, starts or (0,) * len(shape))
-        key, tensors = want.name, self._wants.tensors
-        if key in tensors:
-            key = f"{want.name} from {want.starts}"
-            assert want.starts != tensors[want.name].starts, key
-            assert key not in tensors, key
-        tensors[key] = want
+    def want(self, name: str, shape: tuple[int, ...], into: Tensor, starts: tuple[int, ...] = ()) -> None:
+        """Load the part of `name` that begins at `starts` (default: its origin) into `into`."""
+        part = TensorPart(self._prefix + name, shape, starts or (0,) * len(shape), tuple(into.shape))
+        self.request([part], lambda tensors: _copy(into, tensors[0]), into.nbytes)
+
+    def request(self, parts: Sequence[TensorPart], take: Take, num_bytes: int) -> None:
+        """Hand these parts, whose names are whole, to `take`, all at once."""
+        self._wants.requests.append(Request(tuple(parts), take, num_bytes))
 
     def allow(self, name: str) -> None:
         """A checkpoint may have this tensor; it is not read."""
@@ -103,47 +135,48 @@ class Scope:
         self._wants.finishers.append(finish)
 
 
-def load(wants: Wants, tensors: Iterable[tuple[str, Tensor]], report: Report) -> None:
-    """Put ready tensors where they are wanted, then let the layers convert them."""
-    count = len(wants.tensors)
-    for done, (name, tensor) in enumerate(tensors):
-        report("loading weights", f"{done + 1}/{count} tensors", (done + 1) / count)
-        wants.tensors[name].into.copy_(tensor)
-    wants.tensors.clear()  # so that a converted weight's original is freed one by one
-    for done, finish in enumerate(wants.finishers):
-        report("preparing weights", f"{done + 1}/{len(wants.finishers)}", (done + 1) / len(wants.finishers))
+def load(wants: Wants, read: Read, report: Report) -> None:
+    """Put tensors where they are wanted, request by request, then let the layers finish."""
+    requests, wants.requests = wants.requests, []
+    times = Counter(part for request in requests for part in request.parts if part.kept)
+    shared: dict[TensorPart, Tensor] = {}
+    for done, request in enumerate(requests, 1):
+        report("loading weights", f"{done}/{len(requests)} weights", done / len(requests))
+        tensors = []
+        for part in request.parts:
+            tensor = shared[part] if part in shared else read(part)
+            if times[part] > 1:
+                shared[part] = tensor
+            tensors.append(tensor)
+        request.take(tensors)
+    for finish in wants.finishers:
         finish()
 
 
-def stored_parts(wants: Wants, source: Source) -> Iterator[tuple[str, Tensor]]:
-    """The wanted parts of a checkpoint's tensors. Raises StartupError before anything is read."""
+def reader(wants: Wants, source: Source) -> Read:
+    """Reads the wanted parts. Raises StartupError for what does not fit, before anything is read."""
     stored = {name: name for name in source.tensors}
     if not any(name.startswith(wants.base_prefix) for name in stored):
         stored = {wants.base_prefix + name: name for name in stored}
     _check(wants, {name: source.tensors[own] for name, own in stored.items()})
-    for key, want in wants.tensors.items():
-        part = source.read(stored[want.name], want.starts[0], want.into.shape[0])
-        for dim in range(1, part.dim()):
-            part = part.narrow(dim, want.starts[dim], want.into.shape[dim])
-        yield key, part
+    return lambda part: source.read(part._replace(name=stored[part.name]))
 
 
-def random_parts(wants: Wants) -> Iterator[tuple[str, Tensor]]:
+def random_part(part: TensorPart) -> Tensor:
     """Small random weights, the same on every rank: norms are 1 and biases 0."""
-    for key, want in wants.tensors.items():
-        if len(want.shape) == 1:
-            yield key, torch.full_like(want.into, 0.0 if want.name.endswith("bias") else 1.0)
-            continue
-        generator = torch.Generator().manual_seed(crc32(want.name.encode()))
-        whole = torch.randn(want.shape, generator=generator) / math.sqrt(want.shape[-1])
-        for dim, start in enumerate(want.starts):
-            whole = whole.narrow(dim, start, want.into.shape[dim])
-        yield key, whole
+    if len(part.shape) == 1:
+        return torch.full(part.sizes, 0.0 if part.name.endswith("bias") else 1.0)
+    generator = torch.Generator().manual_seed(crc32(part.name.encode()))
+    return part.cut(torch.randn(part.shape, generator=generator) / math.sqrt(part.shape[-1]))
 
 
-def _check(wants: Wants, stored: dict[str, StoredTensor]) -> None:
-    wanted = {want.name for want in wants.tensors.values()}
-    missing = [want.name for want in wants.tensors.values() if want.name not in stored]
+def _copy(into: Tensor, tensor: Tensor) -> None:
+    into.copy_(tensor)
+
+
+def _check(wants: Wants, stored: Mapping[str, StoredTensor]) -> None:
+    wanted = {part.name: part for part in wants.parts()}
+    missing = [name for name in wanted if name not in stored]
     if missing:
         raise StartupError(
             f"the checkpoint lacks {_listed(missing)}", hint="finish the download, or check config.json"
@@ -154,17 +187,18 @@ def _check(wants: Wants, stored: dict[str, StoredTensor]) -> None:
             f"the checkpoint has tensors that its architecture does not use: {_listed(extra)}",
             hint="check `architectures` in config.json",
         )
-    for want in wants.tensors.values():
-        found = stored[want.name]
-        if found.shape != want.shape:
+    for part in wants.parts():
+        found = stored[part.name]
+        if found.shape != part.shape:
             raise StartupError(
-                f"{want.name!r} has the shape {list(found.shape)}; config.json implies {list(want.shape)}"
+                f"{part.name!r} has the shape {list(found.shape)}; config.json implies {list(part.shape)}"
             )
-        if found.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        if found.dtype not in part.dtypes:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in part.dtypes)
             raise StartupError(
-                f"{want.name!r} is stored as {str(found.dtype).removeprefix('torch.')}; "
-                "unquantized weights are float32, bfloat16 or float16",
-                hint="use an unquantized checkpoint",
+                f"{part.name!r} is stored as {str(found.dtype).removeprefix('torch.')}; "
+                f"config.json implies one of: {known}",
+                hint="check `quantization_config` in config.json",
             )
 
 

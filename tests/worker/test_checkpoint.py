@@ -11,22 +11,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from protocol.config import ModelOptions
 from protocol.control import Failed
 from protocol.errors import StartupError
 from tests.worker.core import WorkerProcess
 from tests.worker.driver import quiet, worker_config, write_config
 from worker import checksums
-from worker.checkpoint import Checkpoint
+from worker.checkpoint import Checkpoint, TensorPart
 from worker.models.registry import build
 from worker.parallel import Group
 from worker.runner import TorchRunner
-from worker.weights import load, random_parts, stored_parts
+from worker.weights import load, random_part, reader
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     """Random weights of the right names and shapes."""
-    _, wants = build(Checkpoint(folder, with_weights=False), "float32", Group())
-    return {name: tensor.clone() for name, tensor in random_parts(wants)}
+    _, wants = build(Checkpoint(folder, with_weights=False), ModelOptions(dtype="float32"), Group())
+    return {part.name: random_part(part).clone() for part in wants.parts()}
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
 
 def load_all(folder: Path) -> None:
     checkpoint = Checkpoint(folder)
-    _, wants = build(checkpoint, "auto", Group())
-    load(wants, stored_parts(wants, checkpoint), quiet)
+    _, wants = build(checkpoint, ModelOptions(), Group())
+    load(wants, reader(wants, checkpoint), quiet)
 
 
 def test_a_good_one_loads(folder: Path) -> None:
@@ -49,8 +50,10 @@ def test_a_good_one_loads(folder: Path) -> None:
 
 def test_parts_are_read_exactly(folder: Path) -> None:
     expected = tensors_of(folder)["model.layers.1.mlp.up_proj.weight"]
-    part = Checkpoint(folder).read("model.layers.1.mlp.up_proj.weight", 5, 7)
-    torch.testing.assert_close(part, expected[5:12], atol=0, rtol=0)
+    part = TensorPart("model.layers.1.mlp.up_proj.weight", (96, 64), (5, 3), (7, 50), kept=True)
+    for may_map in (True, False):
+        found = Checkpoint(folder, may_map=may_map).read(part)
+        torch.testing.assert_close(found, expected[5:12, 3:53], atol=0, rtol=0)
 
 
 def shrink(folder: Path) -> None:
@@ -149,11 +152,12 @@ def test_bad_files_are_named(case: str, folder: Path) -> None:
         load_all(folder)
 
 
-def test_a_file_that_shrinks_while_it_is_read(folder: Path) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_file_that_shrinks_while_it_is_read(kept: bool, folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(StartupError, match="became shorter while"):
-        checkpoint.read(NORM, 0, 64)
+    with pytest.raises(StartupError, match=r"bec[oa]me shorter"):
+        checkpoint.read(TensorPart(NORM, (64,), (0,), (64,), kept=kept))
 
 
 def list_checksums(folder: Path, *names: str) -> None:
@@ -250,7 +254,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "no architecture": ({"architectures": []}, "Tern knows .*LlamaForCausalLM"),
     "own code": ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
-    "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "quantized \\('gptq'\\)"),
+    "quantized": ({"quantization_config": {"quant_method": "quanto"}}, "quantized by 'quanto'"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported for Llama"),
     "window": ({"sliding_window": 64}, "sliding_window = 64 is not supported"),
     "partial rotation": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
@@ -270,7 +274,7 @@ def test_what_would_change_the_maths_is_refused_by_name(case: str, tmp_path: Pat
     changes, message = BAD_CONFIGS[case]
     checkpoint = Checkpoint(write_config(tmp_path / "model", **changes), with_weights=False)
     with pytest.raises(StartupError, match=message):
-        build(checkpoint, "auto", Group())
+        build(checkpoint, ModelOptions(), Group())
 
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:

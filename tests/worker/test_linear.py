@@ -2,25 +2,27 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from protocol.errors import StartupError
-from worker.parallel import Group, Span
+from tests.worker.driver import quiet
+from worker.layers.linear import Weight
+from worker.parallel import Group, Span, whole
 from worker.quantization import unquantized
-from worker.quantization.unquantized import Unquantized
-from worker.weights import Wants, load, random_parts
+from worker.quantization.unquantized import PackedMatrix
+from worker.weights import Wants, load, random_part
 
 
-def linear(dtype: torch.dtype, *, bias: bool) -> tuple[Unquantized, torch.Tensor, torch.Tensor]:
-    """(the method, its whole weight, its whole bias)"""
+def linear(dtype: torch.dtype, *, bias: bool) -> tuple[Weight, Tensor, Tensor]:
+    """(the layer's, its whole weight, its whole bias)"""
     wants = Wants(dtype)
-    method = Unquantized()
-    rows = {"a": [Span(24, 0, 24)], "b": [Span(8, 0, 8)]}
-    method.create(wants.scope(), rows, Span(40, 0, 40), bias=bias)
-    parts = {name: torch.randn(want.shape).to(dtype) for name, want in wants.tensors.items()}
-    load(wants, parts.items(), lambda *_: None)
+    rows = [(wants.scope() / "a", [whole(24)]), (wants.scope() / "b", [whole(8)])]
+    weight = Weight(rows, whole(40), bias=bias)
+    stored = {part.name: torch.randn(part.shape).to(dtype) for part in wants.parts()}
+    load(wants, lambda part: part.cut(stored[part.name]), quiet)
     zeros = torch.zeros(24, dtype=dtype), torch.zeros(8, dtype=dtype)
-    biases = (parts["a.bias"], parts["b.bias"]) if bias else zeros
-    return method, torch.cat((parts["a.weight"], parts["b.weight"])), torch.cat(biases)
+    biases = (stored["a.bias"], stored["b.bias"]) if bias else zeros
+    return weight, torch.cat((stored["a.weight"], stored["b.weight"])), torch.cat(biases)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -30,19 +32,19 @@ def test_rows_are_multiplied_alike_in_every_form(
     dtype: torch.dtype, bias: bool, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unquantized, "SMALL_BYTES", 1 << 20 if small else 0)
-    method, weight, offset = linear(dtype, bias=bias)
+    layer, weight, offset = linear(dtype, bias=bias)
     tolerance = 1e-4 if dtype == torch.float32 else 0.3  # sums of 40 products of about 1
     for count in (1, 3, 4, 9, 64):
         x, add = torch.randn(count, 40).to(dtype), torch.randn(count, 32).to(dtype)
         expected = x.float() @ weight.float().t() + offset.float()
-        assert (method.multiply(x).float() - expected).abs().max() < tolerance
-        assert (method.multiply(x, add).float() - expected - add.float()).abs().max() < tolerance
+        assert (layer.multiply(x).float() - expected).abs().max() < tolerance
+        assert (layer.multiply(x, add).float() - expected - add.float()).abs().max() < tolerance
 
 
 def test_a_large_weight_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unquantized, "SMALL_BYTES", 0)
-    method, _, _ = linear(torch.float32, bias=False)
-    assert (method.plain is None) == (method.packed is not None)
+    matrix = PackedMatrix(torch.randn(8, 40), None)
+    assert (matrix.plain is None) == (matrix.packed is not None)
 
 
 def group(rank: int, size: int) -> Group:
@@ -68,6 +70,6 @@ def test_random_weights_are_parts_of_one_whole() -> None:
     parts = []
     for span in (Span(8, 0, 8), Span(8, 0, 4), Span(8, 4, 4)):
         wants = Wants(torch.float32)
-        Unquantized().create(wants.scope(), {"a": [span]}, Span(6, 0, 6), bias=False)
-        parts.append(dict(random_parts(wants))["a.weight"])
+        Weight([(wants.scope() / "a", [span])], whole(6))
+        parts.extend(random_part(part) for part in wants.parts())
     torch.testing.assert_close(parts[0], torch.cat(parts[1:]), atol=0, rtol=0)

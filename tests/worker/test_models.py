@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import torch
 
+from protocol.config import ModelOptions
 from protocol.errors import StartupError
 from tests.worker.published import PUBLISHED
 from worker.checkpoint import Checkpoint
@@ -25,16 +26,16 @@ def build_of(folder: Path, config: dict[str, Any], group: Group | None = None) -
     folder.mkdir()
     (folder / "config.json").write_bytes(msgspec.json.encode(config))
     with torch.device("meta"):
-        return build(Checkpoint(folder, with_weights=False), "auto", group or Group())
+        return build(Checkpoint(folder, with_weights=False), ModelOptions(), group or Group())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str, tmp_path: Path) -> None:
     known = PUBLISHED[name]
     model, wants = build_of(tmp_path / "model", known.config)
-    parts = wants.tensors.values()
-    assert sum(want.into.numel() for want in parts) == known.num_parameters
-    assert sum(math.prod(shape) for shape in {w.name: w.shape for w in parts}.values()) == (
+    parts = set(wants.parts())  # a tied head and its embedding are one
+    assert sum(math.prod(part.sizes) for part in parts) == known.num_parameters
+    assert sum(math.prod(shape) for shape in {part.name: part.shape for part in parts}.values()) == (
         known.num_parameters
     )
     kv_numbers = 2 * model.num_layers * model.num_kv_heads * model.head_dim
@@ -49,19 +50,19 @@ def test_every_family_has_a_published_size() -> None:
 @pytest.mark.parametrize("name", sorted(PUBLISHED.keys() - {"Qwen3-30B-A3B"}))  # many tensors
 def test_ranks_share_all_matrices_but_routers_and_positions(name: str, tmp_path: Path) -> None:
     _, wants = build_of(tmp_path / "whole", PUBLISHED[name].config)
-    whole = {want.name: math.prod(want.shape) for want in wants.tensors.values()}
+    whole = {part.name: part.shape for part in wants.parts()}
     held: Counter[str] = Counter()
     for rank in range(2):
         group = Group()
         group.rank, group.size = rank, 2
-        _, part = build_of(tmp_path / f"rank{rank}", PUBLISHED[name].config, group)
-        for want in part.tensors.values():
-            held[want.name] += want.into.numel()
-    for tensor, size in whole.items():
-        if len(wants.tensors[tensor].shape) == 2 and not tensor.endswith((".gate.weight", "wpe.weight")):
+        _, wanted = build_of(tmp_path / f"rank{rank}", PUBLISHED[name].config, group)
+        for part in set(wanted.parts()):
+            held[part.name] += math.prod(part.sizes)
+    for tensor, shape in whole.items():
+        if len(shape) == 2 and not tensor.endswith((".gate.weight", "wpe.weight")):
             one_head = PUBLISHED[name].config.get("num_key_value_heads") == 1
             twice = one_head and ("k_proj" in tensor or "v_proj" in tensor)
-            assert held[tensor] == size * (2 if twice else 1), tensor
+            assert held[tensor] == math.prod(shape) * (2 if twice else 1), tensor
 
 
 def test_windows_of_published_models(tmp_path: Path) -> None:

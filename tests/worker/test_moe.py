@@ -19,8 +19,8 @@ def loaded(top_k: int, *, renormalize: bool) -> tuple[SparseMLP, dict[str, Tenso
     scope = wants.scope()
     experts = [GatedMLP(scope / str(i), SIZE, whole(INNER), group) for i in range(EXPERTS)]
     layer = SparseMLP(scope, SIZE, group, experts, top_k, renormalize=renormalize)
-    stored = {name: torch.randn(want.shape) for name, want in wants.tensors.items()}
-    load(wants, stored.items(), lambda *_: None)
+    stored = {part.name: torch.randn(part.shape) for part in wants.parts()}
+    load(wants, lambda part: part.cut(stored[part.name]), lambda *_: None)
     return layer, stored
 
 

@@ -1,16 +1,19 @@
 """Token embedding and output head, split over ranks by vocabulary.
 
-A vocabulary that the ranks do not divide is padded: the last rank's part ends in rows of zeros, which
-no token reaches and whose logits are cut off.
+A vocabulary that the ranks do not divide leaves the last ranks with fewer rows, or none: what they gather
+is filled up with zeros, which no token reaches and whose logits are cut off.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..parallel import Group, Span
-from ..quantization.unquantized import Unquantized
+from ..parallel import Group, Span, whole
+from ..quantization.format import Cut
 from ..weights import Scope
+from .linear import Weight
 
 
 def vocabulary_span(vocab_size: int, group: Group) -> Span:
@@ -23,20 +26,29 @@ def vocabulary_span(vocab_size: int, group: Group) -> Span:
 class Embedding:
     """ids [n] → [n, size]"""
 
+    weight: Tensor
+    """[this rank's rows, size]; may be a view of the mapped checkpoint."""
+
     def __init__(self, scope: Scope, vocab_size: int, size: int, group: Group) -> None:
         self.group = group
+        self.scope = scope
         self.span = vocabulary_span(vocab_size, group)
-        per_rank = -(-vocab_size // group.size)
-        self.weight = torch.zeros(per_rank, size, dtype=scope.dtype)
-        scope.want("weight", (vocab_size, size), self.weight[: self.span.length], (self.span.start, 0))
+        self.size = size
+        part = Cut(scope.name, self.span, whole(size)).tensor("weight", self.span, whole(size), kept=True)
+        scope.request([part], self._take, self.span.length * size * scope.dtype.itemsize)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         if self.group.size == 1:
             return F.embedding(token_ids, self.weight)
+        if self.span.length == 0:
+            return self.group.all_reduce(self.weight.new_zeros(len(token_ids), self.size))
         local = token_ids - self.span.start
         elsewhere = (local < 0) | (local >= self.span.length)
         x = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
         return self.group.all_reduce(x.masked_fill(elsewhere.unsqueeze(1), 0))
+
+    def _take(self, tensors: Sequence[Tensor]) -> None:
+        self.weight = tensors[0].to(self.scope.dtype)
 
 
 class Head:
@@ -55,18 +67,19 @@ class Head:
         self.group = group
         self.soft_cap = soft_cap
         self.vocab_size = vocab_size
-        self.method = Unquantized()
+        span = vocabulary_span(vocab_size, group)
+        self.missing = -(-vocab_size // group.size) - span.length
         if tied is not None:
             scope.allow("weight")  # some writers store the tied matrix twice
-            self.method.share(scope, tied.weight)
-            return
-        span = vocabulary_span(vocab_size, group)
-        weight = torch.zeros(-(-vocab_size // group.size), size, dtype=scope.dtype)
-        scope.want("weight", (vocab_size, size), weight[: span.length], (span.start, 0))
-        self.method.share(scope, weight)
+            self.weight = Weight([(tied.scope, [span])], whole(size), role="tied head")
+        else:
+            self.weight = Weight([(scope, [span])], whole(size), role="head")
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = self.group.all_gather(self.method.multiply(x).float())
+        logits = self.weight.multiply(x, out_dtype=torch.float32)
+        if self.missing:
+            logits = F.pad(logits, (0, self.missing))
+        logits = self.group.all_gather(logits)
         if self.soft_cap is not None:
             logits = (logits / self.soft_cap).tanh_().mul_(self.soft_cap)
         return logits if logits.shape[1] == self.vocab_size else logits[:, : self.vocab_size]

@@ -1,29 +1,107 @@
-"""Linear layers split over ranks by output (column) or by input (row). Weights belong to their method.
+"""Linear layers split over ranks by output (column) or by input (row). How a weight is stored and multiplied
+is its format's business.
 
 A column layer needs no communication and leaves each rank with its part of the output; the row layer
 that follows takes that part as input and sums over the ranks: one all-reduce per pair.
 """
 
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..kernels.matmul import Matrix
 from ..parallel import Group, Span, whole
-from ..quantization.method import Rows
-from ..quantization.unquantized import Unquantized
+from ..quantization.combined import StackedMatrix
+from ..quantization.format import Cut, Format, Role
 from ..weights import Scope
+
+Rows = Mapping[str, Sequence[Span]]
+"""The checkpoint's matrices that are stacked into one, in order, and the spans of rows that each consists
+of: `{"q_proj": [q], "k_proj": [k]}`, or `{"qkv_proj": [q, k, v]}` where the checkpoint has them fused."""
+
+
+class Weight:
+    """This rank's rows and columns of several of the checkpoint's matrices, as one. Empty until loaded."""
+
+    matrix: Matrix
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[Scope, Sequence[Span]]],
+        columns: Span,
+        *,
+        bias: bool = False,
+        transposed: bool = False,
+        role: Role = "linear",
+    ) -> None:
+        """`rows`: the place of each matrix, and its spans."""
+        self._cuts: list[Cut] = []
+        self._formats: list[Format[Any]] = []
+        biases = []
+        for place, spans in rows:
+            form = place.formats.format_of(place.name, role)
+            total, above = sum(span.total for span in spans), 0
+            for span in spans:
+                part = Span(total, above + span.start, span.length)
+                self._cuts.append(Cut(place.name, part, columns, transposed))
+                self._formats.append(form)
+                biases.append(self._cuts[-1].tensor("bias", part))
+                above += span.total
+            for name in form.surplus:
+                place.allow(name)
+        place = rows[0][0]
+        self._dtype, self._kernels = place.dtype, place.kernels
+        wanted = [list(f.parts(cut)) for f, cut in zip(self._formats, self._cuts, strict=True)]
+        self._counts = [len(parts) for parts in wanted]
+        pairs = zip(self._formats, self._cuts, strict=True)
+        num_bytes = sum(f.num_bytes(cut, self._dtype) for f, cut in pairs)
+        if bias:
+            wanted.append(biases)
+            num_bytes += sum(cut.rows.length for cut in self._cuts) * self._dtype.itemsize
+        place.request([part for parts in wanted for part in parts], self._take, num_bytes)
+
+    def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        """[n, columns] → [n, rows], plus the bias if there is one, plus `add` if given."""
+        return self.matrix.multiply(x, add, out_dtype)
+
+    def _take(self, tensors: Sequence[Tensor]) -> None:
+        left = iter(tensors)
+        loaded = []
+        for form, cut, count in zip(self._formats, self._cuts, self._counts, strict=True):
+            loaded.append((form, cut, form.load(cut, [next(left) for _ in range(count)], self._dtype)))
+        biases = [bias.to(self._dtype) for bias in left]
+        bias = torch.cat(biases) if biases else None
+        matrices, above = [], 0
+        for form, same in groupby(loaded, key=lambda entry: entry[0]):
+            _, cuts, parts = zip(*same, strict=True)
+            below = above + sum(cut.rows.length for cut in cuts)
+            its_bias = None if bias is None else bias[above:below]
+            matrices.append(form.join(parts, cuts, its_bias, self._kernels))
+            above = below
+        self.matrix = matrices[0] if len(matrices) == 1 else StackedMatrix(matrices)
 
 
 class ColumnLinear:
     """Several of the checkpoint's matrices as one: y = x [W1; W2; …]ᵀ, this rank's rows of each."""
 
     def __init__(
-        self, scope: Scope, in_features: int, merged: Rows, *, bias: bool = False, transposed: bool = False
+        self,
+        scope: Scope,
+        in_features: int,
+        merged: Rows,
+        *,
+        bias: bool = False,
+        transposed: bool = False,
+        role: Role = "linear",
     ) -> None:
-        self.method = Unquantized()
-        self.method.create(scope, merged, whole(in_features), bias=bias, transposed=transposed)
+        rows = [(scope / name, spans) for name, spans in merged.items()]
+        self.weight = Weight(rows, whole(in_features), bias=bias, transposed=transposed, role=role)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.method.multiply(x)
+        return self.weight.multiply(x)
 
 
 class RowLinear:
@@ -41,15 +119,14 @@ class RowLinear:
         transposed: bool = False,
     ) -> None:
         self.group = group
-        self.method = Unquantized()
-        rows = {name: [whole(out_features)]}
-        self.method.create(scope, rows, columns, bias=False, transposed=transposed)
+        place = scope / name
+        self.weight = Weight([(place, [whole(out_features)])], columns, transposed=transposed)
         self.bias: Tensor | None = None
         if bias:  # added once, after the sum
             self.bias = torch.empty(out_features, dtype=scope.dtype)
-            (scope / name).want("bias", (out_features,), self.bias)
+            place.want("bias", (out_features,), self.bias)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        y = self.method.multiply(x, residual if self.group.rank == 0 else None)
+        y = self.weight.multiply(x, residual if self.group.rank == 0 else None)
         y = self.group.all_reduce(y)
         return y if self.bias is None else y + self.bias

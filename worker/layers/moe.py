@@ -38,7 +38,7 @@ class SparseMLP:
         self.experts = experts
         self.top_k = top_k
         self.renormalize = renormalize
-        self.gate = ColumnLinear(scope, size, {"gate": [whole(len(experts))]})
+        self.gate = ColumnLinear(scope, size, {"gate": [whole(len(experts))]}, role="router")
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """[tokens, size] → residual + mlp(x)"""

@@ -7,12 +7,14 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
+from protocol.config import ModelOptions
 from protocol.errors import StartupError
 
 from ..checkpoint import Checkpoint
 from ..kernels.attention import StepMetadata, Window
 from ..kernels.cpu.library import Library
 from ..parallel import Group
+from ..quantization.choice import formats_for
 from ..weights import Wants
 from .gemma3 import Gemma3Config, build_gemma3
 from .gpt2 import GPT2, GPT2Config
@@ -76,7 +78,7 @@ class _Header(Struct, frozen=True):
     architectures: tuple[str, ...] = ()
     dtype: str | None = None
     torch_dtype: str | None = None
-    quantization_config: dict[str, object] | None = None
+    quantization_config: dict[str, Any] | None = None
     auto_map: dict[str, object] | None = None
 
 
@@ -84,23 +86,19 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def build(
-    checkpoint: Checkpoint, dtype: str, group: Group, kernels: Library | None = None
+    checkpoint: Checkpoint, options: ModelOptions, group: Group, kernels: Library | None = None
 ) -> tuple[Model, Wants]:
     """The model with its weights still to be loaded. Raises StartupError naming what is not supported."""
     header = checkpoint.config(_Header)
     if header.auto_map:
         raise StartupError("config.json has an auto_map: the model needs its own code, which Tern never runs")
-    if header.quantization_config:
-        method = header.quantization_config.get("quant_method", "unnamed")
-        raise StartupError(
-            f"the checkpoint is quantized ({method!r}), which is not supported", hint="use an unquantized one"
-        )
     kind = next((MODELS[name] for name in header.architectures if name in MODELS), None)
     if kind is None:
         raise StartupError(
             f"architectures {list(header.architectures)} are not supported; Tern knows {', '.join(MODELS)}"
         )
-    wants = Wants(resolve_dtype(dtype, header), kernels=kernels)
+    formats = formats_for(header.quantization_config, checkpoint.tensors, options)
+    wants = Wants(resolve_dtype(options.dtype, header), formats, kernels=kernels)
     config = checkpoint.config(kind.config_type)
     config.check()
     return kind.build(config, wants, group), wants

@@ -1,1 +1,1 @@
-"""How a linear layer's weights are created, loaded, converted and multiplied: one file per format."""
+"""How a checkpoint stores its matrices, and what becomes of them: one file per kind of checkpoint."""

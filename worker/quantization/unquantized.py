@@ -1,7 +1,7 @@
-"""Weights as they are. Knows nothing of how a layer is split over ranks.
+"""Weights as they are, which may be views of the mapped checkpoint.
 
-On the CPU a weight is packed once for oneDNN, which multiplies about twice as fast as the BLAS behind
-`F.linear`. Measured on one Zen 5 core (AVX-512), µs, plain against packed:
+Without the kernels in C a weight is packed once for oneDNN, which multiplies about twice as fast as the BLAS
+behind `F.linear`. Measured on one Zen 5 core (AVX-512), µs, plain against packed:
 
     [rows, 192] × [192, 1024]    1 row 12 / 19 · 4 rows 35 / 21 · 32 rows 145 / 70 · 128 rows 530 / 230
     [1, 4096] × [4096, 4096]     float32 2760 / 1450 · bfloat16 2040 / 880
@@ -10,13 +10,18 @@ A call into oneDNN costs some 10 µs by itself, which only a few float32 rows of
 them small weights are kept in both forms.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..parallel import Span
-from ..weights import Scope
-from .method import Rows
+from ..checkpoint import TensorPart
+from ..kernels.cpu.library import Library
+from ..kernels.matmul import Matrix
+from .format import Cut, Format, Role
 
 FEW_ROWS = 4
 """Below this many rows a small float32 weight is multiplied plain."""
@@ -29,42 +34,52 @@ _multiply = torch.ops.mkldnn._linear_pointwise.default
 _multiply_add = torch.ops.mkldnn._linear_pointwise.binary
 
 
+@dataclass(frozen=True)
 class Unquantized:
-    """A LinearMethod. The weight is [rows, columns], as in the checkpoint."""
+    """A Format whose parts are tensors [rows, columns]; and the Formats of a checkpoint that has no other."""
 
-    def __init__(self) -> None:
-        self.plain: Tensor | None = None
+    name: ClassVar[str] = "none"
+    surplus: ClassVar[Sequence[str]] = ()
+
+    def format_of(self, module: str, role: Role) -> Format[Any]:
+        return self
+
+    def parts(self, cut: Cut) -> Sequence[TensorPart]:
+        dims = (cut.columns, cut.rows) if cut.transposed else (cut.rows, cut.columns)
+        return [cut.tensor("weight", *dims, kept=not cut.transposed)]
+
+    def load(self, cut: Cut, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        (weight,) = tensors
+        return (weight.t().contiguous() if cut.transposed else weight).to(dtype)
+
+    def join(
+        self, parts: Sequence[Tensor], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+    ) -> Matrix:
+        return PackedMatrix(parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts)), bias)
+
+    def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
+        rows, columns = cut.sizes
+        return rows * columns * dtype.itemsize
+
+
+class PackedMatrix:
+    """A Matrix [rows, columns] of torch's."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.shape = (weight.shape[0], weight.shape[1])
+        self.bias = bias
+        self.plain: Tensor | None = weight
         self.packed: Tensor | None = None
-        self.bias: Tensor | None = None
+        if _onednn_multiplies(weight.dtype):
+            self.packed = _pack(weight, EXPECTED_ROWS)
+            if weight.dtype != torch.float32 or weight.nbytes > SMALL_BYTES:
+                self.plain = None
 
-    def create(
-        self, scope: Scope, rows: Rows, columns: Span, *, bias: bool, transposed: bool = False
-    ) -> None:
-        num_rows = sum(span.length for spans in rows.values() for span in spans)
-        self.plain = torch.empty(num_rows, columns.length, dtype=scope.dtype)
-        if bias:
-            self.bias = torch.empty(num_rows, dtype=scope.dtype)
-        begin = 0
-        for name, spans in rows.items():
-            place = scope / name
-            total, above = sum(span.total for span in spans), 0
-            for span in spans:
-                part, start = slice(begin, begin + span.length), above + span.start
-                into, whole, starts = self.plain[part], (total, columns.total), (start, columns.start)
-                if transposed:
-                    into, whole, starts = into.t(), whole[::-1], starts[::-1]
-                place.want("weight", whole, into, starts)
-                if self.bias is not None:
-                    place.want("bias", (total,), self.bias[part], (start,))
-                begin, above = part.stop, above + span.total
-        scope.after_loading(self._convert)
+    def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        y = self._product(x, add)
+        return y if out_dtype is None else y.to(out_dtype)
 
-    def share(self, scope: Scope, weight: Tensor) -> None:
-        """Multiply by a matrix that another layer declares: a tied embedding."""
-        self.plain = weight
-        scope.after_loading(self._convert)
-
-    def multiply(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+    def _product(self, x: Tensor, add: Tensor | None) -> Tensor:
         if self.packed is not None and (self.plain is None or x.shape[0] >= FEW_ROWS):
             if add is None:
                 return _multiply(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
@@ -75,14 +90,6 @@ class Unquantized:
         if self.bias is not None:
             add = add + self.bias
         return torch.addmm(add, x, self.plain.t())
-
-    def _convert(self) -> None:
-        assert self.plain is not None
-        if not _onednn_multiplies(self.plain.dtype):
-            return
-        self.packed = _pack(self.plain, EXPECTED_ROWS)
-        if self.plain.dtype != torch.float32 or self.plain.nbytes > SMALL_BYTES:
-            self.plain = None
 
 
 def _onednn_multiplies(dtype: torch.dtype) -> bool:

@@ -1,0 +1,68 @@
+"""Which Formats a model is served with: from `quantization_config` of its config.json, and --quantization."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from protocol.config import ModelOptions
+from protocol.errors import StartupError
+
+from ..checkpoint import StoredTensor
+from .awq import AWQ, AWQConfig
+from .compressed_tensors import CompressedTensors, CompressedTensorsConfig
+from .format import Formats
+from .fp8 import FP8Checkpoint, FP8Config
+from .gptq import GPTQ, GPTQConfig
+from .rounding import Rounding
+from .unquantized import Unquantized
+
+Stored = Mapping[str, StoredTensor]
+Config = TypeVar("Config")
+
+
+class Method(NamedTuple):
+    """One `quant_method`: its Struct of `quantization_config`, whose `check()` raises, and its Formats."""
+
+    config_type: type[Any]
+    formats: Callable[[Any, Stored], Formats]
+
+
+METHODS = {
+    "compressed-tensors": Method(CompressedTensorsConfig, lambda config, _: CompressedTensors(config)),
+    "fp8": Method(FP8Config, FP8Checkpoint),
+    "gptq": Method(GPTQConfig, lambda config, stored: GPTQ(config, stored.keys())),
+    "awq": Method(AWQConfig, lambda config, stored: AWQ(config, stored.keys())),
+}
+
+
+def formats_for(found: Mapping[str, Any] | None, stored: Stored, options: ModelOptions) -> Formats:
+    """`found` is the checkpoint's quantization_config. Raises StartupError naming what is not supported."""
+    if not found:
+        if options.quantization == "none":
+            return Unquantized()
+        return Rounding(options.quantization, options.quantize_head)
+    name = str(found.get("quant_method", "unnamed"))
+    method = METHODS.get(name)
+    if method is None:
+        raise StartupError(
+            f"the checkpoint is quantized by {name!r}, which is not supported; it must be one of "
+            f"{', '.join(METHODS)}",
+            hint="use an unquantized checkpoint with --quantization",
+        )
+    if options.quantization != "none":
+        raise StartupError(
+            f"--quantization {options.quantization}: the checkpoint is quantized already ({name})",
+            hint="leave --quantization out, or use an unquantized checkpoint",
+        )
+    if options.load_format == "dummy":
+        raise StartupError(
+            f"--load-format dummy makes unquantized weights, but the checkpoint is quantized ({name})",
+            hint="use --quantization with a config.json that has no quantization_config",
+        )
+    try:
+        config = msgspec.convert(found, method.config_type)
+    except msgspec.ValidationError as error:
+        raise StartupError(f"quantization_config ({name}): {error}") from None
+    config.check()
+    return method.formats(config, stored)

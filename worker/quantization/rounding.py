@@ -1,0 +1,211 @@
+"""Weights rounded while they are loaded: `--quantization`. Bits a weight, scales included:
+
+    int8   8      one scale per row, max |w| / 127
+    fp8    8      e4m3, one scale per row, max |w| / 448
+    int4   4 + 1  codes -8 … 7; a scale per 32 columns, searched for the least squared error
+    nf4    4 + ½  quantiles of a normal distribution (Dettmers et al., 2023), max |w| of 64 columns
+
+Each rank rounds the part that it holds, a piece of it at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..checkpoint import TensorPart
+from ..kernels.cpu.library import Library
+from ..kernels.matmul import (
+    NF4,
+    FP8Part,
+    Int4Matrix,
+    Int4Part,
+    Int8Part,
+    Matrix,
+    NF4Matrix,
+    NF4Part,
+    pack_int4,
+    pack_nf4,
+)
+from .format import Cut, Format, Kind, Role
+from .fp8 import FP8
+from .int8 import Int8
+from .unquantized import Unquantized
+
+Scheme = Literal["int8", "fp8", "int4", "nf4"]
+
+INT4_GROUP = 32
+NF4_GROUP = 64
+FP8_MAX = 448.0
+SMALLEST = 1e-30
+"""Of scales, so that a row of zeros divides by something."""
+PIECE = 1 << 20
+"""Weights that are rounded at once: temporaries stay small."""
+PLACES = (-8.0, -7.5, -7.0, -6.5, -6.0, -5.5, 7.0, 6.5)
+"""Codes at which a group's weight of largest magnitude is tried, in the search for its int4 scale."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A Format: an unquantized matrix becomes what `target` multiplies."""
+
+    target: Kind[Any]
+    round: Callable[[Tensor], Any]
+    """[rows, columns] of any floating type → a part of the target's"""
+
+    surplus: ClassVar[Sequence[str]] = ()
+
+    def parts(self, cut: Cut) -> Sequence[TensorPart]:
+        return [part._replace(kept=False) for part in Unquantized().parts(cut)]
+
+    def load(self, cut: Cut, tensors: Sequence[Tensor], dtype: torch.dtype) -> Any:
+        (weight,) = tensors
+        return self.round(weight.t() if cut.transposed else weight)
+
+    def join(
+        self, parts: Sequence[Any], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+    ) -> Matrix:
+        return self.target.join(parts, cuts, bias, kernels)
+
+    def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
+        return self.target.num_bytes(cut, dtype)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Formats of an unquantized checkpoint. Routers stay as they are; heads are rounded to 8 bits or not."""
+
+    scheme: Scheme
+    head: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.scheme if self.head else f"{self.scheme}, head as it is"
+
+    def format_of(self, module: str, role: Role) -> Format[Any]:
+        if role == "router" or (role != "linear" and not self.head):
+            return Unquantized()
+        if role == "linear":
+            return ROUNDED[self.scheme]
+        return ROUNDED["fp8" if self.scheme == "fp8" else "int8"]
+
+
+def round_int8(weight: Tensor) -> Int8Part:
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight))
+    for rows, piece in _pieces(weight):
+        scales[rows] = (piece.abs().amax(1) / 127).clamp_min_(SMALLEST)
+        codes[rows] = (piece / scales[rows, None]).round_().to(torch.int8)
+    return Int8Part(codes, scales)
+
+
+def round_fp8(weight: Tensor) -> FP8Part:
+    codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+    scales = torch.empty(len(weight), 1)
+    for rows, piece in _pieces(weight):
+        scales[rows] = (piece.abs().amax(1, keepdim=True) / FP8_MAX).clamp_min_(SMALLEST)
+        codes[rows] = (piece / scales[rows]).to(torch.float8_e4m3fn)
+    return FP8Part(codes, scales, (1, weight.shape[1]))
+
+
+def round_int4(weight: Tensor) -> Int4Part:
+    """Of the scales that put a group's largest weight on one of PLACES, each improved once by least squares,
+    the one with the least squared error."""
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    scales = torch.empty(len(weight), -(-weight.shape[1] // INT4_GROUP))
+    for rows, piece in _pieces(weight):
+        groups = _groups(piece, INT4_GROUP)
+        largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+        best, best_error = torch.ones_like(largest), torch.full_like(largest, torch.inf)
+        for place in PLACES:
+            scale = _least_squares(groups, _nonzero(largest / place))
+            error = (_codes(groups, scale).mul_(scale) - groups).square_().sum(2, keepdim=True)
+            better = error < best_error
+            best = torch.where(better, scale, best)
+            best_error = torch.where(better, error, best_error)
+        scales[rows] = best.squeeze(2)
+        codes[rows] = (_codes(groups, best) + 8).to(torch.uint8).flatten(1)[:, : weight.shape[1]]
+    return Int4Part(pack_int4(codes), scales, None)
+
+
+def round_nf4(weight: Tensor) -> NF4Part:
+    between = torch.tensor([(low + high) / 2 for low, high in pairwise(NF4)])
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    absmax = torch.empty(len(weight), -(-weight.shape[1] // NF4_GROUP))
+    for rows, piece in _pieces(weight):
+        groups = _groups(piece, NF4_GROUP)
+        largest = groups.abs().amax(2, keepdim=True)
+        absmax[rows] = largest.squeeze(2)
+        normal = groups / largest.clamp_min(SMALLEST)
+        codes[rows] = torch.bucketize(normal, between).to(torch.uint8).flatten(1)[:, : weight.shape[1]]
+    return NF4Part(pack_nf4(codes), absmax)
+
+
+@dataclass(frozen=True)
+class Int4:
+    """A Kind: groups of INT4_GROUP."""
+
+    def join(
+        self, parts: Sequence[Int4Part], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+    ) -> Matrix:
+        return Int4Matrix(parts, cuts[0].columns.length, INT4_GROUP, bias=bias, kernels=kernels)
+
+    def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
+        return _grouped_bytes(cut, INT4_GROUP)
+
+
+@dataclass(frozen=True)
+class NF4Kind:
+    """A Kind: groups of NF4_GROUP."""
+
+    def join(
+        self, parts: Sequence[NF4Part], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+    ) -> Matrix:
+        return NF4Matrix(parts, cuts[0].columns.length, NF4_GROUP, bias=bias, kernels=kernels)
+
+    def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
+        return _grouped_bytes(cut, NF4_GROUP)
+
+
+ROUNDED: Mapping[Scheme, Rounded] = {
+    "int8": Rounded(Int8(quantize_input=True), round_int8),
+    "fp8": Rounded(FP8("", "channel"), round_fp8),
+    "int4": Rounded(Int4(), round_int4),
+    "nf4": Rounded(NF4Kind(), round_nf4),
+}
+
+
+def _pieces(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, float32[rows, columns])"""
+    step = max(PIECE // weight.shape[1], 1)
+    for start in range(0, len(weight), step):
+        rows = slice(start, min(start + step, len(weight)))
+        yield rows, weight[rows].float()
+
+
+def _groups(piece: Tensor, group: int) -> Tensor:
+    """[rows, columns] → [rows, groups, group], filled up with zeros"""
+    return F.pad(piece, (0, -piece.shape[1] % group)).view(len(piece), -1, group)
+
+
+def _codes(groups: Tensor, scale: Tensor) -> Tensor:
+    return (groups / scale).round_().clamp_(-8, 7)
+
+
+def _least_squares(groups: Tensor, scale: Tensor) -> Tensor:
+    """The best scale for the codes that `scale` gives."""
+    codes = _codes(groups, scale)
+    return _nonzero((groups * codes).sum(2, keepdim=True) / codes.square().sum(2, keepdim=True).clamp_min_(1))
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    return torch.where(scale.abs() < SMALLEST, SMALLEST, scale)
+
+
+def _grouped_bytes(cut: Cut, group: int) -> int:
+    rows, columns = cut.sizes
+    return rows * (32 * -(-columns // 64) + 4 * -(-columns // group))
