@@ -45,6 +45,13 @@ class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: Annotated[
         int, Meta(ge=0, description="from which requests without a seed draw theirs; 0: from the system")
     ] = 0
+    model_impl: Annotated[
+        Literal["auto", "tern", "transformers"],
+        Meta(
+            description="whose code computes the model: Tern's own declaration of its family, or that of "
+            "transformers, which is slower; auto: Tern's where there is one"
+        ),
+    ] = "auto"
     load_format: Annotated[
         Literal["safetensors", "dummy"],
         Meta(description="dummy: random weights of the config's shapes, for benchmarks"),

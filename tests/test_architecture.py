@@ -51,6 +51,18 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+def test_only_models_in_its_code_need_transformers() -> None:
+    """It takes seconds to import, which a model that Tern declares must not wait for."""
+    users = {path.name for path in (ROOT / "worker").rglob("*.py") for _, m in imports(path) if HEAVY[1] in m}
+    assert users == {
+        "registry.py",  # within the function that builds such a model
+        "transformers_attention.py",
+        "transformers_model.py",
+        "transformers_weights.py",
+    }
+    assert "transformers" not in modules_after("import worker.runner")
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -67,6 +67,8 @@ class Wants:
     finishers: list[Callable[[], None]] = field(default_factory=list)
     base_prefix: str = ""
     """A checkpoint of the bare model, without its head, leaves this out of all names."""
+    view: Callable[[Source], Source] = field(default=lambda source: source)
+    """How the model sees a checkpoint whose names and shapes are not its own."""
 
     def scope(self, prefix: str = "") -> "Scope":
         return Scope(self, prefix)
@@ -155,6 +157,7 @@ def load(wants: Wants, read: Read, report: Report) -> None:
 
 def reader(wants: Wants, source: Source) -> Read:
     """Reads the wanted parts. Raises StartupError for what does not fit, before anything is read."""
+    source = wants.view(source)
     stored = {name: name for name in source.tensors}
     if not any(name.startswith(wants.base_prefix) for name in stored):
         stored = {wants.base_prefix + name: name for name in stored}

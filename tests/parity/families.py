@@ -117,3 +117,49 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Other settings, which are compared once."""
+
+_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2}
+UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {
+    "biogpt": ("biogpt", {}),
+    "cohere": ("cohere", {"logit_scale": 0.25}),
+    "cohere2": ("cohere2", {"sliding_window": WINDOW, "num_hidden_layers": 4}),
+    "exaone4": ("exaone4", {"sliding_window": WINDOW}),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma2": (
+        "gemma2",
+        {
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 4.0,
+            "query_pre_attn_scalar": 20,
+        },
+    ),
+    "glm4": ("glm4", {"head_dim": 16}),
+    "gpt_bigcode": ("gpt_bigcode", {}),
+    "gpt_neox": ("gpt_neox", {}),
+    "granite": (
+        "granite",
+        {
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "granitemoe": ("granitemoe", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "nemotron": ("nemotron", {}),
+    "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"sliding_window": WINDOW, "num_hidden_layers": 4}),
+    "olmoe": ("olmoe", _EXPERTS),
+    "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 32}),
+    "phi": ("phi", {}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {**_EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
+    ),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),
+    "stablelm": ("stablelm", {}),
+    "starcoder2": ("starcoder2", {"sliding_window": WINDOW}),
+}
+"""Families that Tern computes in transformers' code."""

@@ -51,6 +51,7 @@ def worker_config(
     size: int = 1,
     kv_cache_memory: int = 0,
     dtype: str = "auto",
+    model_impl: str = "auto",
 ) -> WorkerConfig:
     """One thread, so that tests neither disturb one another nor depend on the machine."""
     options = {
@@ -58,6 +59,7 @@ def worker_config(
         "max_model_len": max_model_len,
         "load_format": load_format,
         "dtype": dtype,
+        "model_impl": model_impl,
     }
     return WorkerConfig(
         incarnation=1,

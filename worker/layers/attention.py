@@ -62,6 +62,7 @@ class Attention:
         self.scale = dim**-0.5 if spec.scale is None else spec.scale
         self.q_norm = spec.head_norm(scope / "q_norm", dim) if spec.head_norm else None
         self.k_norm = spec.head_norm(scope / "k_norm", dim) if spec.head_norm else None
+        (scope / "rotary_emb").allow("inv_freq")  # a table that older checkpoints hold
         q, kv = heads.times(dim), kv_heads.times(dim)
         merged = {spec.fused: [q, kv, kv]} if spec.fused else {"q_proj": [q], "k_proj": [kv], "v_proj": [kv]}
         self.qkv_proj = ColumnLinear(scope, hidden_size, merged, bias=spec.bias, transposed=spec.transposed)

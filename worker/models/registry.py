@@ -93,15 +93,37 @@ def build(
     if header.auto_map:
         raise StartupError("config.json has an auto_map: the model needs its own code, which Tern never runs")
     kind = next((MODELS[name] for name in header.architectures if name in MODELS), None)
+    if options.model_impl == "transformers" or (kind is None and options.model_impl == "auto"):
+        return _build_in_transformers(checkpoint, header, options, group)
     if kind is None:
         raise StartupError(
-            f"architectures {list(header.architectures)} are not supported; Tern knows {', '.join(MODELS)}"
+            f"architectures {list(header.architectures)} are not declared; Tern declares {', '.join(MODELS)}",
+            hint="use --model-impl transformers, or auto",
         )
     formats = formats_for(header.quantization_config, checkpoint.tensors, options)
     wants = Wants(resolve_dtype(options.dtype, header), formats, kernels=kernels)
     config = checkpoint.config(kind.config_type)
     config.check()
     return kind.build(config, wants, group), wants
+
+
+def _build_in_transformers(
+    checkpoint: Checkpoint, header: _Header, options: ModelOptions, group: Group
+) -> tuple[Model, Wants]:
+    if group.size > 1:
+        raise StartupError(
+            "a model in transformers' own code cannot be spread over several workers",
+            hint="use --tensor-parallel-size 1",
+        )
+    if header.quantization_config or options.quantization != "none":
+        raise StartupError(
+            "a model in transformers' own code cannot be quantized",
+            hint="use an unquantized checkpoint, without --quantization",
+        )
+    from .transformers_model import build_transformers  # only now: it takes seconds to import
+
+    wants = Wants(resolve_dtype(options.dtype, header))
+    return build_transformers(checkpoint, wants), wants
 
 
 def resolve_dtype(asked: str, header: _Header) -> torch.dtype:

@@ -1,0 +1,42 @@
+"""Attention whose scores s are bent into (-c, c) by c tanh(s / c) before the softmax, as Gemma 2 has it.
+
+As paged_attention of attention.py, over the same plan, in torch: what is fused there has no place for a cap.
+Computes in float32. Not tuned: prefill holds a chunk's scores at once.
+"""
+
+import torch
+from torch import Tensor
+
+from .attention import AttentionMetadata
+
+
+def soft_capped_attention(
+    query: Tensor, cache: Tensor, metadata: AttentionMetadata, scale: float, soft_cap: float
+) -> Tensor:
+    """query [tokens, num_heads, head_dim], cache as in attention.py → [tokens, num_heads * head_dim]"""
+    tokens, num_heads, dim = query.shape
+    heads = cache.shape[2]
+    blocks = cache.view(-1, cache.shape[3] * dim)
+    out = torch.empty(tokens, num_heads, dim, dtype=query.dtype)
+
+    def mix(begin: int, end: int, rows: Tensor, num_rows: int, num_keys: int | None, mask: Tensor) -> None:
+        """Tokens of `num_rows` sequences against their blocks; `mask` is added, [rows, 1, tokens, keys]."""
+        kv = blocks.index_select(0, rows).view(2, num_rows, heads, 1, -1, dim)[..., :num_keys, :].float()
+        grouped = query[begin:end].float().view(num_rows, -1, heads, num_heads // heads, dim)
+        scores = grouped.permute(0, 2, 3, 1, 4) @ kv[0].transpose(-1, -2) * scale
+        scores = scores.div_(soft_cap).tanh_().mul_(soft_cap) + mask
+        mixed = scores.softmax(-1) @ kv[1]
+        out[begin:end] = mixed.permute(0, 3, 1, 2, 4).reshape(end - begin, num_heads, dim)
+
+    for chunk in metadata.decode_chunks:
+        num_rows = chunk.end - chunk.begin
+        mask = chunk.mask.view(num_rows, heads, 1, 1, -1)
+        mix(chunk.begin, chunk.end, chunk.blocks, num_rows, None, mask)
+    for group in metadata.prefill_groups:
+        length = (group.end - group.begin) // group.num_rows
+        mask = torch.full((length, length), -torch.inf).triu_(1)
+        mix(group.begin, group.end, group.blocks, group.num_rows, length, mask)
+    for stretch in metadata.prefill_stretches:
+        mask = torch.zeros(stretch.mask.shape).masked_fill_(~stretch.mask, -torch.inf)
+        mix(stretch.begin, stretch.end, stretch.blocks, 1, stretch.num_keys, mask)
+    return out.flatten(1)

@@ -1,0 +1,169 @@
+"""Our attention under a name that transformers' modelling code can be told to use.
+
+transformers calls an attention function for every layer with queries, keys and values. Ours hands them to
+whatever attends at the time: in a step, to the layers' caches; before there are weights, to a Trace, which
+writes down what each layer asks for, and refuses what our attention would not honour.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from protocol.errors import StartupError
+
+from ..kernels.attention import StepMetadata, Window, paged_attention, write_kv
+from ..kernels.soft_cap import soft_capped_attention
+
+ATTENTION = "tern"
+"""It has no mask function, so transformers makes no mask."""
+TRACE = "tern-trace"
+"""The same, with a mask function that tells what the mask would have been."""
+HARMLESS = frozenset(
+    {
+        "dropout",
+        "scaling",
+        "softcap",
+        "sliding_window",
+        "is_causal",
+        "position_ids",
+        "position_embeddings",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+    }
+)
+"""Arguments of attention functions that are honoured, or change nothing: windows are taken from masks."""
+Options = Mapping[str, Any]
+
+
+class LayerSpec(NamedTuple):
+    """What one layer's attention asks for."""
+
+    num_kv_heads: int
+    head_dim: int
+    window: Window
+    scale: float
+    soft_cap: float | None
+
+
+class Attends(Protocol):
+    """What stands behind the attention of a call of the model."""
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options
+    ) -> Tensor:
+        """The next layer's [1, heads, tokens, head_dim] → [1, tokens, heads, head_dim]"""
+
+
+class Trace:
+    """A run on shapes alone."""
+
+    def __init__(self) -> None:
+        self.layers: list[LayerSpec] = []
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options
+    ) -> Tensor:
+        """Raises StartupError for what is not supported."""
+        unknown = sorted(
+            name for name, given in options.items() if name not in HARMLESS and given is not None
+        )
+        if unknown:
+            raise StartupError(f"its attention uses {unknown[0]!r}, which is not supported")
+        if not hasattr(mask, "tern_window"):
+            raise StartupError("it makes its attention mask by itself, which is not supported")
+        if key.shape[2] != query.shape[2]:
+            raise StartupError("it attends to other tokens than its own (cross attention)")
+        if not query.shape[3] == key.shape[3] == value.shape[3]:
+            sizes = f"{query.shape[3]}, {key.shape[3]} and {value.shape[3]}"
+            raise StartupError(f"its queries, keys and values have {sizes} dimensions; they must be equal")
+        if options.get("is_causal") is False:
+            raise StartupError("its attention looks in both directions")
+        scale = options.get("scaling")
+        spec = LayerSpec(
+            num_kv_heads=key.shape[1],
+            head_dim=key.shape[3],
+            window=mask.tern_window,  # type: ignore[union-attr]
+            scale=query.shape[3] ** -0.5 if scale is None else float(scale),
+            soft_cap=options.get("softcap"),
+        )
+        self.layers.append(spec)
+        return torch.empty_like(query.transpose(1, 2))
+
+
+class Step:
+    """One step: all layers, which come in order."""
+
+    def __init__(self, layers: Sequence[LayerSpec], caches: list[Tensor], metadata: StepMetadata) -> None:
+        self._layers = zip(layers, caches, strict=True)
+        self._metadata = metadata
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options
+    ) -> Tensor:
+        layer, cache = next(self._layers)
+        metadata = self._metadata[layer.window]
+        write_kv(torch.cat((key[0], value[0])).transpose(0, 1), cache, metadata)
+        queries = query[0].transpose(0, 1)
+        if layer.soft_cap is None:
+            mixed = paged_attention(queries, cache, metadata, layer.scale)
+        else:
+            mixed = soft_capped_attention(queries, cache, metadata, layer.scale, layer.soft_cap)
+        return mixed.view(1, *queries.shape)
+
+
+_attending: ContextVar[Attends] = ContextVar("attending")
+
+
+@contextmanager
+def attending(target: Attends) -> Iterator[None]:
+    """Within, a model's layers attend there."""
+    token = _attending.set(target)
+    try:
+        yield
+    finally:
+        _attending.reset(token)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """An attention function as transformers calls it."""
+    return _attending.get().attend(query, key, value, attention_mask, options), None
+
+
+def _window_of_mask(*, mask_function: Callable[..., Tensor], config: Any, **_: Any) -> Tensor:
+    """A mask function as transformers calls it: the rule is asked about the last two positions."""
+    last: int = config.max_position_embeddings - 1
+    keys = torch.arange(last + 2)
+    counts = []
+    for query in (last - 1, last):
+        seen = mask_function(torch.tensor(0), torch.tensor(0), torch.tensor(query), keys).expand(last + 2)
+        counts.append(int(seen[: query + 1].sum()))
+        if seen[query + 1 :].any():
+            raise StartupError("its attention looks in both directions")
+        if not seen[query + 1 - counts[-1] : query + 1].all():
+            raise StartupError("its attention mask is neither causal nor a sliding window")
+    if counts[1] < last + 1 and counts[0] != counts[1]:
+        raise StartupError("its attention is in chunks, which is not supported")
+    mask = torch.empty(0, device="meta")
+    mask.tern_window = None if counts[1] == last + 1 else counts[1]  # type: ignore[attr-defined]
+    return mask
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionInterface.register(TRACE, _attend)
+AttentionMaskInterface.register(TRACE, _window_of_mask)
