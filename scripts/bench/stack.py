@@ -12,7 +12,10 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from protocol.control import die_with_parent
 
 _READY_TIMEOUT_S = 120
 
@@ -54,7 +57,10 @@ def _cpu_s(pid: int) -> float:
 
 @contextmanager
 def serving(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """A server on a free port, stopped at the end. `environ`: variables besides ours."""
+    """A server on a free port, stopped at the end, and killed if we are. `environ`: variables besides ours.
+
+    To be entered by the main thread: the server's life is tied to it.
+    """
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="tern-bench-") as folder:
         run_dir = os.path.join(folder, "run")
@@ -64,7 +70,11 @@ def serving(arguments: Sequence[str], environ: Mapping[str, str] | None = None) 
         began = time.monotonic()
         with log.open("wb") as output:
             server = subprocess.Popen(
-                [*command, *arguments], stdout=output, stderr=output, env=os.environ | (environ or {})
+                [*command, *arguments],
+                stdout=output,
+                stderr=output,
+                env=os.environ | (environ or {}),
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         try:
             while not _is_ready(port):
