@@ -162,7 +162,12 @@ class Desk:
         client = self.clients.get(peer)
         for request_id in leave.request_ids:
             if client is not None and (request := client.requests.pop(request_id, None)) is not None:
-                self._client_gone(request)
+                if leave.done:
+                    request.finish = Finish.STOP
+                    self._end(request)
+                    self._keep(request)
+                else:
+                    self._client_gone(request)
 
     def forget(self, client: Client) -> None:
         """The client is gone: so are its requests, but for those with a key."""

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import Struct, structs
 
-from protocol.client import TokenBatch, TokenLogprob, TokenStream
+from protocol.client import Parting, TokenBatch, TokenLogprob, TokenStream
 from protocol.errors import InvalidRequest, Unavailable
 from protocol.messages import Finish
 from protocol.sampling import MAX_SEED, SamplingParams
@@ -112,7 +112,7 @@ class Choice:
             finish = Finish.NONE
         self._answer.take(TokenBatch(token_ids[:count], finish, logprobs[:count] or None))
         if self.finish_reason is not None:
-            self.close(self.finish_reason)
+            self.close(self.finish_reason, Parting.DONE)
         if self.position != count:
             raise InvalidRequest(
                 f"Last-Event-ID: {count} is beyond the {self.position} tokens of the answer",
@@ -131,20 +131,17 @@ class Choice:
             self._watch.lap(len(batch.token_ids))
             piece = self._answer.take(batch)
             if piece.finish_reason is not None:
-                self.close(piece.finish_reason)
+                self.close(piece.finish_reason, Parting.DONE)
                 return piece
             if piece.text or piece.entries:
                 return piece
         raise StopAsyncIteration
 
-    def close(self, reason: str = "abort", *, detach: bool = False) -> None:
-        """Nothing more is wanted: abort what still runs, or with `detach` leave it running.
-
-        The first reason given is the one that counts.
-        """
+    def close(self, reason: str = "abort", parting: Parting = Parting.ABORT) -> None:
+        """Nothing more is read. The first reason given is the one that counts."""
         if self._open:
             self._open = False
-            self.stream.close(detach)
+            self.stream.close(parting)
             self._watch.stop(self._answer.num_tokens, reason)
 
     def _aborted(self) -> Unavailable:
@@ -178,7 +175,6 @@ class Generation:
         ]
         self._n = wish.n
         self._positions = wish.positions or (0,) * len(self.choices)
-        self._detach = wish.key is not None
 
     def __enter__(self) -> "Generation":
         return self
@@ -186,7 +182,7 @@ class Generation:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         cancelled = kind is None or issubclass(kind, (asyncio.CancelledError, GeneratorExit))
         for choice in self.choices:
-            choice.close("abort" if cancelled else "error", detach=cancelled and self._detach)
+            choice.close("abort" if cancelled else "error", Parting.DETACH if cancelled else Parting.ABORT)
 
     async def skip(self) -> None:
         """What the client has. Raises what is wrong with any choice before anything of another is written."""

@@ -34,9 +34,17 @@ from .messages import (
 from .registry import Registry
 from .sampling import SamplingParams
 from .sockets import HIGH_WATER_MARK, Dealer
-from .stream import TokenBatch, TokenLogprob, TokenStream
+from .stream import Parting, TokenBatch, TokenLogprob, TokenStream
 
-__all__ = ["CurveKeys", "EngineClient", "TokenBatch", "TokenLogprob", "TokenStream", "endpoint_file"]
+__all__ = [
+    "CurveKeys",
+    "EngineClient",
+    "Parting",
+    "TokenBatch",
+    "TokenLogprob",
+    "TokenStream",
+    "endpoint_file",
+]
 
 LOOK_AGAIN_S = 1.0
 """How often a client that waits for something looks whether it has waited too long."""
@@ -264,8 +272,8 @@ class EngineClient:
         self._send(self._registry.stalled(time.monotonic()))
         self._watch()
 
-    def _close_stream(self, stream: TokenStream, detach: bool) -> None:
-        self._send(self._registry.close(stream, detach))
+    def _close_stream(self, stream: TokenStream, parting: Parting) -> None:
+        self._send(self._registry.close(stream, parting))
 
 
 def endpoint_file(run_dir: str) -> str:

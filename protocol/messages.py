@@ -112,6 +112,8 @@ class Leave(Struct, frozen=True, array_like=True, tag="leave"):
     """
 
     request_ids: Annotated[tuple[RequestId, ...], Meta(max_length=MAX_ENTRIES)]
+    done: bool = False
+    """Their answers are complete (a stop string has come): they end here, and what they have is kept."""
 
 
 class Ping(Struct, frozen=True, array_like=True, tag="ping"):

@@ -36,7 +36,7 @@ from .messages import (
 )
 from .sampling import SamplingParams
 from .sockets import fingerprint
-from .stream import TokenStream, unpack_logprobs
+from .stream import Parting, TokenStream, unpack_logprobs
 
 ATTACH_AGAIN_S = 1.0
 MOST_ATTACH_AGAIN_S = 10.0
@@ -46,8 +46,10 @@ MOST_ATTACH_AGAIN_S = 10.0
 class Registry:
     """The streams of one client, over all connections that it has had."""
 
-    def __init__(self, name: str, incarnation: int, on_close: Callable[[TokenStream, bool], object]) -> None:
-        """`on_close(stream, detach)` is what `TokenStream.close` calls; it sends what `close` returns."""
+    def __init__(
+        self, name: str, incarnation: int, on_close: Callable[[TokenStream, Parting], object]
+    ) -> None:
+        """`on_close(stream, parting)` is what `TokenStream.close` calls; it sends what `close` returns."""
         self.facts: EngineFacts | None = None
         self.epoch = 0
         self.attached = False
@@ -119,14 +121,17 @@ class Registry:
             self._unscored.add(stream.request_id)
         return stream, [self._submission(stream, now)] if self.attached else []
 
-    def close(self, stream: TokenStream, detach: bool) -> list[ClientMessage]:
-        """Drop a stream; nothing happens if it has ended. `detach`: leave a request with a key running."""
+    def close(self, stream: TokenStream, parting: Parting) -> list[ClientMessage]:
+        """Drop a stream; nothing happens if it has ended."""
         if self.streams.pop(stream.request_id, None) is None:
             return []
         self._unscored.discard(stream.request_id)
         if not self.attached:
             return []  # an engine core that does not know us has not got it
-        return [(Leave if detach else Abort)((stream.request_id,))]
+        ids = (stream.request_id,)
+        if parting is Parting.ABORT or not stream.key:
+            return [Abort(ids)]
+        return [Leave(ids, done=parting is Parting.DONE)]
 
     def close_all(self) -> list[ClientMessage]:
         """Abort every stream."""

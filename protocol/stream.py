@@ -7,6 +7,7 @@ never heard of it can go on. Only whoever iterates it needs an event loop.
 import asyncio
 from array import array
 from collections.abc import AsyncIterator, Callable
+from enum import Enum, auto
 from typing import Self
 
 from msgspec import Struct, structs
@@ -21,6 +22,17 @@ MOST_PATIENCE_S = 60.0
 """The patience doubles up to here: a request that waits its turn in a long queue is silent, too."""
 
 _FINISH = tuple(Finish)
+
+
+class Parting(Enum):
+    """Why a stream is closed before its end, and what becomes of its request."""
+
+    ABORT = auto()
+    """Nobody wants it: it ends, and is forgotten."""
+    DETACH = auto()
+    """Its reader is gone: one with a key goes on, any other ends."""
+    DONE = auto()
+    """What has come is enough: it ends, and of one with a key the answer is kept."""
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
@@ -42,7 +54,7 @@ class TokenStream:
     """One request. Iterate it; `close` (or leaving `async with`) ends what has not finished."""
 
     def __init__(
-        self, request: Submit, on_close: Callable[["TokenStream", bool], object], now: float
+        self, request: Submit, on_close: Callable[["TokenStream", Parting], object], now: float
     ) -> None:
         self.request_id = request.request_id
         self.token_ids: list[int] = list(columns.unpack_ids(request.resumed_token_ids))
@@ -94,9 +106,14 @@ class TokenStream:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    def close(self, detach: bool = False) -> None:
-        """Drop the stream and abort its request; with `detach`, leave a request with a key running."""
-        self._on_close(self, detach)
+    @property
+    def key(self) -> str:
+        """Of its request, which outlives its reader; empty: it does not."""
+        return self._request.key
+
+    def close(self, parting: Parting = Parting.ABORT) -> None:
+        """Drop the stream. Nothing happens if it has ended."""
+        self._on_close(self, parting)
 
     # ── for the registry that holds it ──────────────────────────────────────────────────────────
 

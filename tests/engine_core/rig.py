@@ -18,7 +18,7 @@ from protocol.messages import PROTOCOL_VERSION, ClientMessage, EngineMessage
 from protocol.registry import Registry
 from protocol.sockets import fingerprint
 from protocol.steps import EngineToWorker, Reset, StepFailed, StepPlan, WorkerReady, WorkerToEngine
-from protocol.stream import TokenStream
+from protocol.stream import Parting, TokenStream
 from worker.stub import StubRunner
 
 
@@ -30,12 +30,16 @@ class Wire:
     def __init__(self) -> None:
         self.arrived: list[tuple[bytes, Any]] = []
         self.sent: list[tuple[bytes, Any]] = []
+        self.gone: set[bytes] = set()
+        """Peers that nothing reaches any more."""
 
     def drain(self) -> list[tuple[bytes, Any]]:
         taken, self.arrived = self.arrived, []
         return taken
 
     def send(self, peer: bytes, message: Any) -> bool:
+        if peer in self.gone:
+            return False
         self.sent.append((peer, message))
         return True
 
@@ -141,7 +145,7 @@ class Rig:
     def client(self, name: bytes, incarnation: int = 0) -> Registry:
         """Attached once the rig has turned."""
         registry = Registry(
-            name.decode(), incarnation, lambda stream, detach: self.close(name, stream, detach)
+            name.decode(), incarnation, lambda stream, parting: self.close(name, stream, parting)
         )
         self.registries[name] = registry
         self.say(name, registry.attach(self.now))
@@ -156,8 +160,8 @@ class Rig:
         self.say(name, messages)
         return stream
 
-    def close(self, name: bytes, stream: TokenStream, detach: bool) -> None:
-        self.say(name, self.registries[name].close(stream, detach))
+    def close(self, name: bytes, stream: TokenStream, parting: Parting) -> None:
+        self.say(name, self.registries[name].close(stream, parting))
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────
 

@@ -3,12 +3,14 @@
 import pytest
 
 from engine_core import clients
+from engine_core.engine import MOST_UNTRIED
 from engine_core.kept import Kept
 from protocol import columns
 from protocol.config import CacheOptions, SchedulerOptions
 from protocol.errors import DeadlineExceeded, KeyReused, Overloaded, Unavailable
 from protocol.messages import Finish, Outputs, Submit
 from protocol.sampling import SamplingParams
+from protocol.stream import Parting
 from tests.engine_core.requests import (
     PROMPT,
     SAMPLING,
@@ -86,6 +88,40 @@ def test_a_keyed_request_goes_on_without_its_client_and_another_takes_it_over(
     assert_all_free(rig)
 
 
+def test_an_answer_that_is_complete_for_its_client_ends_and_is_kept() -> None:
+    """A stop string, which only the client sees."""
+    rig = Rig()
+    rig.client(b"a")
+    rig.client(b"b")
+    first = rig.submit(b"a", PROMPT, SAMPLING, key="k", digest="d")
+    run_until(rig, first, 17)
+    first.close(Parting.DONE)
+    rig.settle()
+    computed = rig.engine.meter.generation_tokens
+    assert computed < 40
+    assert_all_free(rig)
+    other = rig.submit(b"b", PROMPT, SAMPLING, key="k", digest="another")
+    again = rig.submit(b"b", PROMPT, SAMPLING, key="k", digest="d")
+    rig.settle()
+    assert isinstance(error_of(other), KeyReused)
+    assert again.token_ids[:17] == first.token_ids[:17]
+    assert again.finish is Finish.STOP
+    assert rig.engine.meter.generation_tokens == computed, "it was computed again"
+    rig.pass_time(31)
+    assert rig.engine.stats().detached == 0
+
+
+def test_clients_that_have_vanished_are_not_kept() -> None:
+    rig = Rig()
+    for number in range(3 * MOST_UNTRIED):
+        name = b"%d" % number
+        rig.client(name)
+        if number:
+            rig.clients_wire.gone.add(name)
+    assert len(rig.engine.desk.clients) <= MOST_UNTRIED + 1
+    assert b"0" in rig.engine.desk.clients
+
+
 def test_a_client_that_leaves_or_dies_without_a_key_takes_its_requests_along() -> None:
     rig = Rig()
     rig.client(b"a", incarnation=3)
@@ -145,7 +181,7 @@ def test_an_abort_ends_a_keyed_request_for_good() -> None:
     rig.client(b"a")
     stream = rig.submit(b"a", PROMPT, SAMPLING, key="k")
     run_until(rig, stream, 5)
-    rig.close(b"a", stream, False)
+    rig.close(b"a", stream, Parting.ABORT)
     rig.settle()
     assert rig.engine.stats().detached == 0
     assert_all_free(rig)

@@ -12,7 +12,7 @@ from protocol.config import CacheOptions, SchedulerOptions
 from protocol.errors import GrammarFailed, InvalidRequest, TernError, Unsupported
 from protocol.messages import Finish
 from protocol.sampling import SamplingParams
-from protocol.stream import TokenStream
+from protocol.stream import Parting, TokenStream
 
 from .rig import Rig
 
@@ -269,7 +269,7 @@ def test_aborted_ones_leave_nothing(rig: Rig) -> None:
     streams = [rig.submit(b"client", PROMPT, params(seed=i), grammar=GRAMMAR) for i in range(8)]
     for stream in streams:
         rig.turn()
-        rig.close(b"client", stream, False)
+        rig.close(b"client", stream, Parting.ABORT)
     rig.settle()
     scheduler = scheduler_of(rig)
     assert scheduler.num_running == scheduler.num_waiting == scheduler.waiting.num_tokens == 0

@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from protocol import columns
-from protocol.client import EngineClient, TokenStream
+from protocol.client import EngineClient, Parting, TokenStream
 from protocol.errors import Unavailable
 from protocol.messages import (
     PROTOCOL_VERSION,
@@ -137,7 +137,7 @@ async def test_keys_and_digests_go_along_and_a_detached_stream_is_left(
     stream = client.submit([1], LONG, key="k", digest="d", tenant="t")
     submit = await core.next(Submit)
     assert (submit.key, submit.digest, submit.tenant) == ("k", "d", "t")
-    stream.close(detach=True)
+    stream.close(Parting.DETACH)
     assert await core.next(Leave) == Leave((stream.request_id,))
     assert client.num_streams == 0
     other = client.submit([1], LONG, key="other")

@@ -36,7 +36,7 @@ from protocol.messages import (
 from protocol.registry import Registry
 from protocol.sampling import SamplingParams
 from protocol.sockets import fingerprint
-from protocol.stream import TokenStream
+from protocol.stream import Parting, TokenStream
 
 FACTS = EngineFacts("m", 512, 512, 16, 64, (0,), 8)
 ATTACHED = Attached(PROTOCOL_VERSION, fingerprint(), 1, FACTS)
@@ -75,7 +75,7 @@ def resumed(message: ClientMessage) -> list[int]:
 
 @pytest.fixture
 def registry() -> Registry:
-    registry = Registry("test", 7, lambda stream, detach: None)
+    registry = Registry("test", 7, lambda stream, parting: None)
     registry.attach(0.0)
     registry.handle(ATTACHED, 0.0)
     return registry
@@ -88,7 +88,7 @@ def open_stream(registry: Registry, sampling: SamplingParams = LONG, **fields: A
 
 
 def test_streams_are_submitted_once_the_engine_core_answers() -> None:
-    registry = Registry("test", 7, lambda stream, detach: None)
+    registry = Registry("test", 7, lambda stream, parting: None)
     stream, messages = registry.submit([1], LONG, 0.0, key="k", digest="d", timeout_s=10)
     assert messages == []
     assert registry.attach(1.0) == [Attach(PROTOCOL_VERSION, fingerprint(), "test", 7)]
@@ -151,7 +151,7 @@ def test_a_silent_stream_is_submitted_again_with_growing_patience(registry: Regi
 
 
 def test_an_attach_without_an_answer_is_sent_again() -> None:
-    registry = Registry("test", 0, lambda stream, detach: None)
+    registry = Registry("test", 0, lambda stream, parting: None)
     assert not registry.stalled(99.0)  # nobody to attach to
     registry.attach(0.0)
     asked = [second for second in range(40) if registry.stalled(float(second))]
@@ -240,22 +240,26 @@ async def test_a_nested_field_that_breaks_a_rule_is_named(registry: Registry) ->
 
 
 def test_closing_aborts_and_detaching_leaves(registry: Registry) -> None:
-    first, second, third = (open_stream(registry, key=key) for key in ("", "a", "b"))
-    assert registry.close(first, detach=False) == [Abort((first.request_id,))]
-    assert registry.close(first, detach=False) == []
-    assert registry.close(second, detach=True) == [Leave((second.request_id,))]
+    first, second, third, fourth = (open_stream(registry, key=key) for key in ("", "a", "b", "c"))
+    assert registry.close(first, Parting.ABORT) == [Abort((first.request_id,))]
+    assert registry.close(first, Parting.ABORT) == []
+    assert registry.close(second, Parting.DETACH) == [Leave((second.request_id,))]
+    assert registry.close(fourth, Parting.DONE) == [Leave((fourth.request_id,), done=True)]
+    for parting in (Parting.DETACH, Parting.DONE):  # without a key, there is nothing to keep
+        plain = open_stream(registry)
+        assert registry.close(plain, parting) == [Abort((plain.request_id,))]
     registry.attach(0.0)
-    assert registry.close(third, detach=True) == []  # the new engine core has not got it
+    assert registry.close(third, Parting.DETACH) == []  # the new engine core has not got it
     assert registry.handle(ATTACHED, 0.0) == []
 
 
 def test_a_stream_says_how_it_is_closed() -> None:
-    said: list[tuple[int, bool]] = []
-    registry = Registry("test", 0, lambda stream, detach: said.append((stream.request_id, detach)))
+    said: list[tuple[int, Parting]] = []
+    registry = Registry("test", 0, lambda stream, parting: said.append((stream.request_id, parting)))
     stream, _ = registry.submit([1], LONG, 0.0)
     stream.close()
-    stream.close(detach=True)
-    assert said == [(1, False), (1, True)]
+    stream.close(Parting.DETACH)
+    assert said == [(1, Parting.ABORT), (1, Parting.DETACH)]
 
 
 def test_all_streams_are_aborted_in_messages_that_decode(registry: Registry) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 
 from protocol.messages import ClientMessage, EngineMessage
 from protocol.registry import Registry
-from protocol.stream import TokenStream
+from protocol.stream import Parting, TokenStream
 
 from .network import Agenda, Connection
 from .process import TURN_S, Process
@@ -73,7 +73,7 @@ class Frontend(Process):
         if stream is not None and self.users.get(stream.request_id) is user:
             del self.users[stream.request_id]
             user.left()
-            stream.close(detach)
+            stream.close(Parting.DETACH if detach else Parting.ABORT)
 
     @property
     def idle(self) -> bool:
@@ -125,5 +125,5 @@ class Frontend(Process):
             if self.connection is not None and self.connection.open:
                 self.connection.up.send(message)
 
-    def _close_stream(self, stream: TokenStream, detach: bool) -> None:
-        self._send(self.registry.close(stream, detach))
+    def _close_stream(self, stream: TokenStream, parting: Parting) -> None:
+        self._send(self.registry.close(stream, parting))

@@ -209,6 +209,8 @@ async def test_a_stop_string_in_the_part_that_was_held_back(trio: Stack) -> None
     os.kill(frontend_of(trio, connection), signal.SIGKILL)
     await connection.close()
     assert Told(events + await go_on(trio, keyed(key, fields, events[-1].id))) == expected
+    assert (await answered(trio, keyed(key, {**fields, "seed": 1}))).status == 409, "the key is forgotten"
+    assert Told(await go_on(trio, keyed(key, fields))) == expected
 
 
 @pytest.mark.parametrize("others", [["engine_core"], ["worker"], ["engine_core", "worker"]], ids=" ".join)
