@@ -6,6 +6,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -117,11 +118,12 @@ def launcher() -> Iterator[Callable[[Path], Launch]]:
 
 
 @pytest.fixture
-def launch(launcher: Callable[[Path], Launch], tmp_path: Path) -> Launch:
+def launch(launcher: Callable[[Path], Launch]) -> Iterator[Launch]:
     """launch(module, *arguments, **environment) runs `python -m module arguments`."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    return launcher(folder)
+    with tempfile.TemporaryDirectory(
+        prefix="test-", ignore_cleanup_errors=True
+    ) as folder:  # short: a socket's path has 107 bytes
+        yield launcher(Path(folder))
 
 
 def _processes() -> Iterator[tuple[int, int, str]]:

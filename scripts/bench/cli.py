@@ -10,7 +10,7 @@ import uvloop
 
 from scripts.model_path import BUNDLED
 
-from . import machine, overhead, quality, recover, rest, throughput
+from . import machine, overhead, overload, quality, recover, rest, throughput
 from .peers import compare
 from .peers.environments import ENVIRONMENTS, OWN
 from .stack import serving
@@ -58,6 +58,9 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
             return rest.measure(serve_arguments, options.seconds)
         case "recover":
             return await recover.measure(options.repetitions, options.goodput_seconds, serve_arguments)
+        case "overload":
+            refusals = await overload.measure(options.requests, options.at_once, serve_arguments)
+            return overload.report(refusals)
         case "growth":
             arguments = ["--worker", "stub", *serve_arguments]
             return await rest.measure_growth(arguments, options.requests, 256)
@@ -103,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     one = benchmarks.add_parser("recover", help="how long streams pause when something dies or hangs")
     one.add_argument("--repetitions", type=int, default=20, help="of each fault")
     one.add_argument("--goodput-seconds", type=float, default=120, help="with faults, and again without")
+
+    one = benchmarks.add_parser("overload", help="how soon a full server refuses, with the stub worker")
+    one.add_argument("--requests", type=int, default=2000)
+    one.add_argument(
+        "--at-once", type=int, default=4, help="of these, beside 128 streams that fill the server"
+    )
 
     one = benchmarks.add_parser("growth", help="memory over many requests, with the stub worker")
     one.add_argument("--requests", type=int, default=10_000)

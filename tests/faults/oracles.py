@@ -17,6 +17,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -76,6 +77,7 @@ class Scene:
         self._stopped = stopped
         self._rolled = rolled
         self._abandoned = abandoned
+        self._over = threading.Event()
         self._health: list[int] = []
         """What /health/ready has said, without repetitions: the epoch, or 0."""
 
@@ -84,7 +86,8 @@ class Scene:
         self._timeout = asyncio.timeout(DEADLINE_S)
         await self._timeout.__aenter__()
         self._before = self.stack.pids
-        self._watcher = asyncio.create_task(self._watch_health())
+        self._watcher = threading.Thread(target=self._watch_health)
+        self._watcher.start()
         return self
 
     async def __aexit__(
@@ -95,9 +98,8 @@ class Scene:
                 await self.at_rest()
                 await self._check_restarts()
         finally:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
+            self._over.set()
+            await asyncio.to_thread(self._watcher.join)
             await self._timeout.__aexit__(kind, error, trace)
         if kind is None:
             if not self._stopped:
@@ -191,16 +193,16 @@ class Scene:
         assert output.count("Traceback") == self._tracebacks, output
         assert output.count("starting it again") == sum(self.restarts.values()), output
 
-    async def _watch_health(self) -> None:
-        """While the frontend that is asked is gone, nothing is noted."""
-        async with httpx2.AsyncClient(base_url=self.stack.base_url, timeout=60) as client:
-            while True:
+    def _watch_health(self) -> None:
+        """In a thread of its own, so that it looks often however busy the event loop is. While the frontend
+        that is asked is gone, nothing is noted."""
+        with httpx2.Client(base_url=self.stack.base_url, timeout=60) as client:
+            while not self._over.wait(0.005):
                 with suppress(httpx2.TransportError):
-                    response = await client.get("/health/ready")
+                    response = client.get("/health/ready")
                     epoch = response.json()["epoch"] if response.status_code == 200 else 0
                     if not self._health or self._health[-1] != epoch:
                         self._health.append(epoch)
-                await asyncio.sleep(0.005)
 
 
 def nothing_left(stack: "Stack", shared_memory: set[str], *, run_dir: bool = True) -> None:
