@@ -34,6 +34,9 @@ from .request import Request, State
 from .scheduler import Scheduler
 from .transcript import Transcript
 
+MOST_UNTRIED = 32
+"""Clients, before it is ever tried whether all of them are still there."""
+
 
 class Outbox(Protocol):
     """The way to a client."""
@@ -67,6 +70,7 @@ class Desk:
         self._grammars = grammars
         self._deadlines: list[tuple[float, int, Request]] = []
         self._arrivals = itertools.count()
+        self._most_untried = MOST_UNTRIED
 
     # ── coming ──────────────────────────────────────────────────────────────────────────────────
 
@@ -168,6 +172,16 @@ class Desk:
                     self._keep(request)
                 else:
                     self._client_gone(request)
+
+    def forget_the_vanished(self, probe: EngineMessage) -> None:
+        """ZeroMQ tells of a lost peer only who sends to it, and to one without requests nothing is sent. So
+        all are sent this, each time that there are twice as many as were there the last time."""
+        if len(self.clients) < self._most_untried:
+            return
+        for client in list(self.clients.values()):
+            if not self._outbox.send(client.peer, probe):
+                self.forget(client)
+        self._most_untried = max(2 * len(self.clients), MOST_UNTRIED)
 
     def forget(self, client: Client) -> None:
         """The client is gone: so are its requests, but for those with a key."""

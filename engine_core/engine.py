@@ -45,8 +45,6 @@ from .worker_group import WorkerGroup, WorkerLink
 
 CUT_PATIENCE_S = 2.0
 """For the supervisor to say that the workers are dead, when they cannot be reached."""
-MOST_UNTRIED = 32
-"""Clients, before it is ever tried whether all of them are still there."""
 OUT_OF_MEMORY = "out_of_memory"
 """Code of a StepFailed for which nobody is to blame: the same requests run, fewer at once."""
 
@@ -85,8 +83,6 @@ class Engine:
         self.asked: dict[int, tuple[bytes, int]] = {}
         """Of controls that the workers are working on: (peer, the peer's nonce)."""
         self.nonces = itertools.count()
-        self.most_clients = MOST_UNTRIED
-        """At which it is tried whether they are still there."""
         self.journal = Journal(config.journal, config.journal_bytes) if config.journal else None
         self.opened: Opened | None = None
 
@@ -194,20 +190,9 @@ class Engine:
             self.link.send(peer, AttachRefused(PROTOCOL_VERSION, fingerprint(), message))
             return
         if peer not in self.desk.clients:
-            self._forget_the_vanished()
+            self.desk.forget_the_vanished(Pong(0, self.workers.epoch, self.stats()))
             self.desk.clients[peer] = Client(peer, attach.name, attach.incarnation)
         self._greet(self.desk.clients[peer])
-
-    def _forget_the_vanished(self) -> None:
-        """ZeroMQ tells of a lost peer only who sends to it, and to one without requests nothing is sent. So
-        all are tried each time that there are twice as many as were there the last time."""
-        clients = self.desk.clients
-        if len(clients) < self.most_clients:
-            return
-        for client in list(clients.values()):
-            if not self.link.send(client.peer, Pong(0, self.workers.epoch, self.stats())):
-                self.desk.forget(client)
-        self.most_clients = max(2 * len(clients), MOST_UNTRIED)
 
     def _greet(self, client: Client) -> None:
         """Tell a client the facts; before a worker is ready there are none, and it waits."""

@@ -3,7 +3,7 @@
 import pytest
 
 from engine_core import clients
-from engine_core.engine import MOST_UNTRIED
+from engine_core.desk import MOST_UNTRIED
 from engine_core.kept import Kept
 from protocol import columns
 from protocol.config import CacheOptions, SchedulerOptions
