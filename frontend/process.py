@@ -66,6 +66,7 @@ class Frontend:
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._listen_to_supervisor)
         self._tick()
         await self._server.run()
+        self._service.grammars.close()
         await self._client.close()
 
     def _tick(self) -> None:

@@ -19,6 +19,7 @@ from protocol.sampling import MAX_SEED
 
 from .chat_template import ChatTemplate
 from .door import Door
+from .grammars import Grammars
 from .metrics import Metrics
 from .tokenizer import Tokenizer
 
@@ -49,13 +50,14 @@ class GenerationDefaults(Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    """Tokenizer, template, engine client, door and metrics of one frontend."""
+    """Tokenizer, template, grammars, engine client, door and metrics of one frontend."""
 
     def __init__(
         self,
         *,
         client: EngineClient,
         tokenizer: Tokenizer,
+        grammars: Grammars,
         template: ChatTemplate | None,
         defaults: GenerationDefaults,
         metrics: Metrics,
@@ -65,6 +67,7 @@ class Service:
     ) -> None:
         self.client = client
         self.tokenizer = tokenizer
+        self.grammars = grammars
         self.template = template
         self.defaults = defaults
         self.metrics = metrics
@@ -83,6 +86,7 @@ class Service:
         return cls(
             client=client,
             tokenizer=tokenizer,
+            grammars=Grammars(str(tokenizer_folder)),
             template=ChatTemplate.load(
                 config.frontend.chat_template, tokenizer_folder, tokenizer.config, tokenizer.special_tokens
             ),

@@ -45,6 +45,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     priority: int = 0
     tenant: str = ""
     cache_salt: str = ""
+    grammar: str = ""
+    """What each answer has to follow, as `Grammars.compile` gives it."""
     silent: bool = False
     """Only the prompt is of interest: the one token that has to be sampled is thrown away."""
     timeout_s: float | None = None
@@ -228,6 +230,7 @@ def _start(
         priority=wish.priority,
         tenant=wish.tenant,
         cache_salt=wish.cache_salt,
+        grammar=wish.grammar,
         timeout_s=wish.timeout_s,
         key=wish.key.of_choice(index) if wish.key is not None else "",
         digest=wish.key.digest if wish.key is not None else "",

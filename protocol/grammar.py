@@ -45,14 +45,14 @@ class GrammarReader:
         except (ValueError, OSError) as error:
             raise GrammarError(f"tokenizer.json does not fit the model: {error}") from None
         self._mask_bytes = -(-vocab_size // (8 * _WORD_BYTES)) * _WORD_BYTES
-        self._eos_token_id = eos_token_ids[0]
+        self._eos_token_ids = tuple(eos_token_ids)
 
     def read(self, text: str) -> "Follower":
         """At the beginning of an answer. Raises GrammarError."""
         follower = Follower(
             LLMatcher(self._tokenizer, text, log_level=SILENT, limits=LIMITS),
             self._mask_bytes,
-            self._eos_token_id,
+            self._eos_token_ids,
         )
         follower.check()
         return follower
@@ -61,16 +61,16 @@ class GrammarReader:
 class Follower:
     """One answer on its way through a grammar. After a GrammarError it is of no more use."""
 
-    def __init__(self, matcher: LLMatcher, mask_bytes: int, eos_token_id: int) -> None:
+    def __init__(self, matcher: LLMatcher, mask_bytes: int, eos_token_ids: tuple[int, ...]) -> None:
         self._matcher = matcher
         self._mask_bytes = mask_bytes
-        self._eos_token_id = eos_token_id
+        self._eos_token_ids = eos_token_ids
         self.ended = False
         """`take_forced` has given the end of sequence."""
 
     def copy(self) -> "Follower":
         """Another answer that has got as far."""
-        return Follower(self._matcher.deep_copy(), self._mask_bytes, self._eos_token_id)
+        return Follower(self._matcher.deep_copy(), self._mask_bytes, self._eos_token_ids)
 
     def take(self, token_ids: Sequence[int]) -> None:
         """The answer's next tokens. Raises GrammarError."""
@@ -85,8 +85,12 @@ class Follower:
         if self._matcher.is_stopped():
             self.check()
             self.ended = True
-            token_ids = [*token_ids, self._eos_token_id]
+            token_ids = [*token_ids, self._eos_token_ids[0]]
         return token_ids
+
+    def is_end(self, token_id: int) -> bool:
+        """An end-of-sequence token, which ends an answer where the grammar lets it."""
+        return token_id in self._eos_token_ids
 
     def mask(self) -> bytes:
         """The tokens that may come next, as in StepPlan.masks; never none. Raises GrammarError."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from starlette.types import Receive, Scope, Send
 
 from protocol.messages import EngineFacts
@@ -24,6 +24,7 @@ from .headers import Terms, read_terms
 from .parse import parse, read_body
 from .refused import Refusal, Refusals
 from .resumable import ResumableStream
+from .structured import compile_constraint, constraint_of
 
 Fields = TypeVar("Fields", bound=GenerationFields)
 
@@ -60,9 +61,19 @@ class GeneratingEndpoint(ABC, Generic[Fields]):
     def respond(self, request: Fields, generation: Generation, model: str, response_id: str) -> Response:
         """How the answer is written; `model` is the name to report."""
 
+    async def _constrain(self, request: Fields, wish: Wish, facts: EngineFacts) -> Wish:
+        """With the grammar that the answers have to follow, if they have to follow any."""
+        constraint = constraint_of(request, min_tokens=request.min_tokens, ignore_eos=request.ignore_eos)
+        if constraint is None:
+            return wish
+        num_choices = len(wish.sampling) * wish.n
+        grammar = await compile_constraint(self.service.grammars, constraint, facts, num_choices)
+        return structs.replace(wish, grammar=grammar)
+
     async def _answer(self, request: Fields, facts: EngineFacts, terms: Terms, send: Send) -> None:
         model = self.service.model_name(request.model)
         prompts, wish = await self.plan(request, facts, terms)
+        wish = await self._constrain(request, wish, facts)
         with Generation(self.service, prompts, wish) as generation:
             response_id = terms.key.root if terms.key is not None else uuid.uuid4().hex
             response = self.respond(request, generation, model, response_id)

@@ -24,6 +24,7 @@ from protocol.sampling import (
 from ..service import GenerationDefaults, Service
 from ..streams import Prompt, Wish
 from .headers import LAST_EVENT_ID, Terms
+from .structured import ConstrainedFields
 
 MAX_N = 16
 MAX_STOPS = 16
@@ -42,7 +43,7 @@ class StreamOptions(Struct, frozen=True, kw_only=True):
     """The usage so far in every event (vLLM)."""
 
 
-class GenerationFields(Struct, frozen=True, kw_only=True):
+class GenerationFields(ConstrainedFields, frozen=True, kw_only=True):
     """null and absent mean the same everywhere."""
 
     model: str | None = None

@@ -23,17 +23,11 @@ class Refusal(NamedTuple):
 
 
 _TOOLS = "this server does not call tools yet; remove it"
-_GRAMMAR = "this server does not constrain its output yet; remove it, and say in the prompt what you want"
+_GRAMMAR = "use `structured_outputs`, or `response_format` for JSON"
 _SAMPLER = "no such sampling step; use temperature, top_p, top_k, min_p or the penalties"
 _INPUT = "this server reads text only; remove it"
 
 GENERATION: dict[str, Refusal] = {
-    "response_format": Refusal(_GRAMMAR, ({"type": "text"},)),
-    "structured_outputs": Refusal(_GRAMMAR, ({},)),
-    "guided_json": Refusal(_GRAMMAR),
-    "guided_regex": Refusal(_GRAMMAR),
-    "guided_choice": Refusal(_GRAMMAR),
-    "guided_grammar": Refusal(_GRAMMAR),
     "json_schema": Refusal(_GRAMMAR),
     "regex": Refusal(_GRAMMAR),
     "grammar": Refusal(_GRAMMAR, ("",)),

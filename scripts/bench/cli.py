@@ -10,7 +10,7 @@ import uvloop
 
 from scripts.model_path import BUNDLED
 
-from . import machine, overhead, overload, quality, recover, rest, throughput
+from . import machine, overhead, overload, quality, recover, rest, structured, throughput
 from .peers import compare
 from .peers.environments import ENVIRONMENTS, OWN
 from .stack import serving
@@ -54,6 +54,11 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
                 serve_arguments,
             )
             return compare.report(outcome)
+        case "structured":
+            figures = await structured.measure(
+                options.streams, options.tokens, options.repetitions, serve_arguments
+            )
+            return structured.report(figures)
         case "rest":
             return rest.measure(serve_arguments, options.seconds)
         case "recover":
@@ -99,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--only", nargs="+", choices=[OWN, *ENVIRONMENTS], default=[], help="of the engines")
     one.add_argument("--repetitions", type=int, default=3)
     one.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the others")
+
+    one = benchmarks.add_parser("structured", help="answers to a schema, beside free ones")
+    one.add_argument("--streams", type=int, default=16)
+    one.add_argument("--tokens", type=int, default=200, help="of each answer")
+    one.add_argument("--repetitions", type=int, default=5)
 
     one = benchmarks.add_parser("rest", help="memory, idle CPU and time to ready")
     one.add_argument("--seconds", type=float, default=10)

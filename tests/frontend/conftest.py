@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from frontend.app import make_app
 from frontend.chat_template import ChatTemplate
+from frontend.grammars import Grammars
 from frontend.metrics import Metrics
 from frontend.server import HttpServer
 from frontend.service import GenerationDefaults, Service
@@ -118,14 +119,17 @@ MakeService = Callable[..., Service]
 async def make_service(model_folder: Path, tokenizer: Tokenizer) -> AsyncIterator[MakeService]:
     """A service whose client is attached to nothing yet."""
     clients: list[EngineClient] = []
+    grammars: list[Grammars] = []
 
     def make(**options: Any) -> Service:
         clients.append(EngineClient("test"))
+        grammars.append(Grammars(str(model_folder)))
         defaults = options.pop("defaults", GenerationDefaults())
         template = ChatTemplate.load("", model_folder, tokenizer.config, tokenizer.special_tokens)
         return Service(
             client=clients[-1],
             tokenizer=tokenizer,
+            grammars=grammars[-1],
             template=options.pop("template", template),
             defaults=defaults,
             metrics=Metrics(),
@@ -137,6 +141,8 @@ async def make_service(model_folder: Path, tokenizer: Tokenizer) -> AsyncIterato
     yield make
     for client in clients:
         await client.close()
+    for one in grammars:
+        one.close()
 
 
 @pytest.fixture
