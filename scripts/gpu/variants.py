@@ -11,9 +11,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worker.kernels.triton import activation, decode_attention, norm, prefill_attention, rope_kv
+from worker.kernels.triton import (
+    activation,
+    decode_attention,
+    experts,
+    logprobs,
+    lora,
+    norm,
+    prefill_attention,
+    rope_kv,
+    sampling,
+)
 from worker.kernels.triton.decode_attention import DecodePlan, Scores
+from worker.kernels.triton.gemv import gemv
+from worker.kernels.triton.int4_matmul import int4_matmul
+from worker.kernels.triton.matmul import matmul
 from worker.kernels.triton.paged import PagedKV
+from worker.kernels.triton.quantize_rows import quantize_rows
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FP8, INT8 = torch.float8_e4m3fn, torch.int8
@@ -65,6 +79,9 @@ def empty(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
 def variants() -> Iterator[Variant]:
     """All of them."""
     yield from _around_attention()
+    yield from _products()
+    yield from _experts_and_adapters()
+    yield from _sampling()
     for heads in HEADS:
         least = 89 if heads.stored is FP8 else 80
         for wrapper in (_rope_kv, _decode, _prefill):
@@ -85,6 +102,82 @@ def _around_attention() -> Iterator[Variant]:
         yield Variant(f"{name}, LayerNorm", partial(norm.norm, x, weight, 1e-6, bias=weight))
         yield Variant(f"{name}, SwiGLU", partial(activation.activate, gates))
         yield Variant(f"{name}, GeGLU", partial(activation.activate, gates, gelu=True))
+
+
+def _products() -> Iterator[Variant]:
+    """Llama-3.1-8B's output projection: one row (K in parts), a small batch, and a prompt."""
+    n, k = 4096, 4096
+    per_row, blocks = empty(n, dtype=FP32), empty(n // 128, k // 128, dtype=FP32)
+    for m in (1, 64, 2048):
+        x, bias = empty(m, k), empty(n)
+        x_scales = empty(m, 1, dtype=FP32)
+        w8, wf8 = empty(n, k, dtype=INT8), empty(n, k, dtype=FP8)
+        x8, xf8 = empty(m, k, dtype=INT8), empty(m, k, dtype=FP8)
+        yield Variant(f"bf16, {m} rows", partial(matmul, x, empty(n, k), bias=bias))
+        if m == 1:
+            yield Variant("bf16", partial(gemv, x, empty(n, k), bias=bias))
+            yield Variant("W8A16 int8", partial(gemv, x, w8, w_scales=per_row))
+            yield Variant("W8A16 fp8", partial(gemv, x, wf8, w_scales=per_row), 89)
+        fp16, fp32 = (empty(m, k, dtype=dtype) for dtype in (FP16, FP32))
+        yield Variant(f"fp16, {m} rows", partial(matmul, fp16, empty(n, k, dtype=FP16)))
+        yield Variant(f"fp32, {m} rows", partial(matmul, fp32, empty(n, k, dtype=FP32)))
+        yield Variant(f"W8A16 int8, {m} rows", partial(matmul, x, w8, w_scales=per_row))
+        yield Variant(f"W8A16 fp8, {m} rows", partial(matmul, x, wf8, w_scales=per_row), 89)
+        yield Variant(f"W8A16 fp8 blocks, {m} rows", partial(matmul, x, wf8, w_scales=blocks), 89)
+        eight = partial(matmul, x_scales=x_scales, w_scales=per_row, out_dtype=BF16)
+        yield Variant(f"W8A8, {m} rows", partial(eight, x8, w8))
+        yield Variant(f"FP8, {m} rows", partial(eight, xf8, wf8), 89)
+        x_blocks = empty(m, k // 128, dtype=FP32)
+        in_blocks = partial(matmul, x_scales=x_blocks, w_scales=blocks, out_dtype=BF16)
+        yield Variant(f"FP8 blocks, {m} rows", partial(in_blocks, xf8, wf8), 89)
+        for group, zeros in ((128, False), (128, True), (32, False)):
+            scales = empty(n, k // group, dtype=FP32)
+            packed = empty(n, k // 2, dtype=torch.uint8)
+            call = partial(int4_matmul, x, packed, scales, scales if zeros else None, group)
+            yield Variant(f"W4A16 groups of {group}{' with zeros' * zeros}, {m} rows", call)
+    yield Variant("int8", partial(quantize_rows, empty(ROWS, k), INT8))
+    yield Variant("fp8", partial(quantize_rows, empty(ROWS, k), FP8), 89)
+    yield Variant("fp8, groups of 128", partial(quantize_rows, empty(ROWS, k), FP8, 128), 89)
+
+
+def _experts_and_adapters() -> Iterator[Variant]:
+    """Qwen3-30B-A3B: 128 experts, 8 of them for each token. Adapters of rank 16 and 64."""
+    count, top_k, size, inner = 128, 8, 2048, 768
+    per_row = empty(count, 2 * inner, dtype=FP32)
+    for tokens in (1, 512):
+        x, chosen = empty(tokens, size), empty(tokens * top_k, dtype=torch.int32)
+        routing = experts.Routing(chosen, empty(count + 1, dtype=torch.int32))
+        for weight, scales, least in ((BF16, None, 80), (INT8, per_row, 80), (FP8, per_row, 89)):
+            matrix = empty(count, 2 * inner, size, dtype=weight)
+            call = partial(experts.expert_matmul, x, matrix, routing, top_k, scales)
+            yield Variant(f"{short(weight)}, {tokens} tokens", call, least)
+    mixed, weights = empty(ROWS * top_k, size), empty(ROWS, top_k, dtype=FP32)
+    yield Variant("bf16", partial(experts.combine, mixed, weights, empty(ROWS, size)))
+    for rank in (16, 64):
+        x, y, scales = empty(ROWS, 4096), empty(ROWS, 4096), empty(4, dtype=FP32)
+        a, b = empty(4, rank, 4096), empty(4, 4096, rank)
+        which = empty(ROWS, dtype=torch.int32)
+        yield Variant(f"bf16, rank {rank}", partial(lora.add_lora, x, a, b, which, scales, y))
+
+
+def _sampling() -> Iterator[Variant]:
+    """Qwen3's vocabulary."""
+    vocab, slots = 151_936, 256
+    i32 = torch.int32
+    logits, floats = empty(ROWS, vocab, dtype=FP32), empty(ROWS, dtype=FP32)
+    ints, longs = empty(ROWS, dtype=i32), empty(ROWS, dtype=torch.int64)
+    few_ids, few = empty(ROWS, 4, dtype=i32), empty(ROWS, 4, dtype=FP32)
+    p = sampling.Parameters(
+        temperature=floats, top_k=ints, top_p=floats, min_p=floats, repetition=floats, presence=floats,
+        frequency=floats, seeds=longs, positions=longs, min_tokens=ints, ends=few_ids, bias_ids=few_ids,
+        bias_values=few,
+    )  # fmt: skip
+    mask, prompts = empty(ROWS, vocab // 32, dtype=i32), empty(slots, vocab, dtype=INT8)
+    penalized = partial(sampling.edit, counts=empty(slots, vocab, dtype=i32), prompts=prompts, slots=ints)
+    yield Variant("plain", partial(sampling.edit, logits, p))
+    yield Variant("mask and penalties", partial(penalized, logits, p, mask=mask))
+    yield Variant("any row", partial(sampling.sample, logits, p))
+    yield Variant("20 likeliest", partial(logprobs.top_logprobs, logits, longs, 20))
 
 
 def _kv(heads: Heads) -> PagedKV:

@@ -12,7 +12,7 @@ from scripts.gpu.compile import Resources, record
 from scripts.gpu.variants import Variant, variants
 
 ROOT = Path(__file__).resolve().parents[3]
-SUBSET = ("norm.norm", "rope_kv.rope_kv", "decode_attention.attend", "decode_attention.merge")
+SUBSET = ("norm.norm", "rope_kv.rope_kv", "decode_attention.attend", "matmul.matmul", "experts.combine")
 """Compiled here, once each, for sm_90."""
 COMPILE = """
 import sys

@@ -1,0 +1,22 @@
+import pytest
+import torch
+
+from tests.worker.kernels.triton.tolerance import close
+from worker.kernels.triton import matmul
+from worker.kernels.triton.gemv import gemv
+
+
+@pytest.mark.parametrize(("n", "k"), [(6, 64), (9, 700)])
+def test_one_row(n: int, k: int, device: torch.device, dtype: torch.dtype) -> None:
+    x, w = torch.randn(1, k).to(device, dtype), torch.randn(n, k).to(device, dtype)
+    bias, add = torch.randn(n).to(device, dtype), torch.randn(1, n).to(device, dtype)
+    close(gemv(x, w), matmul.reference(x, w))
+    close(gemv(x, w, bias=bias, add=add), matmul.reference(x, w, bias=bias, add=add))
+
+
+@pytest.mark.parametrize("wtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_of_eight_bits(wtype: torch.dtype, device: torch.device) -> None:
+    x = torch.randn(1, 300).to(device, torch.float16)
+    w = (torch.randn(7, 300) * 30).clamp(-127, 127).to(wtype).to(device)
+    scales = torch.rand(7, device=device) * 0.01
+    close(gemv(x, w, w_scales=scales), matmul.reference(x, w, w_scales=scales))

@@ -1,0 +1,251 @@
+"""y = x Wᵀ on weights as they are stored: one kernel whose variants are
+
+    dense     x, W of one type                                              skinny and wide batches
+    W8A16     x 16-bit, W int8 or float8, a scale per row of W              W converted in registers
+    W8A8      x int8 with a scale per row, W int8 with a scale per row      exact integer sums
+    FP8       x and W float8, scales per row of each                        or W alone, as W8A16
+    blocks    scales of W per 128 × 128, of x per row and 128 columns       each block's product is scaled
+
+with bias and another summand in the epilogue. Sums are float32 (int32 for int8 times int8), rounded once.
+Four-bit weights are in int4_matmul.py.
+
+A matrix with few rows of output tiles would leave most multiprocessors idle, so K is cut into parts whose
+sums are added up, in order, by a second kernel:
+
+    parts = f(N, K)        never of the number of rows, so that a row's sums do not depend on its company
+
+The tiles follow from the shape by rule. On a GPU, choose() is where measured choices belong.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 128
+"""Rows and columns of a block of scales."""
+WAVES = 264
+"""Programs that fill an H100 or H200 twice."""
+LEAST_PART = 512
+"""Columns of K in a part."""
+
+
+class Tiles(NamedTuple):
+    m: int
+    n: int
+    k: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit
+def finish(
+    y,  # float32 [M, N]
+    rows,
+    columns,
+    inside,
+    num_columns,
+    x_scales_ptr,  # float32 [rows], or None
+    w_scales_ptr,  # float32 [columns], or None
+    bias_ptr,  # [columns], or None
+    add_ptr,  # [rows, columns], or None
+):
+    """The epilogue: scales, bias, summand."""
+    if x_scales_ptr is not None:
+        y *= tl.load(x_scales_ptr + rows, mask=inside, other=0.0)
+    if w_scales_ptr is not None:
+        y *= tl.load(w_scales_ptr + columns, mask=inside, other=0.0)
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    if add_ptr is not None:
+        at = rows.to(tl.int64) * num_columns + columns
+        y += tl.load(add_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    return y
+
+
+@triton.jit
+def _matmul(
+    x_ptr,  # [M, K], rows x_stride apart
+    w_ptr,  # [N, K]
+    x_scales_ptr,  # float32 [M], [M, ⌈K / 128⌉] if BLOCKS, or None
+    w_scales_ptr,  # float32 [N], [⌈N / 128⌉, ⌈K / 128⌉] if BLOCKS, or None
+    bias_ptr,  # [N], or None
+    add_ptr,  # [M, N], or None
+    y_ptr,  # out [M, N]; float32 [PARTS, M, N] if PARTS > 1
+    num_rows,
+    num_columns,
+    k_size,
+    x_stride,
+    part_size,  # columns of K in a part, a multiple of TILE_K
+    PARTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    TILE_K: tl.constexpr,
+):
+    columns = tl.program_id(0) * TILE_N + tl.arange(0, TILE_N)
+    rows = tl.program_id(1) * TILE_M + tl.arange(0, TILE_M)
+    part = tl.program_id(2)
+    row_there, column_there = rows < num_rows, columns < num_columns
+    x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_stride
+    w_rows = w_ptr + columns.to(tl.int64)[:, None] * k_size
+    integers: tl.constexpr = x_ptr.dtype.element_ty == tl.int8
+    total = tl.zeros([TILE_M, TILE_N], tl.int32 if integers else tl.float32)
+    begin = part * part_size
+    end = tl.minimum(begin + part_size, k_size)
+    num_blocks = (k_size + 127) // 128
+    for start in range(begin, end, TILE_K):
+        at = start + tl.arange(0, TILE_K)
+        there = at < end
+        x = tl.load(x_rows + at[None, :], mask=row_there[:, None] & there[None, :], other=0.0)
+        w = tl.load(w_rows + at[None, :], mask=column_there[:, None] & there[None, :], other=0.0)
+        w = tl.trans(w.to(x.dtype))
+        if BLOCKS:
+            product = tl.dot(x, w, input_precision="ieee")
+            block = start // 128
+            at_n = (columns // 128) * num_blocks + block
+            product *= tl.load(w_scales_ptr + at_n, mask=column_there, other=0.0)[None, :]
+            if x_scales_ptr is not None:
+                at_m = rows * num_blocks + block
+                product *= tl.load(x_scales_ptr + at_m, mask=row_there, other=0.0)[:, None]
+            total += product
+        elif integers:
+            total += tl.dot(x, w, out_dtype=tl.int32)
+        else:
+            total = tl.dot(x, w, total, input_precision="ieee")
+    inside = row_there[:, None] & column_there[None, :]
+    place = rows.to(tl.int64)[:, None] * num_columns + columns[None, :]
+    y = total.to(tl.float32)
+    if PARTS > 1:
+        tl.store(y_ptr + part.to(tl.int64) * num_rows * num_columns + place, y, mask=inside)
+    else:
+        if BLOCKS:
+            y = finish(y, rows[:, None], columns[None, :], inside, num_columns, None, None, bias_ptr, add_ptr)
+        else:
+            y = finish(
+                y, rows[:, None], columns[None, :], inside, num_columns,
+                x_scales_ptr, w_scales_ptr, bias_ptr, add_ptr,
+            )  # fmt: skip
+        tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _add_parts(
+    parts_ptr,  # float32 [PARTS, M, N]
+    x_scales_ptr,  # float32 [M], or None
+    w_scales_ptr,  # float32 [N], or None
+    bias_ptr,  # [N], or None
+    add_ptr,  # [M, N], or None
+    y_ptr,  # out [M, N]
+    num_rows,
+    num_columns,
+    PARTS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row, columns = tl.program_id(0), tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = columns < num_columns
+    place = row.to(tl.int64) * num_columns + columns
+    y = tl.zeros([TILE], tl.float32)
+    for _ in range(PARTS):
+        y += tl.load(parts_ptr + place, mask=inside, other=0.0)
+        parts_ptr += num_rows * num_columns
+    rows = row + columns * 0
+    y = finish(y, rows, columns, inside, num_columns, x_scales_ptr, w_scales_ptr, bias_ptr, add_ptr)
+    tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def choose(m: int, item_bytes: int) -> Tiles:
+    """Tiles for a product of m rows of x, whose elements have so many bytes. Float32 runs in registers."""
+    if item_bytes == 4:
+        return Tiles(16, 32, 32, 4, 2)
+    k = 128 if item_bytes == 1 else 64
+    if m <= 16:
+        return Tiles(16, 64, 128, 4, 4)
+    if m <= 64:
+        return Tiles(64, 64, k, 4, 4)
+    return Tiles(128, 128, k, 8, 3)
+
+
+def parts_of(n: int, k: int) -> int:
+    """Into how many parts K is cut when there are few rows."""
+    return max(min(WAVES // -(-n // 64), k // LEAST_PART), 1)
+
+
+def matmul(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    x_scales: Tensor | None = None,
+    w_scales: Tensor | None = None,
+    bias: Tensor | None = None,
+    add: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x [M, K], weight [N, K] → [M, N] in `out_dtype`, or x's (which then must not be of 8 bits).
+
+    w_scales float32 [N], or [⌈N / 128⌉, ⌈K / 128⌉] of blocks; x_scales float32 [M, 1] or [M, ⌈K / 128⌉].
+    """
+    (m, k), n = x.shape, len(weight)
+    blocks = w_scales is not None and w_scales.dim() == 2
+    tiles = choose(m, x.element_size())
+    if blocks and tiles.k > BLOCK:
+        tiles = tiles._replace(k=BLOCK)
+    parts = parts_of(n, k) if m <= 64 else 1
+    part_size = -(-k // parts) if parts > 1 else k
+    part_size = -(-part_size // BLOCK) * BLOCK
+    y = torch.empty(m, n, dtype=out_dtype or x.dtype, device=x.device)
+    out = y if parts == 1 else torch.empty(parts, m, n, dtype=torch.float32, device=x.device)
+    _matmul[(triton.cdiv(n, tiles.n), triton.cdiv(m, tiles.m), parts)](
+        x, weight, x_scales, w_scales, bias, add, out, m, n, k, x.stride(0), part_size,
+        PARTS=parts, BLOCKS=blocks, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+    if parts > 1:
+        add_parts(out, y, None if blocks else x_scales, None if blocks else w_scales, bias, add)
+    return y
+
+
+def add_parts(
+    parts: Tensor,
+    y: Tensor,
+    x_scales: Tensor | None,
+    w_scales: Tensor | None,
+    bias: Tensor | None,
+    add: Tensor | None,
+) -> None:
+    """y ← Σ parts [P, M, N], in order, and the epilogue."""
+    count, m, n = parts.shape
+    grid = (m, triton.cdiv(n, 512))
+    _add_parts[grid](parts, x_scales, w_scales, bias, add, y, m, n, PARTS=count, TILE=512, num_warps=4)
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    x_scales: Tensor | None = None,
+    w_scales: Tensor | None = None,
+    bias: Tensor | None = None,
+    add: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """On dequantized numbers, in float64."""
+    (n, k), wide = weight.shape, weight.double()
+    if w_scales is not None and w_scales.dim() == 2:
+        wide = wide * w_scales.repeat_interleave(BLOCK, 0)[:n].repeat_interleave(BLOCK, 1)[:, :k]
+    elif w_scales is not None:
+        wide = wide * w_scales[:, None]
+    left = x.double()
+    if x_scales is not None:
+        left = (
+            left
+            * x_scales.repeat_interleave(-(-k // x_scales.shape[1]) if x_scales.shape[1] == 1 else BLOCK, 1)[
+                :, :k
+            ]
+        )
+    y = left @ wide.t()
+    y = y if bias is None else y + bias
+    y = y if add is None else y + add
+    return y.to(out_dtype or x.dtype)

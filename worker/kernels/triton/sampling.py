@@ -1,0 +1,268 @@
+"""From logits to a token without sorting the vocabulary: one program per row, every row with parameters of
+its own, so that one captured graph serves any mixture of requests.
+
+    edit     grammar's bitmask → bias → no end before min_tokens → penalties → ÷ temperature   in float32
+    greedy   the likeliest, the first of equals
+    floors   top-k, then top-p of what top-k left, then min-p: the least logit that is kept; ties are kept
+    draw     inverse of the cumulative distribution, in the order of the vocabulary, at one uniform number
+
+in the order of worker/sampler.py, whose tokens these are. The uniform number is that of worker/randomness.py,
+SplitMix64 entered at (seed, output position), computed here in 64-bit integers. The cumulative sum runs in
+float64.
+
+A floor is found by its bits: logits are mapped to integers of the same order, and a digit of four bits at a
+time is fixed by counting (top-k) or weighing (top-p) the logits in each of its 16 values. Eight passes over
+a row, which after the first come out of L2, instead of a sort; none if no filter is asked for.
+
+Sums of weights are float32 here and in sampler.py, in different orders: a token whose cumulative weight
+lies within rounding of top_p may be kept by one and not by the other.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .uniform import uniform
+
+TILE = 2048
+"""Logits at a time; one of 16 bins each in the passes that weigh."""
+DIGIT_BITS = tl.constexpr(4)
+BINS = tl.constexpr(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Of each row, on the device. All [rows] unless said otherwise."""
+
+    temperature: Tensor
+    """float32; 0: greedy"""
+    top_k: Tensor
+    """int32; 0: all"""
+    top_p: Tensor
+    """float32; 1: all"""
+    min_p: Tensor
+    """float32; 0: all"""
+    repetition: Tensor
+    """float32; 1: none. Of tokens in prompt or output"""
+    presence: Tensor
+    """float32; 0: none. Of tokens in the output"""
+    frequency: Tensor
+    """float32; 0: none. Per time in the output"""
+    seeds: Tensor
+    """int64: the bits of the unsigned seed"""
+    positions: Tensor
+    """int64: number of output tokens before this one"""
+    min_tokens: Tensor
+    """int32: outputs before which no end may come"""
+    ends: Tensor
+    """int32 [rows, most ends]: tokens that end; -1: none"""
+    bias_ids: Tensor
+    """int32 [rows, most biases]: -1: none"""
+    bias_values: Tensor
+    """float32 [rows, most biases]"""
+
+
+@triton.jit
+def _ordered(x):
+    """float32 → int32 of the same order."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _unordered(key):
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _edit(
+    logits_ptr,  # float32 [rows, vocab], edited in place
+    counts_ptr,  # int32 [slots, vocab], times in the output; or None: no row is penalized
+    prompts_ptr,  # int8 [slots, vocab], whether in the prompt
+    slots_ptr,  # int32 [rows], -1: not penalized
+    mask_ptr,  # int32 [rows, ⌈vocab / 32⌉], bit i of word w allows token 32 w + i; or None
+    bias_ids_ptr,  # int32 [rows, num_biases]
+    bias_values_ptr,
+    ends_ptr,  # int32 [rows, num_ends]
+    min_tokens_ptr,
+    positions_ptr,
+    repetition_ptr,
+    presence_ptr,
+    frequency_ptr,
+    temperature_ptr,
+    vocab,
+    mask_stride,
+    num_biases,
+    num_ends,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    tokens = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    there = tokens < vocab
+    x = tl.load(logits_ptr + row * vocab + tokens, mask=there, other=0.0)
+    if mask_ptr is not None:
+        words = tl.load(mask_ptr + row * mask_stride + tokens // 32, mask=there, other=0)
+        x = tl.where(((words >> (tokens % 32)) & 1) != 0, x, -float("inf"))
+    for i in range(num_biases):
+        token = tl.load(bias_ids_ptr + row * num_biases + i)
+        x += tl.where(tokens == token, tl.load(bias_values_ptr + row * num_biases + i), 0.0)
+    if tl.load(positions_ptr + row) < tl.load(min_tokens_ptr + row):
+        for i in range(num_ends):
+            x = tl.where(tokens == tl.load(ends_ptr + row * num_ends + i), -float("inf"), x)
+    if counts_ptr is not None:
+        slot = tl.load(slots_ptr + row).to(tl.int64)
+        mine = tokens < tl.where(slot >= 0, vocab, 0)
+        count = tl.load(counts_ptr + slot * vocab + tokens, mask=mine, other=0)
+        prompted = tl.load(prompts_ptr + slot * vocab + tokens, mask=mine, other=0) != 0
+        repetition = tl.load(repetition_ptr + row)
+        scaled = tl.where(x > 0, x / repetition, x * repetition)
+        x = tl.where((count > 0) | prompted, scaled, x)
+        x -= tl.load(frequency_ptr + row) * count
+        x -= tl.where(count > 0, tl.load(presence_ptr + row), 0.0)
+    temperature = tl.load(temperature_ptr + row)
+    x = tl.where(temperature > 0, x / tl.where(temperature > 0, temperature, 1.0), x)
+    tl.store(logits_ptr + row * vocab + tokens, x, mask=there)
+
+
+@triton.jit
+def _floor(
+    x_ptr,  # float32 [vocab]
+    vocab,
+    best,  # the largest
+    wanted,  # how many, or how much weight, at least
+    least_key,  # ignore logits below it
+    WEIGH: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """(largest key whose logits and those above reach `wanted`, their number or weight strictly above)."""
+    bins = tl.arange(0, BINS)
+    prefix = tl.zeros([], tl.int32)  # of the key without its sign's half, counted from the top
+    above = tl.zeros([], tl.float32)
+    for shift in range(32 - DIGIT_BITS, -1, -DIGIT_BITS):
+        sums = tl.zeros([BINS], tl.float32)
+        for start in range(0, vocab, TILE):
+            tokens = start + tl.arange(0, TILE)
+            x = tl.load(x_ptr + tokens, mask=tokens < vocab, other=-float("inf"))
+            key = _ordered(x)
+            from_bottom = (key ^ -0x80000000).to(tl.uint32, bitcast=True)
+            alike = (key >= least_key) & (tokens < vocab)
+            alike = alike & (((from_bottom >> shift) >> DIGIT_BITS).to(tl.int32) == prefix)
+            share = tl.exp(x - best) if WEIGH else tl.full([TILE], 1.0, tl.float32)
+            place = ((from_bottom >> shift) & (BINS - 1)).to(tl.int32)
+            hits = (place[:, None] == bins[None, :]) & alike[:, None]
+            sums += tl.sum(tl.where(hits, share[:, None], 0.0), axis=0)
+        from_top = tl.sum(tl.where(bins[None, :] > bins[:, None], sums[None, :], 0.0), axis=1)
+        reached = (above + from_top + sums >= wanted) & (sums > 0)
+        least = tl.min(tl.where(sums > 0, bins, BINS), axis=0)  # if rounding keeps all from reaching it
+        chosen = tl.maximum(tl.max(tl.where(reached, bins, -1), axis=0), least)
+        above += tl.sum(tl.where(bins == chosen, from_top, 0.0), axis=0)
+        prefix = (prefix << DIGIT_BITS) | chosen
+    return prefix ^ -0x80000000, above
+
+
+@triton.jit
+def _sample(
+    x_ptr,  # float32 [rows, vocab], edited
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    seeds_ptr,
+    positions_ptr,
+    tokens_ptr,  # out int64 [rows]
+    vocab,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * vocab
+    offsets = tl.arange(0, TILE)
+    best = -float("inf")
+    likeliest = tl.zeros([], tl.int32)
+    for start in range(0, vocab, TILE):
+        x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
+        here = tl.max(x, axis=0)
+        first = start + tl.min(tl.where(x == here, offsets, TILE), axis=0)
+        likeliest = tl.where(here > best, first, likeliest)
+        best = tl.maximum(best, here)
+    token = likeliest
+    if (tl.load(temperature_ptr + row) > 0) & (best > -float("inf")):
+        floor = -float("inf")
+        least_key = tl.full([], -0x80000000, tl.int32)
+        top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
+        limited = (top_k > 0) & (top_k < vocab)
+        total = 0.0
+        if limited:
+            least_key, above = _floor(x_ptr, vocab, best, top_k.to(tl.float32), least_key, False, TILE)
+            floor = _unordered(least_key)
+            # The weight of exactly k tokens: of those above the floor, and of so many at it.
+            total = (top_k - above) * tl.exp(floor - best)
+        if top_p < 1:
+            for start in range(0, vocab, TILE):
+                x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
+                total += tl.sum(tl.where(x > floor, tl.exp(x - best), 0.0), axis=0)
+            nucleus, _ = _floor(x_ptr, vocab, best, top_p * total, least_key, True, TILE)
+            floor = tl.maximum(floor, _unordered(nucleus))
+        if min_p > 0:
+            floor = tl.maximum(floor, best + tl.log(min_p))
+        everything = tl.zeros([], tl.float64)
+        for start in range(0, vocab, TILE):
+            x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
+            everything += tl.sum(tl.where(x >= floor, tl.exp(x - best), 0.0).to(tl.float64), axis=0)
+        target = uniform(tl.load(seeds_ptr + row), tl.load(positions_ptr + row)) * everything
+        before = tl.zeros([], tl.float64)
+        found = tl.full([], -1, tl.int32)
+        last = likeliest
+        for start in range(0, vocab, TILE):
+            if found < 0:
+                x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
+                shares = tl.where(x >= floor, tl.exp(x - best), 0.0).to(tl.float64)
+                cumulative = before + tl.cumsum(shares, axis=0)
+                place = tl.min(tl.where((cumulative > target) & (shares > 0), offsets, TILE), axis=0)
+                found = tl.where(place < TILE, start + place, -1)
+                possible = tl.max(tl.where(shares > 0, offsets, -1), axis=0)
+                last = tl.where(possible >= 0, start + possible, last)
+                before += tl.sum(shares, axis=0)
+        token = tl.where(found >= 0, found, last)
+    tl.store(tokens_ptr + row, token.to(tl.int64))
+
+
+def edit(
+    logits: Tensor,
+    p: Parameters,
+    *,
+    mask: Tensor | None = None,
+    counts: Tensor | None = None,
+    prompts: Tensor | None = None,
+    slots: Tensor | None = None,
+) -> None:
+    """logits float32 [rows, vocab], in place. mask int32 [rows, ⌈vocab / 32⌉]: the allowed tokens.
+
+    For penalties: counts int32 and prompts int8 [slots, vocab], slots int32 [rows] (-1: no penalties).
+    """
+    rows, vocab = logits.shape
+    _edit[(rows, triton.cdiv(vocab, TILE))](
+        logits, counts, prompts, slots, mask, p.bias_ids, p.bias_values, p.ends, p.min_tokens, p.positions,
+        p.repetition, p.presence, p.frequency, p.temperature,
+        vocab, 0 if mask is None else mask.stride(0), p.bias_ids.shape[1], p.ends.shape[1],
+        TILE=TILE, num_warps=8,
+    )  # fmt: skip
+
+
+def sample(logits: Tensor, p: Parameters) -> Tensor:
+    """Edited float32 logits [rows, vocab] → int64 [rows]."""
+    rows, vocab = logits.shape
+    tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    _sample[(rows,)](
+        logits, p.temperature, p.top_k, p.top_p, p.min_p, p.seeds, p.positions, tokens, vocab,
+        TILE=TILE, num_warps=16,
+    )  # fmt: skip
+    return tokens
+
+
+def as_bits(seeds: list[int]) -> Tensor:
+    """Unsigned seeds → int64 of the same bits."""
+    return torch.from_numpy(np.array(seeds, dtype=np.uint64).view(np.int64))
