@@ -56,7 +56,7 @@ def check_room(
     if len(waiting) >= options.max_num_waiting:
         reason = f"{len(waiting)} requests wait already, the most allowed (--max-num-waiting)"
         raise Overloaded(f"{reason}: try again later", retry_after_s=retry_after_s)
-    most = options.max_waiting_tokens or _POOLS_WAITING * facts.num_blocks * facts.block_size
+    most = options.max_waiting_tokens or _POOLS_WAITING * facts.kv_tokens[1]
     if len(waiting) and waiting.num_tokens + request.num_tokens > most:
         reason = (
             f"prompts of {waiting.num_tokens} tokens wait already, of {most} allowed (--max-waiting-tokens)"

@@ -352,7 +352,7 @@ class Engine:
         match control.action:
             case "reset_prefix_cache":
                 if self.scheduler is not None:
-                    self.scheduler.prefix_cache.clear()
+                    self.scheduler.kv.prefix_cache.clear()
                 self.link.send(peer, ControlResult(control.nonce, True))
             case "start_profile" | "stop_profile":
                 nonce = next(self.nonces)
@@ -371,8 +371,8 @@ class Engine:
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
-            num_free_blocks=scheduler.pool.num_free + len(scheduler.pool.fenced),
-            num_blocks=scheduler.pool.num_blocks,
+            num_free_blocks=scheduler.kv.pool.num_free + len(scheduler.kv.pool.fenced),
+            num_blocks=scheduler.kv.pool.num_blocks,
             steps=meter.steps,
             prompt_tokens=meter.prompt_tokens,
             generation_tokens=meter.generation_tokens,

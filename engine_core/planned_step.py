@@ -5,7 +5,6 @@ from msgspec import Struct
 from protocol import columns
 from protocol.steps import SequenceStart, StepPlan
 
-from .block_pool import BlockPool
 from .decode_batch import LaneStep
 from .request import Request, State
 
@@ -58,15 +57,28 @@ class Draft:
         self.chunks: list[tuple[Request, int]] = []
         """Requests and how many of their known tokens the step computes."""
         self.started: list[SequenceStart] = []
-        self.grown: list[tuple[int, int]] = []
-        """(slot, block)"""
+        self.grown_slots: list[int] = []
+        self.grown_blocks: list[int] = []
+        """For each slot there, a block of each KV group."""
 
     def start(self, request: Request) -> None:
         """It carries all its ids, however few of them this step computes."""
         start = start_of(request)
         request.forced = False
         self.started.append(start)
-        self._started_bytes -= len(start.token_ids) + len(start.block_table)
+        self._started_bytes -= len(start.token_ids) + len(start.block_tables)
+
+    def start_again(self, request: Request) -> None:
+        """Tokens were forced upon it: a worker learns of known tokens when a sequence starts."""
+        self._released.append(request.slot)
+        self.start(request)
+
+    def grow(self, request: Request, num_blocks: int = 1) -> None:
+        """Its tables have just grown by so many blocks each."""
+        for place in range(-num_blocks, 0):
+            self.grown_slots.append(request.slot)
+            for table in request.block_tables:
+                self.grown_blocks.append(table[place])
 
     def of(self, request: Request) -> int:
         """How many tokens of this request the step may compute."""
@@ -75,22 +87,6 @@ class Draft:
         if request.grammar is not None and self._mask_bytes < len(request.grammar.mask):
             return 0
         return self._total if request.num_output_tokens else min(self._total, self._new)
-
-    def cover(self, request: Request, count: int, pool: BlockPool, block_size: int) -> bool:
-        """See to it that a request with a grammar has the blocks to compute `count` more tokens, and that its
-        worker knows them. False: there are not enough blocks, and nothing has changed."""
-        tokens = request.num_tokens if request.forced else request.num_computed_tokens + count
-        missing = -(-tokens // block_size) - len(request.block_table)
-        if missing > pool.num_free:
-            return False
-        blocks = [pool.take() for _ in range(missing)]
-        request.block_table += blocks
-        if request.forced:
-            self._released.append(request.slot)  # a worker learns of known tokens when a sequence starts
-            self.start(request)
-        else:
-            self.grown += [(request.slot, block) for block in blocks]
-        return True
 
     def add(self, request: Request, count: int) -> None:
         """The step computes so many of its tokens."""
@@ -126,8 +122,8 @@ class Draft:
             scheduled_counts=counts,
             released=columns.pack_ids(self._released),
             started=tuple(self.started),
-            grown_slots=columns.pack_ids(slot for slot, _ in self.grown),
-            grown_blocks=columns.pack_ids(block for _, block in self.grown),
+            grown_slots=columns.pack_ids(self.grown_slots),
+            grown_blocks=columns.pack_ids(self.grown_blocks),
             masked_rows=columns.pack_ids(masks),
             masks=b"".join(masks.values()),
         )
@@ -145,13 +141,14 @@ class Draft:
 
 
 def start_of(request: Request) -> SequenceStart:
-    """The request, which has just been given its slot and blocks, as its worker must know it."""
+    """The request, which has just been given its slot and what is cached of it, as its worker must know it.
+    Then its tables grow as everyone's."""
     return SequenceStart(
         slot=request.slot,
         token_ids=request.token_ids.tobytes(),
         num_prompt_tokens=request.num_prompt_tokens,
         num_computed_tokens=request.num_computed_tokens,
-        block_table=columns.pack_ids(request.block_table),
+        block_tables=b"".join([columns.pack_ids(table) for table in request.block_tables]),
         sampling=request.sampling,
         adapter=request.adapter,
     )

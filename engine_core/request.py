@@ -34,7 +34,7 @@ class Request:
         "alone_until",
         "arrival",
         "block_keys",
-        "block_table",
+        "block_tables",
         "cache_root",
         "cache_salt",
         "client",
@@ -45,11 +45,13 @@ class Request:
         "digest",
         "due_step",
         "finish",
+        "first_blocks",
         "forced",
         "grammar",
         "key",
         "last_step",
         "max_total_tokens",
+        "num_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_findable_blocks",
@@ -86,13 +88,18 @@ class Request:
 
         self.state = State.WAITING
         self.slot = -1
-        self.block_table: list[int] = []
+        self.block_tables: tuple[list[int], ...] = ()
+        """Of each KV group; see kv_blocks.py."""
+        self.num_blocks = 0
+        """Of each of its tables."""
+        self.first_blocks: list[int] = []
+        """Of each table: its entries before that are NO_BLOCK."""
         self.cache_root = b""
         """Parent of the first block's key; b"" until it is needed."""
         self.block_keys: list[bytes] = []
         """Prefix-cache keys of the full blocks of `token_ids`, as far as they were needed."""
         self.num_findable_blocks = 0
-        """Blocks at the head of the table that the prefix cache has been told of."""
+        """Blocks at the head of the tables that the prefix cache has been told of."""
         self.num_computed_tokens = 0
         self.num_cached_tokens = -1
         """Tokens found in the prefix cache when it first ran; -1 before."""

@@ -19,11 +19,10 @@ from collections.abc import Iterable
 from protocol.config import CacheOptions, SchedulerOptions
 from protocol.messages import EngineFacts
 
-from .block_pool import BlockPool
 from .clients import Client
 from .decode_batch import DecodeBatch
+from .kv_blocks import KVBlocks
 from .planned_step import Draft, PlannedStep
-from .prefix_cache import PrefixCache
 from .request import Request, State
 from .suspects import Suspects
 from .waiting import WaitingQueue
@@ -67,8 +66,8 @@ class Scheduler:
         self.epoch = epoch
         self.facts = facts
         self.in_flight: deque[PlannedStep] = deque()
-        self.prefix_cache = PrefixCache(facts.block_size, enabled=self._caching)
-        self.pool = BlockPool(facts.num_blocks, self.prefix_cache.is_cached, self.prefix_cache.evict)
+        chunk = self.options.largest_chunk(facts.max_model_len)
+        self.kv = KVBlocks(facts, chunk=chunk, caching=self._caching)
         self.free_slots = list(range(facts.max_num_seqs - 1, -1, -1))
         self.decoding = DecodeBatch()
         self.due.clear()
@@ -109,10 +108,9 @@ class Scheduler:
                 self.waiting.discard(request)
         elif request.state is State.RUNNING:
             if trusted:
-                self._register_full_blocks(request, self.num_computed_tokens(request))
+                self.kv.register(request, self.num_computed_tokens(request))
             else:
-                for block in request.block_table:
-                    self.prefix_cache.evict(block)
+                self.kv.distrust(request)
             self._leave(request)
             request.state = State.ENDED
             if request.suspect:
@@ -161,7 +159,8 @@ class Scheduler:
         total = self.options.max_num_batched_tokens - num_decodes
         answering = num_decodes or self.constrained
         draft = Draft(total, min(total, prompt_budget) if answering else total, self._released)
-        draft.grown += [(request.slot, request.block_table[-1]) for request in grown]
+        for request in grown:
+            draft.grow(request)
         for request in (*self.constrained, *self.prefilling):
             self._plan_chunk(request, draft)
         while self.free_slots and (candidate := self._candidate()) is not None and draft.of(candidate) > 0:
@@ -184,7 +183,7 @@ class Scheduler:
         if not self.in_flight or self.in_flight[0].plan.step != step:
             return None
         planned = self.in_flight.popleft()
-        self.pool.settle(step)
+        self.kv.pool.settle(step)
         if self.most_running < self.facts.max_num_seqs and step % _GOOD_STEPS == 0:
             self.most_running *= 2
         return planned
@@ -197,25 +196,28 @@ class Scheduler:
     # ── inside: decoding ────────────────────────────────────────────────────────────────────────
 
     def _make_room(self) -> list[Request] | None:
-        """Give each decoding request that is about to leave its last block a new one.
+        """Give each decoding request that is about to leave its last blocks new ones.
 
         Returns those requests; None if that needs blocks which only a result in flight can bring.
         """
         step = self._step + 1
         due = [request for request in self.due.get(step, ()) if request.due_step == step]
         growing: list[Request] = []
-        size = self.facts.block_size
+        kv, size, fence = self.kv, self.facts.block_size, self._fence
         for request in due:
-            if len(request.block_table) * size >= request.max_total_tokens - 1:  # the context, not the block
+            computed = request.num_blocks * size
+            if computed >= request.max_total_tokens - 1:  # the context, not the block
                 self._stop_decoding(request)
                 self.spent[request] = None
             else:
+                kv.register(request, computed)
+                kv.trim(request, computed, fence)
                 growing.append(request)
-        while len(growing) > self.pool.num_free:
+        while growing and not self._is_room_for(len(growing)):
             if self.in_flight:
                 return None
-            self.pool.settle(self._step)
-            if len(growing) > self.pool.num_free:
+            kv.pool.settle(self._step)
+            if not self._is_room_for(len(growing)):
                 running = (*self.decoding, *self.prefilling, *self.constrained)
                 victim = max(running, key=lambda request: request.order)
                 self._preempt(victim)
@@ -223,11 +225,20 @@ class Scheduler:
                     growing.remove(victim)
         self.due.pop(step, None)
         for request in growing:
-            computed = len(request.block_table) * size
-            self._register_full_blocks(request, computed)
-            request.block_table.append(self.pool.take())
+            computed = request.num_blocks * size
+            kv.grow(request)
             self._set_due_step(request, step, computed)
         return growing
+
+    def _is_room_for(self, growing: int) -> bool:
+        """Beside what prompts that have begun will need."""
+        spare = self.kv.pool.num_free - self.kv.spoken_for(self.prefilling)
+        return growing * len(self.kv.groups) <= spare
+
+    @property
+    def _fence(self) -> int:
+        """The last step that was sent."""
+        return self.in_flight[-1].plan.step if self.in_flight else self._step
 
     def num_computed_tokens(self, request: Request) -> int:
         """Tokens whose KV is planned. Each step computes one more of every decoding request, so theirs
@@ -252,7 +263,7 @@ class Scheduler:
     def _set_due_step(self, request: Request, step: int, computed: int) -> None:
         """The step that would leave its last block, or go beyond its last token: by `step` it has computed
         that many tokens, and one more with each."""
-        capacity, last = len(request.block_table) * self.facts.block_size, request.max_total_tokens - 1
+        capacity, last = request.num_blocks * self.facts.block_size, request.max_total_tokens - 1
         due = request.due_step = step + (capacity if capacity < last else last) - computed
         if (others := self.due.get(due)) is not None:
             others[request] = None  # perhaps again: before it was preempted it was due then, too
@@ -272,42 +283,50 @@ class Scheduler:
             count = remaining if may_sample and not draft.chunks else 0
         if count <= 0:
             return
-        if request.grammar is not None and not draft.cover(request, count, self.pool, self.facts.block_size):
-            if not (self.in_flight and self.pool.fenced):  # fenced blocks come back with a result
-                self._preempt(request)
+        room = self._room_for(request, count)
+        if not room:
+            if request in self.constrained and not (self.in_flight and self.kv.pool.fenced):
+                self._preempt(request)  # else blocks come back with a result
             return
-        draft.add(request, count)
-        request.num_computed_tokens += count
-        self._register_full_blocks(request, self.num_computed_tokens(request))
-        if count == remaining:
+        if request.forced:
+            draft.start_again(request)
+        end = request.num_computed_tokens + room
+        missing = -(-end // self.facts.block_size) - request.num_blocks
+        for _ in range(missing):
+            self.kv.grow(request)
+        draft.grow(request, missing)
+        draft.add(request, room)
+        request.num_computed_tokens = end
+        self.kv.register(request, end)
+        if room == remaining:
             self.prefilling.pop(request, None)
             if request.grammar is None:
                 self._start_decoding(request, self._step + 1)
             else:
                 self.constrained[request] = None
 
-    def _admit(self, request: Request) -> bool:
-        """Give the request a slot and the blocks of all that it knows, if they are there."""
-        size, pool, cache = self.facts.block_size, self.pool, self.prefix_cache
-        hits: list[int] = []
-        if cache.enabled:
-            self._extend_keys(request)
-            if request.sampling.prompt_logprobs is None:
-                # The last known token is always computed: its logits are what is wanted.
-                hits = cache.match(request.block_keys, (request.num_tokens - 1) // size)
-        num_new = -(-request.num_tokens // size) - len(hits)
-        num_revived = sum(1 for block in hits if block in pool.free)
-        reserve = int(pool.num_blocks * self.options.watermark) if self.num_running else 0
-        if num_new + num_revived + reserve > pool.num_free:
-            return False
+    def _room_for(self, request: Request, count: int) -> int:
+        """For how many tokens of a chunk there are blocks. For all, as other requests leave them to it, but
+        those that its own window has left behind may still wait for a step in flight."""
+        kv, chunked = self.kv, self.options.enable_chunked_prefill
+        kv.trim(request, request.num_computed_tokens, self._fence)
+        reserve = 0 if request in self.prefilling else kv.spoken_for(self.prefilling)
+        room = kv.room(request, reserve)
+        if room < count and not self.in_flight:
+            kv.pool.settle(self._step)
+            room = kv.room(request, reserve)
+            if chunked:
+                return min(count, room)
+        return count if room >= count else 0
 
+    def _admit(self, request: Request) -> bool:
+        """Give the request a slot and what is cached of its tokens, if there are blocks for all of them."""
+        kv = self.kv
+        reserve = int(kv.pool.num_blocks * self.options.watermark) if self.num_running else 0
+        if not kv.enter(request, reserve + kv.spoken_for(self.prefilling)):
+            return False
         if not request.suspect:
             self.waiting.pop()
-        for block in hits:
-            pool.share(block)
-        request.block_table = hits + [pool.take() for _ in range(num_new)]
-        request.num_findable_blocks = len(hits)
-        request.num_computed_tokens = len(hits) * size
         request.slot = self.free_slots.pop()
         request.state = State.RUNNING
         self.prefilling[request] = None
@@ -317,31 +336,6 @@ class Scheduler:
             self.prefix_hits += request.num_cached_tokens
             request.client.started.append((request.request_id, request.num_cached_tokens))
         return True
-
-    def _register_full_blocks(self, request: Request, computed: int) -> None:
-        """Make the blocks findable that are full of known tokens whose KV is planned.
-
-        A plan may rely on KV that an earlier plan, or the same one, writes: workers execute plans in
-        order and write before they read.
-        """
-        known = len(request.token_ids)
-        full = (computed if computed < known else known) // self.facts.block_size
-        first = request.num_findable_blocks
-        cache = self.prefix_cache
-        if full <= first or not cache.enabled:
-            return
-        keys = request.block_keys
-        if full > len(keys):
-            self._extend_keys(request)
-        for index in range(first, full):
-            cache.insert(keys[index], request.block_table[index])
-        request.num_findable_blocks = full
-
-    def _extend_keys(self, request: Request) -> None:
-        cache = self.prefix_cache
-        if not request.cache_root:
-            request.cache_root = cache.root(request.tenant, request.cache_salt, request.adapter)
-        cache.extend(request.block_keys, request.cache_root, request.token_ids)
 
     def _candidate(self) -> Request | None:
         """Who may be admitted next."""
@@ -366,7 +360,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Drop its blocks and let it wait; recomputing is usually a prefix hit."""
         self.preemptions += 1
-        self._register_full_blocks(request, self.num_computed_tokens(request))
+        self.kv.register(request, self.num_computed_tokens(request))
         self._leave(request)
         self._forget_kv(request)
         self.waiting.push(request)
@@ -381,17 +375,15 @@ class Scheduler:
         self.spent.pop(request, None)
         self._released.append(request.slot)
         self.free_slots.append(request.slot)
-        fence = self.in_flight[-1].plan.step if self.in_flight else self._step
-        self.pool.release(request.block_table, fence)
+        self.kv.leave(request, self._fence)
         if not self.in_flight:
-            self.pool.settle(fence)
+            self.kv.pool.settle(self._fence)
         request.slot = -1
-        request.block_table = []
 
     def _forget_kv(self, request: Request) -> None:
         request.state = State.WAITING
         request.slot = -1
-        request.block_table = []
+        self.kv.forget(request)
         request.num_computed_tokens = 0
         request.num_findable_blocks = 0
         request.due_step = -1

@@ -87,7 +87,12 @@ class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = 0
     num_kv_blocks: Annotated[
-        int, Meta(ge=0, description="exact number of blocks, overrides the memory; 0: computed")
+        int,
+        Meta(
+            ge=0,
+            description="exact number of blocks, overrides the memory; 0: computed. Where only some layers "
+            "have a sliding window, so many tokens take a block for each group of layers",
+        ),
     ] = 0
     enable_prefix_caching: Annotated[
         bool, Meta(description="find the KV of shared prompt prefixes again")
@@ -133,6 +138,11 @@ class SchedulerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     watermark: Annotated[
         float, Meta(ge=0, lt=1, description="share of KV blocks kept free when a request is admitted")
     ] = 0.01
+
+    def largest_chunk(self, max_model_len: int) -> int:
+        """Tokens of one request that one step may compute at most."""
+        most = self.max_num_batched_tokens
+        return most if self.enable_chunked_prefill else max(most, max_model_len)
 
 
 class ParallelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from .kv_groups import MOST_GROUPS, KVGroup, blocks_of
 from .sampling import SamplingParams, TokenId
 
 PROTOCOL_VERSION = 3
@@ -145,12 +146,22 @@ class EngineFacts(Struct, frozen=True, array_like=True):
     block_size: Count
     """Tokens per KV block."""
     num_blocks: Count
+    """In one pool for all KV groups. They are of equal size."""
     eos_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_ENTRIES)]
     max_num_seqs: Count
     device: Label = "cpu"
     dtype: Label = "float32"
     weights_bytes: Count = 0
     kv_bytes: Count = 0
+    kv_groups: Annotated[tuple[KVGroup, ...], Meta(min_length=1, max_length=MOST_GROUPS)] = (KVGroup(),)
+
+    @property
+    def kv_tokens(self) -> tuple[int, int]:
+        """(least, most) tokens whose KV the blocks hold: most when all sequences are as long as can be, and
+        have left behind what their windows do not reach."""
+        least = self.num_blocks // len(self.kv_groups) * self.block_size
+        each = blocks_of(self.kv_groups, self.max_model_len, 1, self.block_size)
+        return least, max(least, self.num_blocks // each * self.max_model_len if each else 0)
 
 
 class Attached(Struct, frozen=True, array_like=True, tag="attached"):

@@ -42,8 +42,9 @@ class SequenceStart(Struct, frozen=True, array_like=True):
     """Penalties and output positions need the border: output position = position - num_prompt_tokens."""
     num_computed_tokens: Count
     """KV of this many tokens is already in the blocks (a prefix-cache hit)."""
-    block_table: WideColumn
-    """int32 block ids; token i lives in block_table[i // block_size] at i % block_size."""
+    block_tables: WideColumn
+    """int32[groups, blocks]: a table of each KV group, all equally long; token i lives in its block
+    i // block_size at i % block_size. NO_BLOCK for what has left the group's window, see kv_groups.py."""
     sampling: SamplingParams
     adapter: Label = ""
 
@@ -66,9 +67,9 @@ class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
     """int32: slots that are free from here on"""
     started: Annotated[tuple[SequenceStart, ...], Meta(max_length=MAX_ENTRIES)] = ()
     grown_slots: Column = b""
-    """int32[g]: slots whose block table grows by …"""
-    grown_blocks: Column = b""
-    """int32[g]: … this block (a slot may appear several times, in order)"""
+    """int32[g]: slots whose block tables grow by …"""
+    grown_blocks: WideColumn = b""
+    """int32[g, groups]: … one block each (a slot may appear several times, in order)"""
     masked_rows: Column = b""
     """int32[m]: rows, of those that sample, which may only sample …"""
     masks: TableColumn = b""

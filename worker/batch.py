@@ -1,7 +1,7 @@
 """The resident batch: what the worker remembers of each sequence, edited by step plans.
 
-Per slot: the known tokens, how many of them are computed, the block table, and on the device the newest
-token. Sequences enter whole, then only changes arrive. Knows no model and no sampling parameters.
+Per slot: the known tokens, how many of them are computed, a block table of each KV group, and on the device
+the newest token. Sequences enter whole, then only changes arrive. Knows no model and no sampling parameters.
 
 A step's rows are put into an order of our own, so that attention finds like next to like:
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocol.errors import InternalError
+from protocol.messages import EngineFacts
 from protocol.steps import SequenceStart, StepPlan
 
 Ints = NDArray[np.int64]
@@ -48,17 +49,19 @@ class Rows:
 
 
 class Batch:
-    def __init__(
-        self, max_num_seqs: int, max_model_len: int, block_size: int, num_blocks: int, vocab_size: int
-    ) -> None:
-        """`num_blocks` counts usable blocks; the one behind them is the null block of empty places."""
-        self.max_model_len = max_model_len
-        self.block_size = block_size
-        self.null_block = num_blocks
-        self.vocab_size = vocab_size
-        width = -(-max_model_len // block_size)
-        self.block_tables: Int32s = np.full((max_num_seqs, width), self.null_block, dtype=np.int32)
+    def __init__(self, facts: EngineFacts) -> None:
+        """The block behind the usable ones is the null block of empty places."""
+        max_num_seqs = facts.max_num_seqs
+        self.max_model_len = facts.max_model_len
+        self.block_size = facts.block_size
+        self.null_block = facts.num_blocks
+        self.vocab_size = facts.vocab_size
+        self.groups = facts.kv_groups
+        shape = len(self.groups), max_num_seqs, -(-facts.max_model_len // facts.block_size)
+        self.block_tables: Int32s = np.full(shape, self.null_block, dtype=np.int32)
+        """[groups, slots, width]"""
         self.num_blocks: Ints = np.zeros(max_num_seqs, dtype=np.int64)
+        """Of each of a slot's tables."""
         self.num_tokens: Ints = np.zeros(max_num_seqs, dtype=np.int64)
         """Known: sent by the engine core or sampled here."""
         self.num_computed: Ints = np.zeros(max_num_seqs, dtype=np.int64)
@@ -96,7 +99,7 @@ class Batch:
             self._sent[slot] = None
 
     def _start(self, start: SequenceStart) -> Int32s:
-        slot, tokens, table = start.slot, _ids(start.token_ids), _ids(start.block_table)
+        slot, tokens, tables = start.slot, _ids(start.token_ids), _ids(start.block_tables)
         computed, known = start.num_computed_tokens, len(tokens)
         if not 0 <= slot < len(self.occupied) or self.occupied[slot]:
             raise InternalError(
@@ -111,31 +114,49 @@ class Batch:
             raise InternalError(
                 f"the plan starts slot {slot} with a token outside of 0…{self.vocab_size - 1}"
             )
-        self._check_blocks(table)
-        if not computed <= len(table) * self.block_size or len(table) > self.block_tables.shape[1]:
-            raise InternalError(f"the plan starts slot {slot} with {len(table)} blocks for {computed} tokens")
-        self.block_tables[slot] = self.null_block
-        self.block_tables[slot, : len(table)] = table
-        self.num_blocks[slot] = len(table)
+        length, odd = divmod(len(tables), len(self.groups))
+        if odd or not computed <= length * self.block_size or length > self.block_tables.shape[2]:
+            raise InternalError(
+                f"the plan starts slot {slot} with {len(tables)} blocks in {len(self.groups)} tables for "
+                f"{computed} tokens"
+            )
+        tables = tables.reshape(len(self.groups), length)
+        self.block_tables[:, slot] = self.null_block
+        for group, table, ours in zip(self.groups, tables, self.block_tables[:, slot], strict=True):
+            first = group.first_block(computed, self.block_size)
+            self._check_blocks(table[first:])
+            ours[first:length] = table[first:]
+        self.num_blocks[slot] = length
         self.num_tokens[slot], self.num_computed[slot] = known, computed
         self.num_prompt[slot] = start.num_prompt_tokens
         self.occupied[slot] = True
         self.newest[slot] = int(tokens[-1])
         self._sent[slot] = tokens
-        return table[-(-computed // self.block_size) :]
+        return tables[:, -(-computed // self.block_size) :].reshape(-1)
 
     def _grow(self, slots: Int32s, blocks: Int32s) -> Int32s:
-        if len(slots) != len(blocks):
+        if len(slots) * len(self.groups) != len(blocks):
             raise InternalError(f"the plan grows {len(slots)} slots by {len(blocks)} blocks")
-        self._check_slots(np.unique(slots), "grows")
+        grown, counts = np.unique(slots, return_counts=True)
+        self._check_slots(grown, "grows")
         self._check_blocks(blocks)
-        for slot, block in zip(slots.tolist(), blocks.tolist(), strict=True):
-            place = self.num_blocks[slot]
-            if place == self.block_tables.shape[1]:
-                raise InternalError(f"the plan grows slot {slot} beyond {place} blocks")
-            self.block_tables[slot, place] = block
-            self.num_blocks[slot] = place + 1
+        order = np.argsort(slots, kind="stable")  # of one slot, in the order given
+        places = np.arange(len(slots)) - np.repeat(np.cumsum(counts) - counts, counts)
+        places += np.repeat(self.num_blocks[grown], counts)
+        if places.max() >= self.block_tables.shape[2]:
+            slot = slots[order][places.argmax()]
+            raise InternalError(f"the plan grows slot {slot} beyond {self.block_tables.shape[2]} blocks")
+        self.block_tables[:, slots[order], places] = blocks.reshape(-1, len(self.groups))[order].T
+        self.num_blocks[grown] += counts
+        self._forget_unseen(grown)
         return blocks
+
+    def _forget_unseen(self, slots: Int32s) -> None:
+        """Blocks that have left a window may be somebody else's by now."""
+        for group, table in zip(self.groups, self.block_tables, strict=True):
+            if group.window is not None:
+                for slot, computed in zip(slots.tolist(), self.num_computed[slots].tolist(), strict=True):
+                    table[slot, : group.first_block(computed, self.block_size)] = self.null_block
 
     # ── scheduling ──────────────────────────────────────────────────────────────────────────────
 

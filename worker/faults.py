@@ -143,9 +143,11 @@ class _Marked:
 
     tokens: set[int]
     """Those of its prompt that are some fault's."""
-    block_table: list[int]
+    tables: list[list[int]]
+    """Of each KV group."""
+    num_computed_tokens: int
     first_own: int
-    """Place in the block table from which its KV depends on such a token, and was computed by itself."""
+    """Place in the tables from which its KV depends on such a token, and was computed by itself."""
 
 
 class FaultyRunner:
@@ -196,7 +198,12 @@ class FaultyRunner:
             else:
                 self._acts[fault.kind](fault)
         result = self.runner.execute(plan)
-        return self._sicken(result, sick, slots) if sick else result
+        if sick:
+            result = self._sicken(result, sick, slots)
+        for slot, count in zip(slots, columns.unpack_ids(plan.scheduled_counts), strict=True):
+            if slot in self._marked:
+                self._marked[slot].num_computed_tokens += count
+        return result
 
     def _concerns(self, fault: Fault, slot: int) -> bool:
         return slot in self._marked and fault.token in self._marked[slot].tokens
@@ -207,20 +214,23 @@ class FaultyRunner:
         for start in plan.started:
             if marked := self._mark(start):
                 self._marked[start.slot] = marked
-        grown = columns.unpack_ids(plan.grown_slots), columns.unpack_ids(plan.grown_blocks)
-        for slot, block in zip(*grown, strict=True):
+        blocks, width = columns.unpack_ids(plan.grown_blocks), len(self.facts.kv_groups)
+        for place, slot in enumerate(columns.unpack_ids(plan.grown_slots)):
             if slot in self._marked:
-                self._marked[slot].block_table.append(block)
+                for group, table in enumerate(self._marked[slot].tables):
+                    table.append(blocks[place * width + group])
 
     def _mark(self, start: SequenceStart) -> _Marked | None:
         prompt = columns.unpack_ids(start.token_ids)[: start.num_prompt_tokens]
         places = [place for place, token in enumerate(prompt) if token in self._tokens]
         if not places:
             return None
-        size = self.facts.block_size
+        size, blocks = self.facts.block_size, list(columns.unpack_ids(start.block_tables))
+        length = len(blocks) // len(self.facts.kv_groups)
         return _Marked(
             tokens={prompt[place] for place in places},
-            block_table=list(columns.unpack_ids(start.block_table)),
+            tables=[blocks[i * length : (i + 1) * length] for i in range(len(self.facts.kv_groups))],
+            num_computed_tokens=start.num_computed_tokens,
             first_own=max(places[0] // size, -(-start.num_computed_tokens // size)),
         )
 
@@ -228,7 +238,9 @@ class FaultyRunner:
         """The rows come to nothing, as if their logits were not finite, and their KV is spoilt."""
         for row in rows:
             marked = self._marked[slots[row]]
-            self.runner.spoil(marked.block_table[marked.first_own :])
+            for group, table in zip(self.facts.kv_groups, marked.tables, strict=True):
+                first = group.first_block(marked.num_computed_tokens, self.facts.block_size)
+                self.runner.spoil(table[max(marked.first_own, first) :])
         token_ids = columns.unpack_ids(result.token_ids)
         failed = dict(result.failed_rows)
         for row in rows:

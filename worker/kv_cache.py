@@ -1,8 +1,9 @@
 """The paged KV cache of one rank: how many blocks fit, and their memory. Knows no sequences.
 
-    tensor [num_layers, 2 (keys, values), num_blocks + 1, num_kv_heads, block_size, head_dim]
+    tensor [num_places, 2 (keys, values), num_blocks + 1, num_kv_heads, block_size, head_dim]
 
-The block behind the last is the null block: always zero, it fills unused places of block tables.
+A block belongs to one KV group at a time, and has a place for each of that group's layers (kv_layout.py). The
+block behind the last is the null block: always zero, it fills unused places of block tables.
 Memory is touched when a block is granted, not before.
 """
 
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from protocol.config import CacheOptions
 from protocol.errors import OutOfMemory, StartupError
+from protocol.kv_groups import KVGroup, blocks_of, longest
 
 from .kernels.attention import KVShape
+from .kv_layout import KVLayout
 
 FREE_SHARE = 0.25
 """Of the machine's available memory, when no size is given. The rest is for everyone else."""
@@ -26,12 +29,12 @@ MOST_BYTES = 4 << 30
 
 
 class KVCache:
-    def __init__(self, num_layers: int, shape: KVShape, dtype: torch.dtype) -> None:
+    def __init__(self, layout: KVLayout, shape: KVShape, dtype: torch.dtype) -> None:
         """`shape.num_blocks` counts the usable blocks."""
         self.null_block = shape.num_blocks
         self.shape = shape._replace(num_blocks=shape.num_blocks + 1)
-        self.tensor = torch.empty(num_layers, 2, *self.shape, dtype=dtype)
-        self.layers: list[Tensor] = list(self.tensor.unbind(0))
+        self.tensor = torch.empty(layout.num_places, 2, *self.shape, dtype=dtype)
+        self.layers: list[Tensor] = [self.tensor[place] for place in layout.place_of]
         self.blank(np.array([self.null_block]))
 
     def blank(self, blocks: NDArray[np.int32]) -> None:
@@ -44,9 +47,12 @@ class KVBudget:
     """What decides the number of blocks."""
 
     options: CacheOptions
+    groups: tuple[KVGroup, ...]
     block_bytes: int
-    """Of all layers of this rank."""
+    """On this rank."""
     max_num_seqs: int
+    chunk: int
+    """Most tokens of one request in one step."""
     model_len: int
     """Longest sequence that the model itself allows."""
     wanted_len: int
@@ -62,24 +68,26 @@ def fit(budget: KVBudget) -> tuple[int, int]:
             f"--max-model-len {budget.wanted_len} is longer than the model's {budget.model_len} positions",
             hint=f"use at most {budget.model_len}, or leave it out",
         )
-    size = budget.options.block_size
-    longest = budget.wanted_len or budget.model_len
-    num_blocks, source = _affordable(budget, longest)
-    if num_blocks < 1:
+    groups, size = budget.groups, budget.options.block_size
+    limit = budget.wanted_len or budget.model_len
+    num_blocks, source = _affordable(budget, limit)
+    if num_blocks < len(groups):
+        block = len(groups) * budget.block_bytes
         raise OutOfMemory(
-            f"not one KV block fits: a block of {size} tokens takes {_mib(budget.block_bytes)}, {source}",
-            hint=f"give --kv-cache-memory at least {budget.block_bytes} bytes, or lower --block-size",
+            f"not one KV block fits: a block of {size} tokens takes {_mib(block)}, {source}",
+            hint=f"give --kv-cache-memory at least {block} bytes, or lower --block-size",
         )
-    if budget.wanted_len > num_blocks * size:
-        needed = -(-budget.wanted_len // size) * budget.block_bytes
+    fits = longest(groups, num_blocks, limit, budget.chunk, size)
+    if budget.wanted_len > fits:
+        needed = blocks_of(groups, budget.wanted_len, budget.chunk, size) * budget.block_bytes
         raise OutOfMemory(
             f"one sequence of --max-model-len {budget.wanted_len} needs {_mib(needed)} of KV, {source}",
-            hint=f"--max-model-len {num_blocks * size} would fit, or give --kv-cache-memory {needed}",
+            hint=f"--max-model-len {fits} would fit, or give --kv-cache-memory {needed}",
         )
-    return num_blocks, min(longest, num_blocks * size)
+    return num_blocks, fits
 
 
-def _affordable(budget: KVBudget, longest: int) -> tuple[int, str]:
+def _affordable(budget: KVBudget, limit: int) -> tuple[int, str]:
     """(blocks, where the number comes from)"""
     options = budget.options
     if options.num_kv_blocks:
@@ -102,7 +110,8 @@ def _affordable(budget: KVBudget, longest: int) -> tuple[int, str]:
         memory = options.kv_cache_memory
         return memory // budget.block_bytes, f"and --kv-cache-memory is {_mib(memory)}"
     memory = min(int(budget.available_bytes * FREE_SHARE), MOST_BYTES)
-    useful = budget.max_num_seqs * -(-longest // options.block_size)
+    each = blocks_of(budget.groups, limit, budget.chunk, options.block_size)
+    useful = budget.max_num_seqs * each
     share = f"and {_mib(memory)} are set aside of {_mib(budget.available_bytes)} available"
     return min(memory // budget.block_bytes, useful), share
 

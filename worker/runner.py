@@ -30,6 +30,7 @@ from .failures import RowsFailed
 from .kernels.attention import AttentionPlanner, KVShape, StepLayout
 from .kernels.cpu import library
 from .kv_cache import KVBudget, KVCache, available_memory, fit
+from .kv_layout import lay_out
 from .logprobs import LogprobReports
 from .masks import Masks
 from .models.registry import build
@@ -68,6 +69,7 @@ class TorchRunner:
             report("waiting for the other ranks", "", None)
         self.group = Group(config.rank, size, Path(config.group_dir))
         self.model, wants = build(checkpoint, config.model, self.group, self.kernels)
+        self.layout = lay_out(self.model.windows)
         read = random_part if dummy else reader(wants, checkpoint)
         working_bytes = wants.working_bytes(checkpoint.tensors)
         self.facts = self._facts(config, checkpoint.eos_token_ids(), wants, working_bytes)
@@ -80,11 +82,10 @@ class TorchRunner:
         facts = self.facts
         shape = KVShape(facts.num_blocks, self.model.num_kv_heads, facts.block_size, self.model.head_dim)
         self.model.cover(facts.max_model_len)
-        self.cache = KVCache(self.model.num_layers, shape, wants.dtype)
-        self.planner = AttentionPlanner(self.cache.shape, wants.dtype, self.model.windows)
-        self.batch = Batch(
-            facts.max_num_seqs, facts.max_model_len, facts.block_size, facts.num_blocks, facts.vocab_size
-        )
+        self.cache = KVCache(self.layout, shape, wants.dtype)
+        windows = [group.window for group in self.layout.groups]
+        self.planner = AttentionPlanner(self.cache.shape, wants.dtype, windows)
+        self.batch = Batch(facts)
         self.sampler = Sampler(facts.max_num_seqs, facts.vocab_size, facts.eos_token_ids)
         self.reports = LogprobReports(facts.max_num_seqs)
         self._folder = Path(config.group_dir)
@@ -115,9 +116,10 @@ class TorchRunner:
         token_ids, positions = batch.inputs(rows)
         context_lens = batch.num_computed[rows.slots] + rows.counts
         width = -(-int(context_lens.max()) // batch.block_size)
-        tables = batch.block_tables[:, :width][rows.slots]
+        tables = batch.block_tables[:, rows.slots, :width]
         layout = StepLayout(rows.query_start, rows.token_rows, positions, context_lens, rows.num_decodes)
-        metadata = self.planner.plan(layout, tables)
+        plans = self.planner.plan(layout, tables)
+        metadata = [plans[group] for group in self.layout.group_of]
         x = self.model(token_ids, torch.from_numpy(positions), self.cache.layers, metadata)
         prompts = self._prompt_logprobs(x, rows)
         ends = x if rows.last_tokens is None else x[rows.last_tokens]
@@ -210,12 +212,14 @@ class TorchRunner:
             )
         model, options = self.model, config.cache
         block_tokens = options.block_size * model.num_kv_heads * model.head_dim
-        block_bytes = 2 * model.num_layers * block_tokens * wants.dtype.itemsize
+        block_bytes = 2 * self.layout.num_places * block_tokens * wants.dtype.itemsize
         num_blocks, max_model_len = fit(
             KVBudget(
                 options=options,
+                groups=self.layout.groups,
                 block_bytes=block_bytes,
                 max_num_seqs=config.scheduler.max_num_seqs,
+                chunk=config.scheduler.largest_chunk(config.model.max_model_len or model.max_len),
                 model_len=model.max_len,
                 wanted_len=config.model.max_model_len,
                 available_bytes=available - weights_bytes,
@@ -233,18 +237,19 @@ class TorchRunner:
             dtype=str(wants.dtype).removeprefix("torch."),
             weights_bytes=weights_bytes,
             kv_bytes=num_blocks * block_bytes,
+            kv_groups=self.layout.groups,
         )
 
     def _warm_up(self) -> None:
         """Run the common path once, so that libraries set themselves up before the first request."""
         count = min(_WARM_UP_TOKENS, self.facts.max_model_len - 1)
-        num_blocks = -(-(count + 1) // self.facts.block_size)
+        num_blocks = -(-(count + 1) // self.facts.block_size) * len(self.facts.kv_groups)
         start = SequenceStart(
             slot=0,
             token_ids=columns.pack_ids([0] * count),
             num_prompt_tokens=count,
             num_computed_tokens=0,
-            block_table=columns.pack_ids(range(num_blocks)),
+            block_tables=columns.pack_ids(i % self.facts.num_blocks for i in range(num_blocks)),
             sampling=SamplingParams(),
         )
         slot = columns.pack_ids([0])

@@ -1,11 +1,13 @@
 """StubRunner: a model that is a hash, without torch, behind the same loop and the same wire.
 
-Its "KV" of a token is a hash of the token and of the KV before it, read back through the block table, as
-a real model's KV depends on the whole prefix. Its "attention" reads all of them back and hashes them, and
+Its "KV" of a token is a hash of the token and of the KV before it, read back through the block tables, as
+a real model's KV depends on the whole prefix. Its "attention" reads all that is seen back and hashes it, and
 the next token follows from that hash alone. So any wrong, stale, lost, doubled or reordered block or
 token changes everything after it, and one comparison of texts proves scheduling, block accounting,
-replay and wire at once. Knows nothing of probabilities: its log-probabilities are
-made up from the same hash.
+replay and wire at once. Layers with a window (`sliding_window` and `layer_types` of config.json) are groups
+of their own, as in a real model, and read no further back: a block that was released too early, or is
+another group's, changes everything, too. Knows nothing of probabilities: its log-probabilities are made up
+from the same hash.
 """
 
 import zlib
@@ -17,9 +19,12 @@ import msgspec
 
 from protocol import columns
 from protocol.config import WorkerConfig
+from protocol.errors import StartupError
+from protocol.kv_groups import KVGroup, longest
 from protocol.messages import NO_TOKEN, EngineFacts, LogprobBlock
 from protocol.steps import SequenceStart, StepPlan, StepResult
 
+from .kv_layout import Window, lay_out
 from .worker import no_tokens
 
 _EOS_ODDS = 61
@@ -28,6 +33,8 @@ _MASKED_EOS_ODDS = 4
 """The same where a mask allows it, so that answers to a grammar end."""
 _WORD = (1 << 64) - 1
 _GARBAGE = 0xBAD0BAD0
+_SALT = 0x00517E3D
+"""Between the KV of one group and of the next."""
 
 
 class _ModelFile(msgspec.Struct):
@@ -36,23 +43,34 @@ class _ModelFile(msgspec.Struct):
     vocab_size: int = 512
     eos_token_id: int | list[int] | None = 0
     max_position_embeddings: int = 4096
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Of each layer."""
+        kinds = self.layer_types or ("sliding_attention",)
+        return tuple(self.sliding_window if kind == "sliding_attention" else None for kind in kinds)
 
 
 class _Sequence:
     """A resident sequence."""
 
-    def __init__(self, start: SequenceStart) -> None:
+    def __init__(self, start: SequenceStart, num_groups: int) -> None:
         self.token_ids = columns.unpack_ids(start.token_ids)
         self.num_prompt_tokens = start.num_prompt_tokens
         self.num_computed_tokens = start.num_computed_tokens
-        self.block_table = columns.unpack_ids(start.block_table)
+        blocks = columns.unpack_ids(start.block_tables)
+        length = len(blocks) // num_groups
+        self.tables = [blocks[group * length : (group + 1) * length] for group in range(num_groups)]
         self.sampling = start.sampling
 
 
 class StubRunner:
     """See the module. Deterministic in (prompt ids, output ids, sampling parameters)."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, windows: Sequence[Window] = ()) -> None:
+        """`windows` of the layers; none: as config.json says. Raises StartupError."""
         path = Path(config.model.model) / "config.json"
         model = msgspec.json.decode(path.read_bytes(), type=_ModelFile) if path.is_file() else _ModelFile()
         eos = model.eos_token_id
@@ -62,11 +80,17 @@ class StubRunner:
         num_blocks = config.cache.num_kv_blocks or 4096
         self.cache = array(columns.UINT32, [0]) * (num_blocks * self.block_size)
         self.sequences: dict[int, _Sequence] = {}
-        longest = config.model.max_model_len or model.max_position_embeddings
+        self.groups = lay_out(windows or model.windows).groups
+        if KVGroup(1) in self.groups:
+            raise StartupError(
+                "sliding_window = 1: a token of the stub sees the one before it, so use 2 or more"
+            )
+        limit = config.model.max_model_len or model.max_position_embeddings
+        chunk = config.scheduler.largest_chunk(limit)
         self.facts = EngineFacts(
             model=(*config.model.served_model_name, "stub")[0],
             vocab_size=self.vocab_size,
-            max_model_len=min(longest, num_blocks * self.block_size),
+            max_model_len=longest(self.groups, num_blocks, limit, chunk, self.block_size),
             block_size=self.block_size,
             num_blocks=num_blocks,
             eos_token_ids=self.eos_token_ids,
@@ -74,8 +98,13 @@ class StubRunner:
             device="stub",
             dtype="hash",
             kv_bytes=len(self.cache) * self.cache.itemsize,
+            kv_groups=self.groups,
         )
-        self.model_fingerprint = f"stub-{self.vocab_size}"
+        self._salts = [i * _SALT for i in range(len(self.groups))]
+        self._windows = [group.window for group in self.groups]
+        self.model_fingerprint = "-".join(
+            ["stub", str(self.vocab_size), *map(str, filter(None, self._windows))]
+        )
 
     def reset(self) -> None:
         self.sequences.clear()
@@ -96,10 +125,11 @@ class StubRunner:
         for start in plan.started:
             if start.slot in sequences:
                 raise ValueError(f"slot {start.slot} is started twice")
-            sequences[start.slot] = _Sequence(start)
-        grown = columns.unpack_ids(plan.grown_slots), columns.unpack_ids(plan.grown_blocks)
-        for slot, block in zip(*grown, strict=True):
-            sequences[slot].block_table.append(block)
+            sequences[start.slot] = _Sequence(start, len(self.groups))
+        blocks = iter(columns.unpack_ids(plan.grown_blocks))
+        for slot in columns.unpack_ids(plan.grown_slots):
+            for table in sequences[slot].tables:
+                table.append(next(blocks))
 
         slots, counts = columns.unpack_ids(plan.scheduled_slots), columns.unpack_ids(plan.scheduled_counts)
         rows = [sequences[slot] for slot in slots]
@@ -131,26 +161,39 @@ class StubRunner:
 
     def _write(self, sequence: _Sequence, count: int) -> None:
         """Put the KV of the next `count` tokens into the cache, each at its place in the block table."""
-        size, table, token_ids, cache = self.block_size, sequence.block_table, sequence.token_ids, self.cache
+        size, token_ids, cache = self.block_size, sequence.token_ids, self.cache
         first = sequence.num_computed_tokens
         if first + count > len(token_ids):
             raise ValueError(f"{count} tokens scheduled where {len(token_ids) - first} are left")
-        before = first - 1
-        value = cache[table[before // size] * size + before % size] if first else 0
+        groups = list(zip(sequence.tables, self._windows, self._salts, strict=True))
+        value = 0
+        if first:
+            block, place = divmod(first - 1, size)
+            values = {cache[table[block] * size + place] ^ salt for table, _, salt in groups}
+            value = values.pop() if len(values) == 1 else _GARBAGE
         for position in range(first, first + count):
+            block, place = divmod(position, size)
             value = zlib.crc32(token_ids[position].to_bytes(4, "little"), value)
-            cache[table[position // size] * size + position % size] = value
+            for table, window, _ in groups:
+                if window is not None and position >= window - 1:  # depends on the oldest token that it sees
+                    oldest, there = divmod(position - window + 1, size)
+                    value = (value * 3 + cache[table[oldest] * size + there]) & 0xFFFFFFFF
+            for table, _, salt in groups:
+                cache[table[block] * size + place] = value ^ salt
         sequence.num_computed_tokens = first + count
 
     def _attend(self, sequence: _Sequence, length: int) -> int:
-        """Hash of the KV of the first `length` tokens as the cache holds it; 64 bits."""
+        """Hash of the KV that the last of the first `length` tokens sees, as the cache holds it; 64 bits."""
         size, cache = self.block_size, memoryview(self.cache)
         digest = 0
-        for block in sequence.block_table[: length // size]:
-            digest = zlib.crc32(cache[block * size : (block + 1) * size], digest)
-        if tail := length % size:
-            first = sequence.block_table[length // size] * size
-            digest = zlib.crc32(cache[first : first + tail], digest)
+        for table, window in zip(sequence.tables, self._windows, strict=True):
+            begin, place = divmod(0 if window is None else max(length - window, 0), size)
+            for block in table[begin : length // size]:
+                digest = zlib.crc32(cache[block * size + place : (block + 1) * size], digest)
+                place = 0
+            if tail := length % size:
+                first = table[length // size] * size
+                digest = zlib.crc32(cache[first + place : first + tail], digest)
         return _mix(digest + (length << 32))
 
     def _choose(self, word: int, sequence: _Sequence, allowed: list[int] | None) -> int:

@@ -104,7 +104,7 @@ def test_numbers_that_are_not_finite_end_one_request_and_its_blocks_are_not_foun
     rig.engine.desk.fail(request, NumericalError("NaN"), trusted=False)
     rig.settle()
     assert keys
-    assert not any(key in scheduler.prefix_cache.block_of for key in keys)
+    assert not any(key in found for found in scheduler.kv.prefix_cache.block_of for key in keys)
     assert isinstance(error_of(bad), NumericalError)
     assert_unharmed(streams)
 

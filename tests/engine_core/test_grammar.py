@@ -91,7 +91,7 @@ def test_answers_are_valid_beside_free_ones(asynchronous: bool) -> None:
     assert len({text_of(stream) for stream in bound}) > 6, "the seeds make no difference"
     assert [stream.token_ids for stream in free] == [stream.token_ids for stream in same]
     scheduler = scheduler_of(rig)
-    assert scheduler.pool.num_free + len(scheduler.pool.fenced) == scheduler.pool.num_blocks
+    assert scheduler.kv.pool.num_free + len(scheduler.kv.pool.fenced) == scheduler.kv.pool.num_blocks
 
 
 def test_nobody_waits_for_a_grammar(rig: Rig) -> None:
@@ -273,4 +273,4 @@ def test_aborted_ones_leave_nothing(rig: Rig) -> None:
     rig.settle()
     scheduler = scheduler_of(rig)
     assert scheduler.num_running == scheduler.num_waiting == scheduler.waiting.num_tokens == 0
-    assert scheduler.pool.num_free + len(scheduler.pool.fenced) == scheduler.pool.num_blocks
+    assert scheduler.kv.pool.num_free + len(scheduler.kv.pool.fenced) == scheduler.kv.pool.num_blocks

@@ -116,13 +116,13 @@ def test_the_longest_prefix_is_found_and_eviction_cuts_it() -> None:
     keys: list[bytes] = []
     cache.extend(keys, cache.root("", "", ""), array("i", range(5)))
     for block, key in enumerate(keys):
-        cache.insert(key, block)
-    assert cache.match(keys, 5) == [0, 1, 2, 3, 4]
-    assert cache.match(keys, 3) == [0, 1, 2]
+        cache.insert(0, key, block)
+    assert cache.match(keys, 5) == ([0, 1, 2, 3, 4],)
+    assert cache.match(keys, 3) == ([0, 1, 2],)
     cache.evict(1)
-    assert cache.match(keys, 5) == [0]
-    cache.insert(keys[0], 7)
-    assert cache.match(keys, 1) == [0], "the first block of a key stays"
+    assert cache.match(keys, 5) == ([0],)
+    cache.insert(0, keys[0], 7)
+    assert cache.match(keys, 1) == ([0],), "the first block of a key stays"
 
 
 # ── waiting ─────────────────────────────────────────────────────────────────────────────────────

@@ -139,7 +139,7 @@ def test_prefix_hit(plain: Path, reference: Reference, load: Load) -> None:
     first, second = tokens(50), tokens(32) + tokens(9, seed=5)
     a = driver.add(first)
     driver.run([a], 3)
-    b = driver.add(second, shared_blocks=a.blocks[:4])
+    b = driver.add(second, shared=[a.blocks[:4]])
     driver.run([a, b], OUTPUTS, chunk=5)
     assert a.outputs == reference.greedy(first, OUTPUTS)
     assert b.outputs == reference.greedy(second, OUTPUTS)
@@ -152,7 +152,7 @@ def test_prefix_hit_within_one_plan(plain: Path, reference: Reference, load: Loa
     a = driver.add(prompt)
     driver.plan({a: 24})  # only to hand out its blocks
     a.resident = False
-    b = driver.add(prompt + tokens(6, seed=5), shared_blocks=a.blocks)
+    b = driver.add(prompt + tokens(6, seed=5), shared=a.tables)
     driver.step({b: 6, a: 24})
     driver.run([a, b], OUTPUTS)
     assert a.outputs == reference.greedy(prompt, OUTPUTS)

@@ -239,7 +239,7 @@ class Campaign:
         assert not len(scheduler.waiting), "requests still wait"
         assert not len(scheduler.suspects), "suspects are left"
         assert not scheduler.in_flight, "a step never came back"
-        pool = scheduler.pool
+        pool = scheduler.kv.pool
         assert not any(pool.references)
         assert pool.num_free == pool.num_blocks, f"{pool.num_free} of {pool.num_blocks} blocks are free"
         assert not len(engine.desk.kept), "kept requests did not expire"

@@ -5,7 +5,7 @@ from typing import Any
 
 from engine_core.engine import Engine
 from engine_core.grammar import Inline
-from engine_core.invariants import check
+from engine_core.invariants import check, touched
 from engine_core.request import Request
 from protocol.config import EngineCoreConfig
 from protocol.control import PeerGone
@@ -71,7 +71,7 @@ class EngineCore(Process):
         self.news: list[PeerGone] = []
         self._on_trouble = on_trouble
         self._turns = 0
-        self._written: dict[int, list[int]] = {}
+        self._written: dict[int, set[int]] = {}
         """By step in flight: blocks."""
 
     def tell(self, news: PeerGone) -> None:
@@ -108,13 +108,11 @@ class EngineCore(Process):
             return
         check(scheduler)
         for step in scheduler.in_flight:
-            written = self._written.get(step.plan.step, ())
-            assert not any(block in scheduler.pool.free for block in written), (
-                "a block is free while a step writes it"
-            )
+            written = self._written.get(step.plan.step, set())
+            assert written.isdisjoint(scheduler.kv.pool.free), "a block is free while a step uses it"
 
     def _note_writes(self) -> None:
-        """Of each step in flight, the last block of each request: at least there it writes."""
+        """Of each step in flight, when it was planned: the blocks that it reads or writes."""
         scheduler = self.engine.scheduler
         if scheduler is None:
             return
@@ -124,7 +122,7 @@ class EngineCore(Process):
             if number in known:
                 self._written[number] = known[number]
             else:
-                self._written[number] = [one.block_table[-1] for one in step.requests if one.block_table]
+                self._written[number] = touched(scheduler, step)
 
     def _check_gone(self, incarnation: int) -> None:
         """No request of a dead client is computed any more, unless it has a key."""

@@ -6,23 +6,31 @@ invariants after each event; what each request got is then compared with the has
 
 import heapq
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine_core.clients import Client
 from engine_core.finishing import deliver
-from engine_core.invariants import check
+from engine_core.invariants import check, touched
 from engine_core.request import Request, State
 from engine_core.scheduler import Scheduler
 from protocol import columns
 from protocol.config import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions, WorkerConfig
+from protocol.kv_groups import NO_BLOCK
 from protocol.messages import Submit
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan, StepResult
+from worker.kv_layout import Window
 from worker.stub import StubRunner
 
 
-def stub_runner(cache: CacheOptions, scheduler: SchedulerOptions, max_model_len: int = 0) -> StubRunner:
-    """A hash model with a vocabulary of 512."""
+def stub_runner(
+    cache: CacheOptions,
+    scheduler: SchedulerOptions,
+    max_model_len: int = 0,
+    windows: Sequence[Window] = (None,),
+) -> StubRunner:
+    """A hash model with a vocabulary of 512, and layers of these windows."""
     config = WorkerConfig(
         incarnation=1,
         rank=0,
@@ -32,16 +40,17 @@ def stub_runner(cache: CacheOptions, scheduler: SchedulerOptions, max_model_len:
         scheduler=scheduler,
         parallel=ParallelOptions(worker="stub"),
     )
-    return StubRunner(config)
+    return StubRunner(config, windows)
 
 
-def alone(submit: Submit, max_model_len: int) -> list[int]:
-    """What the hash model answers to this request when nothing else exists."""
-    runner = stub_runner(CacheOptions(block_size=64, num_kv_blocks=64), SchedulerOptions())
+def alone(submit: Submit, max_model_len: int, windows: Sequence[Window] = (None,)) -> list[int]:
+    """What the hash model answers to this request when nothing else exists, and no block is ever released."""
+    runner = stub_runner(CacheOptions(block_size=64, num_kv_blocks=64), SchedulerOptions(), 0, windows)
     prompt = columns.unpack_ids(submit.prompt_token_ids)
     sampling = submit.sampling
     stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else runner.eos_token_ids)}
-    start = SequenceStart(0, prompt.tobytes(), len(prompt), 0, columns.pack_ids(range(64)), sampling)
+    blocks = columns.pack_ids(range(64 // len(runner.groups) * len(runner.groups)))
+    start = SequenceStart(0, prompt.tobytes(), len(prompt), 0, blocks, sampling)
     outputs: list[int] = []
     count, started = len(prompt), (start,)
     most = min(sampling.max_tokens, max_model_len - len(prompt))
@@ -63,16 +72,21 @@ class World:
     crash_every: int = 0
     """Mean number of steps between worker crashes; 0: none."""
     depth: int = 2
+    windows: Sequence[Window] = (None,)
     now: float = 0.0
     results: list[tuple[float, int, StepResult]] = field(default_factory=list)
     submits: dict[int, Submit] = field(default_factory=dict)
     requests: dict[int, Request] = field(default_factory=dict)
     aborted: set[int] = field(default_factory=set)
     steps: int = 0
+    most_held: int = 0
+    """Blocks of one request at once."""
+    touched: dict[int, set[int]] = field(default_factory=dict)
+    """By step in flight: the blocks that it reads or writes."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self.runner = stub_runner(self.cache, self.options, self.max_model_len)
+        self.runner = stub_runner(self.cache, self.options, self.max_model_len, self.windows)
         self.scheduler = Scheduler(self.options, self.cache, self.runner.facts)
         self.epoch = 1
         self.scheduler.reset(self.epoch, self.runner.facts)
@@ -125,6 +139,7 @@ class World:
             if planned is None:
                 break
             self.steps += 1
+            self.touched[planned.plan.step] = touched(self.scheduler, planned)
             assert len(set(planned.requests)) == len(planned.requests), "a request twice in one step"
             last = self.results[-1][0] if self.results else self.now
             arrival = max(self.now, last) + self.random.expovariate(100)
@@ -149,25 +164,37 @@ class World:
             if self.crash_every and self.random.random() < 1 / self.crash_every:
                 self.crash()
             self.dispatch()
-            check(self.scheduler)
+            self.check()
             if self.results and (len(self.scheduler.in_flight) == self.depth or self.random.random() < 0.5):
                 self.settle()
-                check(self.scheduler)
+                self.check()
             if len(self.requests) == num_requests and not self.results:
                 self.dispatch()
                 if not self.results:
                     break
         self.check_end()
 
+    def check(self) -> None:
+        """What must hold after every event."""
+        scheduler = self.scheduler
+        check(scheduler)
+        for step in scheduler.in_flight:
+            used = self.touched[step.plan.step]
+            assert used.isdisjoint(scheduler.kv.pool.free), "a block is free while a step uses it"
+        for request in scheduler.running():
+            held = sum(table.count(NO_BLOCK) for table in request.block_tables)
+            held = request.num_blocks * len(request.block_tables) - held
+            self.most_held = max(self.most_held, held)
+
     def check_end(self) -> None:
         """Everything has ended once, everyone got what is right, and every block is free."""
         assert all(request.state is State.ENDED for request in self.requests.values())
-        pool = self.scheduler.pool
+        pool = self.scheduler.kv.pool
         assert pool.num_free + len({block for _, block in pool.fenced}) == pool.num_blocks
         assert not any(pool.references)
         for request_id, request in self.requests.items():
             outputs = list(request.token_ids[request.num_prompt_tokens :])
-            expected = alone(self.submits[request_id], self.max_model_len)
+            expected = alone(self.submits[request_id], self.max_model_len, self.windows)
             if request_id in self.aborted:
                 expected = expected[: len(outputs)]
             assert outputs == expected, f"request {request_id} of seed {self.seed}"

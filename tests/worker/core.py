@@ -160,7 +160,7 @@ def start_plan(
         token_ids=columns.pack_ids(prompt),
         num_prompt_tokens=len(prompt),
         num_computed_tokens=0,
-        block_table=columns.pack_ids(range(8 * slot, 8 * slot + 8)),
+        block_tables=columns.pack_ids(range(8 * slot, 8 * slot + 8)),
         sampling=sampling,
     )
     count = columns.pack_ids([len(prompt)])

@@ -1,6 +1,7 @@
 """The smallest scheduler that can drive a runner: it hands out slots and blocks and writes step plans."""
 
 from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import msgspec
 
 from protocol import columns
 from protocol.config import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions, WorkerConfig
+from protocol.kv_groups import NO_BLOCK
 from protocol.messages import NO_TOKEN, LogprobBlock
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan, StepResult
@@ -87,13 +89,20 @@ class Resident:
         self.num_prompt = num_prompt
         self.sampling = sampling
         self.num_computed = 0
-        self.blocks: list[int] = []
+        self.tables: tuple[list[int], ...] = ()
+        """Of each KV group"""
         self.resident = False
         self.logprobs: list[dict[int, float]] = []
         """Of each output token: token → log-probability"""
         self.prompt_logprobs: dict[int, dict[int, float]] = {}
         """Of prompt positions"""
         self.failure = ""
+
+    @property
+    def blocks(self) -> list[int]:
+        """Of a model with one KV group."""
+        (table,) = self.tables
+        return table
 
     @property
     def outputs(self) -> list[int]:
@@ -111,8 +120,13 @@ class Driver:
         self.runner = runner
         self.free_slots = list(range(runner.facts.max_num_seqs))[::-1]
         self.free_blocks = list(range(runner.facts.num_blocks))[::-1]
+        self.holders: Counter[int] = Counter()
+        """How many sequences hold each block."""
+        self.groups = runner.facts.kv_groups
         self.released: list[int] = []
         self.steps = 0
+        self.most_held = 0
+        """Blocks of one sequence at once."""
 
     def add(
         self,
@@ -120,12 +134,13 @@ class Driver:
         sampling: SamplingParams = GREEDY,
         *,
         outputs: Sequence[int] = (),
-        shared_blocks: Sequence[int] = (),
+        shared: Sequence[Sequence[int]] = (),
     ) -> Resident:
-        """A sequence that enters with its first step; the shared blocks hold its first tokens' KV."""
+        """A sequence that enters with its first step; shared tables, of each KV group, hold its first KV."""
         seq = Resident(self.free_slots.pop(), [*prompt, *outputs], len(prompt), sampling)
-        seq.blocks = list(shared_blocks)
-        seq.num_computed = len(shared_blocks) * self.runner.facts.block_size
+        seq.tables = tuple(list(table) for table in shared) or tuple([] for _ in self.groups)
+        self.holders.update(block for table in seq.tables for block in table if block != NO_BLOCK)
+        seq.num_computed = len(seq.tables[0]) * self.runner.facts.block_size
         return seq
 
     def drop(self, seq: Resident, *, keep_blocks: bool = False) -> None:
@@ -133,22 +148,29 @@ class Driver:
         self.released.append(seq.slot)
         self.free_slots.insert(0, seq.slot)
         if not keep_blocks:
-            self.free_blocks.extend(seq.blocks[::-1])
+            for table in seq.tables:
+                self._release(table[::-1])
         seq.resident = False
 
     def plan(self, counts: Mapping[Resident, int]) -> StepPlan:
-        """The plan that computes so many tokens of each."""
-        grown: list[tuple[int, int]] = []
+        """The plan that computes so many tokens of each. What has left a window is handed out again."""
+        grown_slots: list[int] = []
+        grown_blocks: list[int] = []
         started = []
         for seq, count in counts.items():
-            needed = -(-(seq.num_computed + count) // self.runner.facts.block_size)
-            while len(seq.blocks) < needed:
-                seq.blocks.append(self.free_blocks.pop())
-                if seq.resident:
-                    grown.append((seq.slot, seq.blocks[-1]))
+            self._trim(seq)
             if not seq.resident:
                 seq.resident = True
                 started.append(self._start(seq))
+            needed = -(-(seq.num_computed + count) // self.runner.facts.block_size)
+            while len(seq.tables[0]) < needed:
+                grown_slots.append(seq.slot)
+                for table in seq.tables:
+                    table.append(self.free_blocks.pop())
+                    self.holders[table[-1]] = 1
+                    grown_blocks.append(table[-1])
+            held = sum(block != NO_BLOCK for table in seq.tables for block in table)
+            self.most_held = max(self.most_held, held)
         self.steps += 1
         released, self.released = self.released, []
         return StepPlan(
@@ -158,8 +180,8 @@ class Driver:
             scheduled_counts=columns.pack_ids(counts.values()),
             released=columns.pack_ids(released),
             started=tuple(started),
-            grown_slots=columns.pack_ids(slot for slot, _ in grown),
-            grown_blocks=columns.pack_ids(block for _, block in grown),
+            grown_slots=columns.pack_ids(grown_slots),
+            grown_blocks=columns.pack_ids(grown_blocks),
         )
 
     def step(self, counts: Mapping[Resident, int]) -> StepResult:
@@ -191,13 +213,26 @@ class Driver:
             self.step({s: min(s.left, chunk) for s in todo})
         return [s.outputs for s in seqs]
 
+    def _trim(self, seq: Resident) -> None:
+        for group, table in zip(self.groups, seq.tables, strict=True):
+            first = group.first_block(seq.num_computed, self.runner.facts.block_size)
+            self._release(table[:first])
+            table[:first] = [NO_BLOCK] * first
+
+    def _release(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            if block != NO_BLOCK:
+                self.holders[block] -= 1
+                if not self.holders[block]:
+                    self.free_blocks.append(block)
+
     def _start(self, seq: Resident) -> SequenceStart:
         return SequenceStart(
             slot=seq.slot,
             token_ids=columns.pack_ids(seq.token_ids),
             num_prompt_tokens=seq.num_prompt,
             num_computed_tokens=seq.num_computed,
-            block_table=columns.pack_ids(seq.blocks),
+            block_tables=columns.pack_ids(block for table in seq.tables for block in table),
             sampling=seq.sampling,
         )
 

@@ -71,8 +71,10 @@ class World:
         token_rows = np.repeat(np.arange(len(lens)), counts)
         positions = np.arange(start[-1]) + (lens - counts - start[:-1])[token_rows]
         layout = StepLayout(start, token_rows, positions, lens, len(decodes))
-        self.plans = AttentionPlanner(self.shape, torch.float32, windows).plan(layout, tables)
-        self.metadata = self.plans[windows[0]]
+        self.windows = windows
+        every = np.stack([tables] * len(windows))
+        self.plans = AttentionPlanner(self.shape, torch.float32, windows).plan(layout, every)
+        self.metadata = self.plans[0]
         self.queries = [torch.randn(count, heads, DIM) for count in counts]
         self.counts = counts
 
@@ -80,7 +82,7 @@ class World:
         new = zip(self.keys, self.values, self.counts, strict=True)
         kv = torch.cat([torch.cat((k[-n:], v[-n:]), dim=1) for k, v, n in new])
         write_kv(kv, self.cache, self.metadata)
-        for window, metadata in self.plans.items():
+        for window, metadata in zip(self.windows, self.plans, strict=True):
             out = paged_attention(torch.cat(self.queries), self.cache, metadata, SCALE)
             rows = zip(self.queries, self.keys, self.values, strict=True)
             expected = torch.cat([naive(q, k, v, window) for q, k, v in rows])
@@ -135,7 +137,7 @@ def test_company_changes_no_bit_of_a_prefill() -> None:
         positions = np.tile(np.arange(24), count)
         start, lens = np.arange(count + 1) * 24, np.full(count, 24)
         layout = StepLayout(start, np.repeat(np.arange(count), 24), positions, lens, 0)
-        metadata = AttentionPlanner(shape, torch.float32).plan(layout, tables)[None]
+        metadata = AttentionPlanner(shape, torch.float32).plan(layout, tables[None])[0]
         tokens = torch.cat([torch.arange(24) + 24 * row for row in rows])
         write_kv(kv[tokens], cache, metadata)
         found.append(paged_attention(query[tokens], cache, metadata, SCALE))
@@ -177,5 +179,6 @@ def test_a_window_reads_its_own_blocks_only() -> None:
 
 def test_a_window_that_nobody_has_outgrown_is_none() -> None:
     world = World([9, 8], [(9, 9)], 2, 1, 4, (9, None, 10))
-    assert world.plans[9] is world.plans[None] is world.plans[10]
-    assert len(world.metadata.prefill_groups) == 1
+    for plan in world.plans:
+        assert len(plan.prefill_groups) == 1
+        assert plan.decode_chunks[0].blocks.equal(world.metadata.decode_chunks[0].blocks)

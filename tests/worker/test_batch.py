@@ -7,6 +7,7 @@ import pytest
 
 from protocol import columns
 from protocol.errors import InternalError
+from protocol.messages import EngineFacts
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan
 from worker.batch import Batch, Rows
@@ -40,7 +41,7 @@ def plan(
 @pytest.fixture
 def batch() -> Batch:
     """Blocks of 4 tokens, sequences of up to 16, ids below 50; slot 1 has 6 tokens, 5 of them computed."""
-    batch = Batch(max_num_seqs=3, max_model_len=16, block_size=4, num_blocks=NUM_BLOCKS, vocab_size=50)
+    batch = Batch(EngineFacts("m", 50, 16, 4, NUM_BLOCKS, (), max_num_seqs=3))
     run(batch, plan({1: 5}, start(1, 6, [7, 8])))
     return batch
 
@@ -63,7 +64,10 @@ BAD_PLANS: dict[str, tuple[StepPlan, str]] = {
     "start: border": (plan({1: 1}, start(0, 4, [0], prompt=5)), "5 of them prompt"),
     "start: unknown block": (plan({1: 1}, start(0, 3, [NUM_BLOCKS])), r"blocks outside of 0…9: \[10\]"),
     "start: negative block": (plan({1: 1}, start(0, 3, [-1])), r"blocks outside of 0…9: \[-1\]"),
-    "start: too few blocks": (plan({1: 1}, start(0, 9, [0], computed=5)), "with 1 blocks for 5 tokens"),
+    "start: too few blocks": (
+        plan({1: 1}, start(0, 9, [0], computed=5)),
+        "with 1 blocks in 1 tables for 5 tokens",
+    ),
     "start: too many blocks": (plan({1: 1}, start(0, 3, [0, 1, 2, 3, 4])), "with 5 blocks"),
     "release: empty slot": (plan({1: 1}, released=(0,)), r"releases slots that are empty.*\[0\]"),
     "release: no such slot": (plan({1: 1}, released=(-1,)), "releases slots"),
@@ -140,7 +144,7 @@ def test_only_blocks_without_computed_tokens_are_granted_empty(batch: Batch) -> 
 def test_a_slot_can_be_released_and_started_in_one_plan(batch: Batch) -> None:
     rows = run(batch, plan({1: 2}, start(1, 2, [0]), released=(1,)))
     assert rows.sampling_slots.tolist() == [1]
-    assert batch.block_tables[1].tolist() == [0, NUM_BLOCKS, NUM_BLOCKS, NUM_BLOCKS]
+    assert batch.block_tables[0, 1].tolist() == [0, NUM_BLOCKS, NUM_BLOCKS, NUM_BLOCKS]
 
 
 def test_reset_forgets(batch: Batch) -> None:
@@ -161,5 +165,5 @@ def test_a_column_of_broken_length_raises(column: bytes, batch: Batch) -> None:
 
 
 def test_tables_are_null_behind_their_end(batch: Batch) -> None:
-    assert (batch.block_tables[0] == NUM_BLOCKS).all()
-    assert np.array_equal(batch.block_tables[1], [7, 8, NUM_BLOCKS, NUM_BLOCKS])
+    assert (batch.block_tables[0, 0] == NUM_BLOCKS).all()
+    assert np.array_equal(batch.block_tables[0, 1], [7, 8, NUM_BLOCKS, NUM_BLOCKS])

@@ -6,15 +6,18 @@ import pytest
 
 from protocol.config import CacheOptions
 from protocol.errors import OutOfMemory, StartupError
+from protocol.kv_groups import KVGroup
 from worker.kv_cache import MOST_BYTES, KVBudget, available_memory, fit
 
 MIB = 1 << 20
 BUDGET = KVBudget(
     options=CacheOptions(block_size=16),
+    groups=(KVGroup(),),
     block_bytes=MIB,
     max_num_seqs=4,
     model_len=1000,
     wanted_len=0,
+    chunk=64,
     available_bytes=400 * MIB,
 )
 

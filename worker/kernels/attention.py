@@ -13,7 +13,8 @@ row behind a prefix reads that back through the block table, alone. A device wit
 the same three things: `AttentionPlanner.plan`, `write_kv`, `paged_attention`.
 
 A layer with a sliding window sees the last `window` tokens, the token itself included, and reads only the
-blocks that these lie in. Layers of one window share one plan; a window that nobody has outgrown is none:
+blocks that these lie in; its table may lack all others. Layers of one KV group (kv_layout.py) share a table
+and a plan; a window that nobody has outgrown is none:
 
     window 5, blocks of 4      · · · ·│· ■ ■ ■│■ ■     position 9 sees 5 … 9, and reads 2 blocks of 3
 
@@ -22,7 +23,7 @@ finite: whoever grants a block blanks it first (kv_cache.py).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,10 +33,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Ints = NDArray[np.int64]
-Window = int | None
-"""Tokens that a token sees, itself included; None: all before it."""
+from ..kv_layout import Window
 
+Ints = NDArray[np.int64]
 CHUNK_BYTES = 2 << 20
 """Keys and values gathered at once. 2 MiB stays in L2 and L3: 128 rows of 208 tokens take 1.1 ms per
 layer in chunks against 1.7 ms at once (one Zen 5 core)."""
@@ -110,7 +110,7 @@ class PrefillStretch:
 
 @dataclass(slots=True)
 class AttentionMetadata:
-    """A step's layout, the same for all layers of one window."""
+    """A step's layout, the same for all layers of one KV group."""
 
     kv_rows: Tensor
     """int64[tokens, 2 * num_kv_heads]: where each token's keys and values go, in rows of head_dim"""
@@ -119,15 +119,15 @@ class AttentionMetadata:
     prefill_stretches: list[PrefillStretch]
 
 
-StepMetadata = Mapping[Window, AttentionMetadata]
-"""Of each window that the model's layers have."""
+StepMetadata = Sequence[AttentionMetadata]
+"""Of each layer."""
 
 
 class AttentionPlanner:
-    """Turns a step's layout into index tensors, once for all layers. Owns the scratch memory."""
+    """Turns a step's layout into index tensors, once for all layers of a group. Owns the scratch memory."""
 
     def __init__(self, shape: KVShape, dtype: torch.dtype, windows: Sequence[Window] = (None,)) -> None:
-        """`windows`: the different ones of the model's layers."""
+        """`windows`: of each KV group."""
         self.shape = shape
         self.windows = windows
         blocks, heads, size, dim = shape
@@ -140,37 +140,27 @@ class AttentionPlanner:
         self._scratch = torch.empty(0, dtype=dtype)
         self._steps = torch.arange(0)
 
-    def plan(self, layout: StepLayout, block_tables: NDArray[np.int32]) -> StepMetadata:
-        """block_tables [n, width], `width` enough for the longest row; unused places hold any block."""
-        size = self.shape.block_size
-        position = layout.positions
-        block = block_tables[layout.token_rows, position // size].astype(np.int64)
-        row = block * (self.shape.num_kv_heads * size) + position % size
-        kv_rows = torch.from_numpy(row[:, None] + self._head_rows)
+    def plan(self, layout: StepLayout, block_tables: NDArray[np.int32]) -> list[AttentionMetadata]:
+        """One for each group. block_tables [groups, n, width], `width` enough for the longest row; places
+        that are not read hold any block."""
         longest = int(layout.context_lens.max())
-        plans: dict[Window, AttentionMetadata] = {}
-        found: dict[Window, AttentionMetadata] = {}
-        for window in self.windows:
-            outgrown = window if window is not None and window < longest else None
-            if outgrown not in plans:
-                plans[outgrown] = self._plan(layout, block_tables, kv_rows, outgrown)
-            found[window] = plans[outgrown]
-        return found
+        return [
+            self._plan(layout, tables, window if window is not None and window < longest else None)
+            for window, tables in zip(self.windows, block_tables, strict=True)
+        ]
 
     def release(self) -> None:
         """Give the scratch memory back."""
         self._scratch = torch.empty(0, dtype=self._scratch.dtype)
 
-    def _plan(
-        self, layout: StepLayout, tables: NDArray[np.int32], kv_rows: Tensor, window: Window
-    ) -> AttentionMetadata:
+    def _plan(self, layout: StepLayout, tables: NDArray[np.int32], window: Window) -> AttentionMetadata:
         counts = np.diff(layout.query_start)
         alike = counts == layout.context_lens
         if window is not None:
             alike &= counts <= window
         alone = np.flatnonzero(~alike)
         return AttentionMetadata(
-            kv_rows=kv_rows,
+            kv_rows=self._kv_rows(layout, tables),
             decode_chunks=self._decode(layout.context_lens[: layout.num_decodes], tables, window),
             prefill_groups=self._groups(counts, alike, layout, tables),
             prefill_stretches=[
@@ -179,6 +169,12 @@ class AttentionPlanner:
                 for stretch in self._stretches(layout, i, tables[i], window)
             ],
         )
+
+    def _kv_rows(self, layout: StepLayout, tables: NDArray[np.int32]) -> Tensor:
+        size, position = self.shape.block_size, layout.positions
+        block = tables[layout.token_rows, position // size].astype(np.int64)
+        row = block * (self.shape.num_kv_heads * size) + position % size
+        return torch.from_numpy(row[:, None] + self._head_rows)
 
     def _decode(self, lens: Ints, tables: NDArray[np.int32], window: Window) -> list[DecodeChunk]:
         """Rows are cut so that a chunk's blocks fit CHUNK_BYTES; rows of like length belong together."""

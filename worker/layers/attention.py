@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..kernels.attention import AttentionMetadata, paged_attention, write_kv
+from ..kernels.attention import StepMetadata, paged_attention, write_kv
 from ..parallel import Group
 from ..weights import Scope
 from .linear import ColumnLinear, RowLinear
@@ -19,8 +19,8 @@ class StepContext:
 
     caches: list[Tensor]
     """Of each layer, see kernels/attention.py."""
-    metadata: AttentionMetadata
-    """Of these layers' window."""
+    metadata: StepMetadata
+    """Of each layer."""
     cos: Tensor | None
     """None: these layers do not rotate."""
     sin: Tensor | None
@@ -79,7 +79,7 @@ class Attention:
             keys.copy_(self.k_norm(keys))
         if step.cos is not None and step.sin is not None:
             rotate_(qkv[:, : self.num_rotated, : self.rotary_dim], step.cos, step.sin)
-        cache = step.caches[self.layer]
-        write_kv(qkv[:, self.num_heads :], cache, step.metadata)
-        mixed = paged_attention(qkv[:, : self.num_heads], cache, step.metadata, self.scale)
+        cache, metadata = step.caches[self.layer], step.metadata[self.layer]
+        write_kv(qkv[:, self.num_heads :], cache, metadata)
+        mixed = paged_attention(qkv[:, : self.num_heads], cache, metadata, self.scale)
         return self.o_proj(mixed, residual)

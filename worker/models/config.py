@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from protocol.errors import StartupError
 
-from ..kernels.attention import Window
+from ..kv_layout import Window
 from ..layers.attention import AttentionSpec
 from ..layers.norm import Norm, RMSNorm
 from ..layers.rotary import RopeParameters, Rotary

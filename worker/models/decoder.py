@@ -7,7 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..kernels.attention import StepMetadata, Window
+from ..kernels.attention import StepMetadata
+from ..kv_layout import Window
 from ..layers.attention import Attention, StepContext
 from ..layers.embedding import Embedding, Head
 from ..layers.norm import Norm
@@ -76,9 +77,8 @@ class Decoder:
         self.lm_head = Head(wants.scope() / "lm_head", config.vocab_size, size, group, tied, soft_cap)
         self.head_dim = config.heads[2]
         self.num_kv_heads = self.layers[0].self_attn.num_kv_heads
-        self.windows = tuple(dict.fromkeys(windows))
+        self.windows = tuple(windows)
         self.rotaries = rotaries
-        self._layer_windows = windows
 
     def cover(self, max_len: int) -> None:
         for rotary in set(self.rotaries.values()):
@@ -88,13 +88,13 @@ class Decoder:
         self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: StepMetadata
     ) -> Tensor:
         steps = {
-            window: StepContext(caches, metadata[window], *self.rotaries[window].at(positions))
-            for window in self.windows
+            window: StepContext(caches, metadata, *rotary.at(positions))
+            for window, rotary in self.rotaries.items()
         }
         x = self.embed_tokens(token_ids)
         if self.embedding_scale is not None:
             x *= self.embedding_scale
-        for layer, window in zip(self.layers, self._layer_windows, strict=True):
+        for layer, window in zip(self.layers, self.windows, strict=True):
             x = layer(x, steps[window])
         return x
 

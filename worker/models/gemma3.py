@@ -12,7 +12,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from ..kernels.activation import gelu_tanh_and_multiply
-from ..kernels.attention import Window
+from ..kv_layout import Window
 from ..layers.attention import Attention, StepContext
 from ..layers.mlp import GatedMLP
 from ..layers.norm import Norm, OffsetRMSNorm

@@ -12,7 +12,8 @@ from torch import Tensor
 from protocol.errors import StartupError
 
 from ..kernels.activation import gelu_tanh
-from ..kernels.attention import StepMetadata, Window
+from ..kernels.attention import StepMetadata
+from ..kv_layout import Window
 from ..layers.attention import Attention, AttentionSpec, StepContext
 from ..layers.embedding import Embedding, Head
 from ..layers.linear import ColumnLinear, RowLinear
@@ -92,7 +93,7 @@ class GPT2:
         self.vocab_size, size = config.vocab_size, config.n_embd
         self.num_layers = config.n_layer
         self.max_len = config.n_positions
-        self.windows: tuple[Window, ...] = (None,)
+        self.windows: tuple[Window, ...] = (None,) * config.n_layer
         wants.base_prefix = "transformer."
         model = wants.scope() / "transformer"
         self.wte = Embedding(model / "wte", config.vocab_size, size, group)
@@ -111,7 +112,7 @@ class GPT2:
     def __call__(
         self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: StepMetadata
     ) -> Tensor:
-        step = StepContext(caches, metadata[None], None, None)
+        step = StepContext(caches, metadata, None, None)
         x = self.wte(token_ids) + F.embedding(positions, self.wpe)
         for layer in self.layers:
             x = layer(x, step)

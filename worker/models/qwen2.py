@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..kernels.attention import Window
+from ..kv_layout import Window
 from ..layers.attention import Attention
 from ..layers.mlp import GatedMLP
 from ..parallel import Group

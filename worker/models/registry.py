@@ -11,8 +11,9 @@ from protocol.config import ModelOptions
 from protocol.errors import StartupError
 
 from ..checkpoint import Checkpoint
-from ..kernels.attention import StepMetadata, Window
+from ..kernels.attention import StepMetadata
 from ..kernels.cpu.library import Library
+from ..kv_layout import Window
 from ..parallel import Group
 from ..quantization.choice import formats_for
 from ..weights import Wants
@@ -38,7 +39,7 @@ class Model(Protocol):
     max_len: int
     """Positions that the model itself allows."""
     windows: tuple[Window, ...]
-    """The different ones of its layers."""
+    """Of each layer."""
 
     def cover(self, max_len: int) -> None:
         """Make ready for positions 0 … max_len - 1."""

@@ -17,7 +17,8 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from protocol.errors import StartupError
 
-from ..kernels.attention import StepMetadata, Window, paged_attention, write_kv
+from ..kernels.attention import StepMetadata, paged_attention, write_kv
+from ..kv_layout import Window
 from ..kernels.soft_cap import soft_capped_attention
 
 ATTENTION = "tern"
@@ -103,14 +104,12 @@ class Step:
     """One step: all layers, which come in order."""
 
     def __init__(self, layers: Sequence[LayerSpec], caches: list[Tensor], metadata: StepMetadata) -> None:
-        self._layers = zip(layers, caches, strict=True)
-        self._metadata = metadata
+        self._layers = zip(layers, caches, metadata, strict=True)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options
     ) -> Tensor:
-        layer, cache = next(self._layers)
-        metadata = self._metadata[layer.window]
+        layer, cache, metadata = next(self._layers)
         write_kv(torch.cat((key[0], value[0])).transpose(0, 1), cache, metadata)
         queries = query[0].transpose(0, 1)
         if layer.soft_cap is None:

@@ -5,6 +5,7 @@ model's plain forward. This catches what a trace on shapes cannot see: positions
 that are mixed elsewhere than in attention.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from protocol.errors import StartupError
 
-from ..kernels.attention import AttentionPlanner, KVShape, StepLayout, StepMetadata, Window
+from ..kernels.attention import AttentionPlanner, KVShape, StepLayout, StepMetadata
 from ..kv_cache import KVCache
+from ..kv_layout import Window, lay_out
 
 _BLOCK_SIZE = 4
 _LENGTHS = (11, 6)
@@ -49,17 +51,17 @@ def compare(expected: Sequence[Tensor], ours: Sequence[Tensor], dtype: torch.dty
 def logits_in_company(
     compute: Compute,
     sequences: Sequence[Tensor],
-    num_layers: int,
     heads: tuple[int, int],
     windows: Sequence[Window],
     dtype: torch.dtype,
 ) -> list[Tensor]:
-    """Of each probe. `heads`: KV heads and head_dim."""
-    width = -(-max(_LENGTHS) // _BLOCK_SIZE)
-    cache = KVCache(num_layers, KVShape(width * len(sequences), heads[0], _BLOCK_SIZE, heads[1]), dtype)
-    cache.blank(np.arange(width * len(sequences), dtype=np.int32))
-    planner = AttentionPlanner(cache.shape, dtype, windows)
-    tables = np.arange(width * len(sequences), dtype=np.int32).reshape(len(sequences), width)
+    """Of each probe. `heads`: KV heads and head_dim; `windows` of the layers."""
+    layout = lay_out(windows)
+    places = len(layout.groups), len(sequences), -(-max(_LENGTHS) // _BLOCK_SIZE)
+    tables = np.arange(math.prod(places), dtype=np.int32).reshape(places)
+    cache = KVCache(layout, KVShape(tables.size, heads[0], _BLOCK_SIZE, heads[1]), dtype)
+    cache.blank(tables.reshape(-1))
+    planner = AttentionPlanner(cache.shape, dtype, [group.window for group in layout.groups])
     done = np.zeros(len(sequences), dtype=np.int64)
     found: list[list[Tensor]] = [[] for _ in sequences]
     for step in _STEPS:
@@ -68,9 +70,10 @@ def logits_in_company(
         rows = np.repeat(np.arange(len(step)), counts)
         positions = np.arange(len(rows)) - (query_start[:-1] - done[members])[rows]
         lens = done[members] + counts
-        layout = StepLayout(query_start, rows, positions, lens, int((counts == 1).sum()))
+        step_layout = StepLayout(query_start, rows, positions, lens, int((counts == 1).sum()))
         ids = torch.cat([sequences[i][done[i] : done[i] + count] for i, count in step])
-        metadata = planner.plan(layout, tables[members])
+        plans = planner.plan(step_layout, tables[:, members])
+        metadata = [plans[group] for group in layout.group_of]
         logits = compute(ids, torch.from_numpy(positions), cache.layers, metadata)
         for i, part in zip(members.tolist(), torch.split(logits, counts.tolist()), strict=True):
             found[i].append(part)

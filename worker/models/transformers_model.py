@@ -72,7 +72,7 @@ class TransformersModel:
         self.max_len: int = config.max_position_embeddings
         self.num_layers = len(self._layers)
         self.num_kv_heads, self.head_dim = self._layers[0].num_kv_heads, self._layers[0].head_dim
-        self.windows = tuple(dict.fromkeys(layer.window for layer in self._layers))
+        self.windows = tuple(layer.window for layer in self._layers)
         _take_memory(self._head, wants)
         self._decoder: Any = self._head.get_decoder()
         wants.view = partial(ConvertedCheckpoint, self._head)
@@ -113,7 +113,6 @@ class TransformersModel:
         ours = logits_in_company(
             lambda *step: self.logits(self(*step)),
             sequences,
-            self.num_layers,
             (self.num_kv_heads, self.head_dim),
             self.windows,
             self._dtype,
