@@ -112,8 +112,11 @@ def curl(serving: Serving) -> str:
 
 def _cache(facts: Mapping[str, str]) -> str:
     blocks, size = int(facts.get("num_blocks", 0)), int(facts.get("block_size", 0))
-    memory = amount(int(facts.get("kv_bytes", 0)))
-    return f"{blocks:,} blocks of {size} tokens = {blocks * size:,} tokens ({memory})"
+    least, most = int(facts.get("least_kv_tokens", 0)), int(facts.get("most_kv_tokens", 0))
+    tokens = f"{least:,} tokens" if least == most else f"{least:,} to {most:,} tokens"
+    groups = int(facts.get("kv_groups", 1))
+    per = f" of one in {groups} groups of layers" if groups > 1 else ""
+    return f"{blocks:,} blocks of {size} tokens{per} = {tokens} ({amount(int(facts.get('kv_bytes', 0)))})"
 
 
 def _sentence(process: str, phase: Phase) -> str:

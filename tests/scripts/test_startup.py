@@ -29,6 +29,7 @@ SERVING = Serving(
 FACTS = {
     "model": "m", "device": "cpu", "dtype": "float32", "num_blocks": "4096", "block_size": "16",
     "max_model_len": "2048", "weights_bytes": str(12 << 20), "kv_bytes": str(3 << 29),
+    "kv_groups": "1", "least_kv_tokens": "65536", "most_kv_tokens": "65536",
 }  # fmt: skip
 
 
@@ -45,6 +46,12 @@ def test_the_banner_has_all_that_was_started() -> None:
         curl(SERVING),
     ):
         assert part in text
+
+
+def test_the_banner_says_how_much_sliding_windows_leave() -> None:
+    facts = {**FACTS, "kv_groups": "7", "least_kv_tokens": "9360", "most_kv_tokens": "61440"}
+    text = banner(SERVING, facts, {}, "")
+    assert "4,096 blocks of 16 tokens of one in 7 groups of layers = 9,360 to 61,440 tokens (1.5 GiB)" in text
 
 
 def test_the_curl_line_survives_a_shell() -> None:

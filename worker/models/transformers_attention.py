@@ -18,8 +18,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from protocol.errors import StartupError
 
 from ..kernels.attention import StepMetadata, paged_attention, write_kv
-from ..kv_layout import Window
 from ..kernels.soft_cap import soft_capped_attention
+from ..kv_layout import Window
 
 ATTENTION = "tern"
 """It has no mask function, so transformers makes no mask."""
