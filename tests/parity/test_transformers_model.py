@@ -61,9 +61,10 @@ def test_company_and_prefix_hits_do_not_matter(gemma2: Path, load: Load) -> None
     driver, reference = load(gemma2, block_size=8), Reference(gemma2)
     prompts = [tokens(n, seed=n) for n in (1, 9, 33, 33, 64)]
     running = [driver.add(prompt) for prompt in prompts]
-    driver.run(running, 3, chunk=11)
+    driver.run(running[:-1], 3, chunk=11)
+    driver.step({running[-1]: 32})
     prompts.append(prompts[-1][:32] + tokens(9, seed=5))
-    running.append(driver.add(prompts[-1], shared_blocks=running[-1].blocks[:4]))
+    running.append(driver.add(prompts[-1], shared=running[-1].tables))
     outputs = driver.run(running, OUTPUTS, chunk=5)
     assert outputs == [reference.greedy(prompt, OUTPUTS) for prompt in prompts]
 
