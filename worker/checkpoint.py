@@ -62,7 +62,7 @@ class TensorPart(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    """Of the whole, as the checkpoint must have it."""
+    """Of the whole, as the checkpoint must have it; dimensions of 1 may be more or fewer there."""
     starts: tuple[int, ...]
     sizes: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...] = FLOATS
@@ -138,8 +138,8 @@ class Checkpoint:
         Raises StartupError when the file cannot be read, or has become shorter since its header was.
         """
         stored = self.tensors[part.name]
-        shape = (*part.sizes[:1], *stored.shape[1:])
-        row_bytes = math.prod(stored.shape[1:]) * stored.dtype.itemsize
+        shape = (*part.sizes[:1], *part.shape[1:])
+        row_bytes = math.prod(part.shape[1:]) * stored.dtype.itemsize
         offset = stored.offset + (part.starts[0] if part.starts else 0) * row_bytes
         in_rows = part._replace(starts=(0, *part.starts[1:])[: len(shape)])
         try:

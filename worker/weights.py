@@ -192,7 +192,7 @@ def _check(wants: Wants, stored: Mapping[str, StoredTensor]) -> None:
         )
     for part in wants.parts():
         found = stored[part.name]
-        if found.shape != part.shape:
+        if _lengths(found.shape) != _lengths(part.shape):
             raise StartupError(
                 f"{part.name!r} has the shape {list(found.shape)}; config.json implies {list(part.shape)}"
             )
@@ -203,6 +203,11 @@ def _check(wants: Wants, stored: Mapping[str, StoredTensor]) -> None:
                 f"config.json implies one of: {known}",
                 hint="check `quantization_config` in config.json",
             )
+
+
+def _lengths(shape: tuple[int, ...]) -> list[int]:
+    """Without those of 1: writers of scales disagree about [n] and [n, 1], and [] and [1]."""
+    return [length for length in shape if length != 1]
 
 
 def _listed(names: list[str]) -> str:

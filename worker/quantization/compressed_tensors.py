@@ -19,6 +19,7 @@ from torch import Tensor
 from protocol.errors import StartupError
 
 from ..checkpoint import TensorPart
+from ..kernels.matmul import Int8Part
 from ..parallel import whole
 from .format import Cut, Format, Role
 from .fp8 import FP8
@@ -150,6 +151,25 @@ class PackedStorage:
 
 
 @dataclass(frozen=True)
+class PackedInt8(Int8):
+    """A Format: int8 per row, in words."""
+
+    quantize_input: bool = False
+
+    surplus: ClassVar[Sequence[str]] = PackedStorage.surplus
+
+    def parts(self, cut: Cut) -> Sequence[TensorPart]:
+        return _INT8_WORDS.parts(cut)
+
+    def load(self, cut: Cut, tensors: Sequence[Tensor], dtype: torch.dtype) -> Int8Part:
+        codes, scales, _, _ = _INT8_WORDS.unpack(cut, tensors)
+        return Int8Part((codes ^ 128).view(torch.int8), scales.float().flatten())
+
+
+_INT8_WORDS = PackedStorage(8, None, has_zeros=False, has_g_idx=False)
+
+
+@dataclass(frozen=True)
 class CompressedTensors:
     """Formats."""
 
@@ -202,6 +222,8 @@ def format_of_group(group: Group, format_of_all: str) -> Format[Any]:
     if stored == "pack-quantized" and inputs is None and weights.scope in ("group", "channel"):
         size = weights.group_size if weights.scope == "group" else -1
         checked = check_group(size or 0, weights.num_bits, "packed weights")
+        if weights.num_bits == 8 and checked is None and weights.symmetric:
+            return PackedInt8()
         shuffled = weights.actorder in ("group", "dynamic", True)
         return Grouped(PackedStorage(weights.num_bits, checked, not weights.symmetric, shuffled))
     simple = weights.num_bits == 8 and weights.symmetric and weights.scope in ("tensor", "channel")

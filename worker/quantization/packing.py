@@ -22,14 +22,3 @@ def unpack(words: Tensor, bits: int, order: Sequence[int] = ()) -> Tensor:
     if order:
         codes = codes.reshape(len(codes), -1, len(order))[:, :, list(order)].flatten(1)
     return codes
-
-
-def pack(codes: Tensor, bits: int, order: Sequence[int] = ()) -> Tensor:
-    """The reverse of `unpack`; the last dimension must fill whole words."""
-    if order:
-        inverse = [order.index(field) for field in range(len(order))]
-        codes = codes.reshape(len(codes), -1, len(order))[:, :, inverse].flatten(1)
-    if bits == 4:
-        pairs = codes.reshape(len(codes), -1, 2)
-        codes = pairs[:, :, 0] | pairs[:, :, 1] << 4
-    return codes.contiguous().view(torch.int32)

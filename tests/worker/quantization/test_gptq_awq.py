@@ -1,5 +1,6 @@
 """GPTQ and AWQ matrices, packed and unpacked by GPTQModel (make_fixtures.py), through our formats."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,13 +8,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from protocol.errors import StartupError
+from tests.worker.quantization.checkpoints import (
+    Quantize,
+    dequantized,
+    load_grouped,
+    mean_difference,
+    pack,
+    write_twins,
+)
 from tests.worker.quantization.make_fixtures import FIXTURES
-from worker.kernels.matmul import dequantize_int4
 from worker.parallel import Span, whole
-from worker.quantization.awq import AWQStorage
+from worker.quantization.awq import FIELDS, AWQStorage
 from worker.quantization.format import Cut
 from worker.quantization.gptq import GPTQStorage
-from worker.quantization.grouped import Grouped, GroupedPart, Storage
+from worker.quantization.grouped import Storage
 
 
 def gptq(bits: int, group: int, **changes: bool) -> GPTQStorage:
@@ -42,29 +51,13 @@ def stored(case: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{case}/"): t for name, t in found.items() if name.startswith(f"{case}/")}
 
 
-def load(storage: Storage, cut: Cut, tensors: dict[str, Tensor]) -> GroupedPart:
-    """As the loader does, which has compared the shapes."""
-    parts = storage.parts(cut)
-    for part in parts:
-        assert tensors[part.name.removeprefix("m.")].shape == part.shape
-    given = [part.cut(tensors[part.name.removeprefix("m.")]) for part in parts]
-    return Grouped(storage).load(cut, given, torch.float32)
-
-
-def dequantized(part: GroupedPart, columns: int, group: int) -> Tensor:
-    weight = sum((dequantize_int4(p, columns, group) for p in part.nibbles), torch.zeros(()))
-    return weight if part.order is None else weight[:, part.order.argsort()]
-
-
 @pytest.mark.parametrize("case", STORAGES)
 def test_equal_to_the_reference(case: str) -> None:
     """To the rounding of (code - zero) · scale: GPTQModel computes it in float16."""
     tensors, storage = stored(case), STORAGES[case]
     expected = tensors.pop("expected")
-    n, k = expected.shape
-    part = load(storage, Cut("m", whole(n), whole(k)), tensors)
-    assert storage.group is not None
-    ours = dequantized(part, k, storage.group)
+    cut = Cut("m", whole(len(expected)), whole(expected.shape[1]))
+    ours = dequantized(load_grouped(storage, cut, tensors), cut, storage)
     torch.testing.assert_close(ours, expected, atol=2e-3, rtol=2e-3)
 
 
@@ -72,8 +65,65 @@ def test_equal_to_the_reference(case: str) -> None:
 def test_a_rank_reads_its_rows_and_columns(case: str) -> None:
     tensors, storage = stored(case), STORAGES[case]
     expected = tensors.pop("expected")
-    n, k = expected.shape
-    part = load(storage, Cut("m", Span(n, 8, 8), Span(k, 64, 64)), tensors)
-    assert storage.group is not None
-    ours = dequantized(part, 64, storage.group)
+    cut = Cut("m", Span(len(expected), 8, 8), Span(expected.shape[1], 64, 64))
+    ours = dequantized(load_grouped(storage, cut, tensors), cut, storage)
     torch.testing.assert_close(ours, expected[8:, 64:], atol=2e-3, rtol=2e-3)
+
+
+def test_scattered_groups_are_not_split() -> None:
+    storage = STORAGES["gptq, 4 bits, asymmetric, desc_act"]
+    with pytest.raises(StartupError, match=r"'m' is a matrix whose groups are of scattered columns"):
+        storage.parts(Cut("m", whole(16), Span(128, 64, 64)))
+
+
+def test_groups_are_not_split() -> None:
+    with pytest.raises(StartupError, match="cuts 'm' at 48 and 96, in the middle of groups of 32"):
+        STORAGES["awq"].parts(Cut("m", whole(16), Span(96, 48, 48)))
+
+
+def test_groups_of_unequal_size_are_damage() -> None:
+    tensors, storage = stored("gptq, 4 bits"), STORAGES["gptq, 4 bits"]
+    tensors["g_idx"][0] = 1
+    with pytest.raises(StartupError, match=r"'m.g_idx' does not put 32 columns into each group"):
+        load_grouped(storage, Cut("m", whole(16), whole(128)), tensors)
+
+
+def served(case: str) -> tuple[Quantize, dict[str, Any]]:
+    """A quantizer of whole checkpoints in the way of the fixture `case`, and its quantization_config."""
+    storage = STORAGES[case]
+    bits, group = storage.bits, storage.group or 0
+
+    def quantize(_module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        groups = weight.reshape(len(weight), -1, group)
+        low, most = groups.amin(2), (1 << bits) - 1
+        scales = (groups.amax(2) - low) / most
+        zeros = (-low / scales).round().clamp(1, most)
+        spread = torch.arange(weight.shape[1]) // group
+        codes = (weight / scales[:, spread] + zeros[:, spread]).round().clamp(0, most)
+        meant = (codes - zeros[:, spread]) * scales[:, spread]
+        integers, points = codes.to(torch.uint8), zeros.to(torch.uint8)
+        if case == "awq":
+            words = {"qweight": pack(integers.t(), 4, FIELDS), "qzeros": pack(points.t(), 4, FIELDS)}
+        else:
+            words = {"qweight": pack(integers, bits).t(), "qzeros": pack((points - 1).t(), bits)}
+            words["g_idx"] = spread.int()
+            words["bias"] = torch.zeros(len(weight))  # as AutoGPTQ does where there is none
+        return {**words, "scales": scales.t()}, meant
+
+    method = {"quant_method": case} if case == "awq" else {"quant_method": "gptq", "desc_act": False}
+    return quantize, {**method, "bits": bits, "group_size": group, "version": "gemm"}
+
+
+@pytest.mark.parametrize(
+    ("case", "model_type"), [("gptq, 8 bits", "phi3"), ("awq", "qwen2"), ("awq", "mixtral")]
+)
+def test_equal_to_the_dequantized_model(case: str, model_type: str, tmp_path: Path) -> None:
+    """8-bit activations, as in test_compressed_tensors. Fused matrices, biases, experts, a float router."""
+    quantize, config = served(case)
+    changes = {"num_local_experts": 3} if model_type == "mixtral" else {}
+
+    def but_the_router(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
+        return None if module.endswith("gate") else quantize(module, weight)
+
+    twins = write_twins(tmp_path, but_the_router, config, model_type, intermediate_size=128, **changes)
+    assert mean_difference(twins, tmp_path) < 0.06

@@ -1,0 +1,51 @@
+"""Which quantizations are told apart, and what is refused before weights are read."""
+
+from typing import Any
+
+import pytest
+
+from protocol.config import ModelOptions
+from protocol.errors import StartupError
+from worker.quantization.choice import formats_for
+
+GPTQ = {"quant_method": "gptq", "bits": 4}
+AWQ = {"quant_method": "awq", "bits": 4}
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "message"),
+    [
+        ({"quant_method": "bitsandbytes"}, {}, "quantized by 'bitsandbytes', which is not supported"),
+        ({"bits": 4}, {}, "quantized by 'unnamed'"),
+        (
+            GPTQ,
+            {"quantization": "int8"},
+            r"--quantization int8: the checkpoint is quantized already \(gptq\)",
+        ),
+        (GPTQ, {"load_format": "dummy"}, "--load-format dummy makes unquantized weights"),
+        ({"quant_method": "gptq"}, {}, r"quantization_config \(gptq\): Object missing required field `bits`"),
+        ({**GPTQ, "bits": 3}, {}, "GPTQ weights of 3 bits are not supported"),
+        ({**GPTQ, "group_size": 48}, {}, "GPTQ weights with group_size 48 are not supported"),
+        ({**GPTQ, "checkpoint_format": "marlin"}, {}, "of the format 'marlin' are not supported"),
+        ({**GPTQ, "is_marlin_format": True}, {}, "of the format 'marlin' are not supported"),
+        ({**GPTQ, "pack_dtype": "int16"}, {}, "pack_dtype 'int16' is not supported"),
+        ({**GPTQ, "dynamic": {"+:.*down.*": {"bits": 8}}}, {}, "gives '.*down.*' other settings"),
+        ({**AWQ, "version": "gemv"}, {}, "version 'gemv' and 4 bits are not supported"),
+        ({**AWQ, "bits": 8}, {}, "version 'gemm' and 8 bits are not supported"),
+        ({**AWQ, "zero_point": False}, {}, "zero_point = False is not supported"),
+    ],
+)
+def test_refusals(found: dict[str, Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(StartupError, match=message):
+        formats_for(found, {}, ModelOptions(**options))
+
+
+def test_names_tell_ways_apart() -> None:
+    """They are part of the model's fingerprint."""
+    ways = [
+        formats_for(None, {}, ModelOptions()),
+        formats_for(GPTQ, {}, ModelOptions()),
+        formats_for(None, {}, ModelOptions(quantization="int4")),
+        formats_for(None, {}, ModelOptions(quantization="int4", quantize_head=False)),
+    ]
+    assert [way.name for way in ways] == ["none", "gptq", "int4", "int4, head as it is"]
