@@ -10,7 +10,7 @@ import uvloop
 
 from scripts.model_path import BUNDLED
 
-from . import machine, overhead, overload, quality, recover, rest, structured, throughput
+from . import machine, overhead, overload, quality, quantization, recover, rest, structured, throughput
 from .peers import compare
 from .peers.environments import ENVIRONMENTS, OWN
 from .stack import serving
@@ -69,6 +69,8 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
         case "growth":
             arguments = ["--worker", "stub", *serve_arguments]
             return await rest.measure_growth(arguments, options.requests, 256)
+        case "quantization":
+            return quantization.report(await quantization.measure(options.per_task, serve_arguments))
         case _:
             with serving(serve_arguments) as stack:
                 scores = await quality.measure(f"http://{stack.host}:{stack.port}", options.per_task)
@@ -125,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
 
     one = benchmarks.add_parser("growth", help="memory over many requests, with the stub worker")
     one.add_argument("--requests", type=int, default=10_000)
+
+    one = benchmarks.add_parser("quantization", help="what rounding the bundled model's weights costs")
+    one.add_argument("--per-task", type=int, default=50)
 
     one = benchmarks.add_parser("quality", help="exact match on the bundled model's held-out prompts")
     one.add_argument("--per-task", type=int, default=50)

@@ -250,9 +250,9 @@ def test_a_tied_head_may_be_stored_twice(tmp_path: Path) -> None:
 BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     "architecture": (
         {"architectures": ["BloomForCausalLM"]},
-        "BloomForCausalLM.*Tern knows .*LlamaForCausalLM",
+        "is not one that transformers has code for",
     ),
-    "no architecture": ({"architectures": []}, "Tern knows .*LlamaForCausalLM"),
+    "no architecture": ({"architectures": []}, "is not one that transformers has code for"),
     "own code": ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
     "quantized": ({"quantization_config": {"quant_method": "quanto"}}, "quantized by 'quanto'"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported for Llama"),
