@@ -130,7 +130,7 @@ def _of_one_text(runner: TorchRunner, text: Sequence[int]) -> Floats:
         token_ids=columns.pack_ids(text),
         num_prompt_tokens=len(text),
         num_computed_tokens=0,
-        block_table=columns.pack_ids(range(-(-len(text) // BLOCK_SIZE))),
+        block_tables=columns.pack_ids(range(-(-len(text) // BLOCK_SIZE))),
         sampling=SamplingParams(temperature=0, prompt_logprobs=vocab),
     )
     count, slot = columns.pack_ids([len(text)]), columns.pack_ids([0])
