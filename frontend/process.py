@@ -15,6 +15,7 @@ import sys
 from typing import assert_never
 
 import uvloop
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.client import EngineClient
 from protocol.config import FrontendConfig
@@ -42,9 +43,21 @@ log = logging.getLogger("tern.frontend")
 LOADING_BUDGET_S = 60.0
 TICK_S = 0.2
 TICK_BUDGET_S = 0.75
-"""An event loop that is blocked for twice as long is a hang, and is seen as one within 2 s. Whatever may take
-longer than some milliseconds runs in a thread."""
+"""An event loop that is blocked by one thing for twice as long is a hang, and is seen as one within 2 s.
+Whatever may take longer than some milliseconds runs in a thread."""
 EXIT_BUDGET_S = 10.0
+
+
+class Beating:
+    """Each request that arrives is a part of the loop's work: hundreds that arrive at once are no hang."""
+
+    def __init__(self, app: ASGIApp, progress: Progress) -> None:
+        self._app = app
+        self._progress = progress
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._progress.beat()
+        await self._app(scope, receive, send)
 
 
 class Frontend:
@@ -55,8 +68,9 @@ class Frontend:
         self._progress = progress
         self._client = EngineClient(f"frontend-{config.index}", config.incarnation)
         self._service = Service.load(config, self._client)
+        app = Beating(make_app(self._service), progress)
         self._server = HttpServer(
-            make_app(self._service), config.frontend, socket.socket(fileno=config.listen_fd), self._announce
+            app, config.frontend, socket.socket(fileno=config.listen_fd), self._announce
         )
         self._draining: asyncio.Task[None] | None = None
         self._retiring: asyncio.Task[None] | None = None

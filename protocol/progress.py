@@ -67,6 +67,12 @@ class Progress:
         self._words[1] = int(budget_s * 1e9) or 1
         self._words[0] = self._beats
 
+    def beat(self) -> None:
+        """Still busy, and a part of it is done: the time begins again. A loop that has many small things to
+        do at once is slow, not hung."""
+        self._beats += 1
+        self._words[0] = self._beats
+
     def idle(self) -> None:
         """From here on the loop only waits for work."""
         self._beats += 1

@@ -7,8 +7,8 @@
     stopped by a signal for STOPPED_S ─────────────────────▶ STOPPED
 
 Only time in which the process could have done something counts. A look adds LOOK_INTERVAL_S at most, so
-that whoever looks may itself have been stopped, starved or suspended meanwhile; and what the process
-spent waiting for a CPU is taken off.
+that whoever looks may itself have been stopped, starved or suspended meanwhile; and what the process's
+threads spent waiting for a CPU is taken off, one of which the main one may have been waiting for.
 """
 
 from enum import Enum, auto

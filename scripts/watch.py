@@ -1,7 +1,7 @@
 """Looks at the children: their rows of the progress board, their stops, their waits for a CPU.
 
 Says who is slow, hung or stopped (liveness.py decides), and does nothing about it. A look at an idle
-server costs one system call per child; rows that are busy cost another read of /proc.
+server costs one system call per child; rows that are busy cost a read of /proc per thread.
 """
 
 import math
@@ -9,6 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from glob import glob
 
 from protocol.progress import Board
 
@@ -36,7 +37,7 @@ class Watch:
             life = self._lives[child.row]
             _follow_stops(child, life)
             reading = self._board.read(child.row)
-            waited_s = _waited_for_cpu_s(child.pid) if reading.budget_s else 0.0
+            waited_s = waited_for_cpu_s(child.pid) if reading.budget_s else 0.0
             verdict = life.look(reading, waited_s, since_s)
             if verdict is Verdict.STOPPED and not _is_stopped(child.pid):
                 life.on_continue()  # that news was lost
@@ -68,10 +69,16 @@ def _is_stopped(pid: int) -> bool:
     return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["T"]
 
 
-def _waited_for_cpu_s(pid: int) -> float:
-    """Of its main thread, since its start; 0.0 where the kernel does not count it."""
-    fields = _read(f"/proc/{pid}/task/{pid}/schedstat").split()
-    return int(fields[1]) / 1e9 if len(fields) == 3 else 0.0
+def waited_for_cpu_s(pid: int) -> float:
+    """Of all its threads, since their starts: the main one may wait for another, and that one for a CPU.
+
+    0.0 where the kernel does not count it.
+    """
+    waited_ns = 0
+    for path in glob(f"/proc/{pid}/task/*/schedstat"):
+        fields = _read(path).split()
+        waited_ns += int(fields[1]) if len(fields) == 3 else 0
+    return waited_ns / 1e9
 
 
 def _read(path: str) -> str:

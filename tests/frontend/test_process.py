@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import msgspec
 import pytest
+from starlette.types import Receive, Scope, Send
 
+from frontend.process import Beating
 from protocol.config import FrontendConfig, FrontendOptions, ModelOptions
 from protocol.control import (
     Drain,
@@ -26,7 +29,7 @@ from protocol.control import (
     SupervisorChannel,
     channel_pair,
 )
-from protocol.progress import Board
+from protocol.progress import Board, Progress, Reading
 from tests.frontend.conftest import MakeEngine, events, text_of
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 
@@ -248,6 +251,23 @@ async def test_its_progress_is_seen(spawn: Spawn) -> None:
         while board.read(1).beats < beats + 2:
             await child.http.get("/health/live")
     assert board.read(0).beats == 0
+    board.close()
+
+
+async def test_each_request_is_a_part_of_the_work_that_is_done() -> None:
+    board, answered = Board(1), []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        answered.append(scope["path"])
+
+    progress = Progress(os.dup(board.fd), 0)
+    progress.busy(5.0)
+    before = board.read(0)
+    beating = Beating(app, progress)
+    for path in ("/a", "/b"):
+        await beating({"type": "http", "path": path}, Mock(), Mock())
+    assert answered == ["/a", "/b"]
+    assert board.read(0) == Reading(before.beats + 2, before.budget_s)
     board.close()
 
 

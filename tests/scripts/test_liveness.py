@@ -2,7 +2,10 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from protocol.progress import Board, Reading
 from scripts.liveness import HANG_BUDGETS, LOOK_INTERVAL_S, Liveness, Verdict
-from scripts.watch import Watch
+from scripts.watch import Watch, waited_for_cpu_s
 
 if TYPE_CHECKING:
     from tests.scripts.conftest import StartFakes
@@ -108,6 +111,18 @@ def test_nobody_is_hung_before_its_time(history: Iterable[tuple[int, float, floa
         before = beats
         if life.look(Reading(beats, budget_s), waited_s, since_s) is HUNG:
             assert same * TICK > HANG_BUDGETS * budget_s
+
+
+def test_the_waits_of_all_threads_count() -> None:
+    gate = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(gate.wait)
+        schedules = [path.read_text() for path in Path("/proc/self/task").glob("*/schedstat")]
+        own = int(Path(f"/proc/self/task/{os.getpid()}/schedstat").read_text().split()[1])
+        others = sum(int(text.split()[1]) for text in schedules) - own
+        assert waited_for_cpu_s(os.getpid()) >= (own + others) / 1e9
+        gate.set()
+    assert waited_for_cpu_s(2**22 + 1) == 0.0  # no such process
 
 
 def test_a_watch_that_is_off_never_looks() -> None:
