@@ -91,7 +91,7 @@ class Delivery:
         for request in self._planned.last_tokens:
             if request in requests:
                 ends[requests.index(request)] = Finish.LENGTH
-        if not view.stop_token_ids.isdisjoint(tokens):
+        if view.stop_token_ids and not view.stop_token_ids.isdisjoint(tokens):
             for row, token in enumerate(tokens):
                 if token in requests[row].stop_token_ids:
                     ends[row] = Finish.STOP

@@ -31,6 +31,7 @@ HEARTBEAT_MS = 2000
 """On tcp. A peer whose machine is gone counts as disconnected after three times as long."""
 
 _NOW, _NOW_AND_MORE, _READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
+_EVENTS, _MORE = zmq.EVENTS, zmq.RCVMORE
 """Plain numbers: combining enum members, and `zmq.Again` where nothing waits, cost microseconds each."""
 
 DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
@@ -71,7 +72,7 @@ class _Endpoint(Generic[In, Out]):
 
     def readable(self) -> bool:
         """Whether a message waits; must be asked after each send when polling `fileno()`."""
-        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & _READABLE)
+        return bool(int(self.socket.getsockopt(_EVENTS)) & _READABLE)
 
     def close(self, linger_ms: int = 0) -> None:
         """Close; unsent messages are dropped after `linger_ms`."""
@@ -103,16 +104,21 @@ class Router(_Endpoint[In, Out]):
         for _ in range(limit):
             if not self.readable():
                 break
-            peer = socket.recv(_NOW)
-            parts = []
-            while socket.getsockopt(zmq.RCVMORE):
-                parts.append(socket.recv(_NOW))
+            peer, body = socket.recv(_NOW), socket.recv(_NOW)
+            if socket.getsockopt(_MORE):
+                self._drop_rest()
+                continue
             try:
-                (body,) = parts
                 received.append((peer, self._decode(body)))
             except DECODE_ERRORS:
                 self.dropped_frames += 1
         return received
+
+    def _drop_rest(self) -> None:
+        """Of a message that has more frames than a peer and a body."""
+        while self.socket.getsockopt(_MORE):
+            self.socket.recv(_NOW)
+        self.dropped_frames += 1
 
     def send(self, peer: bytes, message: Out) -> bool:
         """Queue a message. False: the peer is gone, or has stopped consuming; nothing was queued."""

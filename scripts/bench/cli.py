@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = benchmarks.add_parser("overhead", help="what the stack itself costs, with the stub worker")
     one.add_argument("--streams", type=int, default=256)
-    one.add_argument("--tokens", type=int, default=200, help="of each stream")
+    one.add_argument("--tokens", type=int, default=600, help="of each stream")
     one.add_argument("--repetitions", type=int, default=5)
 
     one = benchmarks.add_parser("model", help="a real model, beside transformers")
