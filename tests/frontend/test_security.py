@@ -1,10 +1,12 @@
 """What a hostile client tries: ways around the key, too much of everything, and what errors and logs tell."""
 
 import asyncio
+import hmac
 import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -12,6 +14,7 @@ import msgspec
 import pytest
 from starlette.routing import Route
 
+from frontend import middleware
 from frontend.app import make_app, routes
 from frontend.keys import api_keys
 from frontend.middleware import PUBLIC_PATHS
@@ -89,6 +92,24 @@ async def test_a_key_of_a_file_opens(make_service: MakeService, tmp_path: Path) 
         for key, status in (("filed", 200), ("other", 401)):
             headers = {"authorization": f"Bearer {key}"}
             assert (await client.get("/v1/models", headers=headers)).status_code == status
+
+
+async def test_every_key_is_compared_in_constant_time(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However early one fits, or differs: how long a refusal takes tells nothing."""
+    compared: list[tuple[int, int]] = []
+
+    def compare(given: bytes, known: bytes) -> bool:
+        compared.append((len(given), len(known)))
+        return hmac.compare_digest(given, known)
+
+    monkeypatch.setattr(middleware, "hmac", SimpleNamespace(compare_digest=compare))
+    async with asgi_client(make_service(api_key=("first", "second", "third"))) as client:
+        for key in ("first", "third", "f", "x" * 1000):
+            compared.clear()
+            await client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+            assert compared == [(32, 32)] * 3
 
 
 GREEDY: list[dict[str, Any]] = [

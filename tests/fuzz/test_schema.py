@@ -1,8 +1,8 @@
 """Ten thousand requests made from the served OpenAPI document, right and wrong: none is our fault.
 
 Schemathesis makes the first, at 15 to 300 a second; the others are bred from those: each has fields of
-several. With FUZZ_FACTOR=7 schemathesis makes ten thousand by itself, which takes minutes. The same every time,
-unless FUZZ_SEED says otherwise; a failure names the seed and the request.
+several. With FUZZ_FACTOR=7 schemathesis makes ten thousand by itself, which takes minutes. The same every
+time, unless FUZZ_SEED says otherwise; a failure names the seed and the request.
 """
 
 import asyncio

@@ -10,6 +10,7 @@ import pytest
 
 from protocol.client import EngineClient
 from protocol.sampling import SamplingParams
+from tests.stack.listening import listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,6 +158,7 @@ def test_a_crash_loop_ends_with_its_cause(serve: "Serve") -> None:
 
 def test_two_ranks_live_and_die_together(serve: "Serve") -> None:
     stack = serve("--tensor-parallel-size", "2", worker="torch")
+    assert {address for address, _ in listening(stack)} == {"127.0.0.1"}, "ranks meet where others reach them"
     before = set(stack.pids["worker"])
     stack.kill("worker", 1)
     stack.program.wait_for("worker is ready again")
