@@ -84,7 +84,7 @@ class TorchRunner:
         self.model.cover(facts.max_model_len)
         self.cache = KVCache(self.layout, shape, wants.dtype)
         windows = [group.window for group in self.layout.groups]
-        self.planner = AttentionPlanner(self.cache.shape, wants.dtype, windows)
+        self.planner = AttentionPlanner(self.cache.shape, wants.dtype, windows, self.kernels)
         self.batch = Batch(facts)
         self.sampler = Sampler(facts.max_num_seqs, facts.vocab_size, facts.eos_token_ids)
         self.reports = LogprobReports(facts.max_num_seqs)
@@ -109,7 +109,7 @@ class TorchRunner:
         granted = batch.edit(plan)
         for start in plan.started:
             self._start(start)
-        if len(granted):
+        if len(granted) and self.planner.native is None:  # what a failed sequence left there may be NaN
             self.cache.blank(granted)
         rows = batch.arrange(plan)
         self.threads.begin(len(rows.token_rows))

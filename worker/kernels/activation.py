@@ -3,8 +3,12 @@
 Gated ones (Shazeer, 2020) take the two halves of one matrix: act(gate) · up.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
+
+Activation = Callable[[Tensor], Tensor]
 
 
 def silu_and_multiply(x: Tensor) -> Tensor:

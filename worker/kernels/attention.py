@@ -6,7 +6,8 @@ lie flat, sequence after sequence, those with a single token first:
     tokens   d0 d1 d2 │ p0 p0 p0 p0 │ p1 p1          rows 0…2 decode, rows 3, 4 prefill
     query_start 0  1  2  3            7     9
 
-This is the torch reference, which serves the CPU. It computes in float32 whatever the cache's type.
+This is the torch reference. It serves where there are no kernels in C (native_attention.py), which need none
+of the index tensors below. It computes in float32 whatever the cache's type.
 Decode rows are gathered block-wise in chunks that stay inside the processor's cache, and multiplied as
 one batch per chunk. Prefill rows from their sequences' start that are of one length are one batch, too; a
 row behind a prefix reads that back through the block table, alone. A device with kernels of its own needs
@@ -18,13 +19,14 @@ and a plan; a window that nobody has outgrown is none:
 
     window 5, blocks of 4      · · · ·│· ■ ■ ■│■ ■     position 9 sees 5 … 9, and reads 2 blocks of 3
 
-What lies in a block behind a sequence's last token is multiplied by a weight of zero, so it must be
-finite: whoever grants a block blanks it first (kv_cache.py).
+What lies in a block behind a sequence's last token is multiplied by a weight of zero here, so it must be
+finite: whoever grants a block blanks it first (kv_cache.py). The kernels in C do not read it.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..kv_layout import Window
+from .cpu.library import Library
+from .native_attention import NativeAttention, NativeStep
 
 Ints = NDArray[np.int64]
 CHUNK_BYTES = 2 << 20
@@ -108,15 +112,51 @@ class PrefillStretch:
     """bool[tokens, num_keys]"""
 
 
-@dataclass(slots=True)
 class AttentionMetadata:
-    """A step's layout, the same for all layers of one KV group."""
+    """A step's layout, the same for all layers of one KV group. What only one way to compute needs is made
+    when it is first asked for."""
 
-    kv_rows: Tensor
-    """int64[tokens, 2 * num_kv_heads]: where each token's keys and values go, in rows of head_dim"""
-    decode_chunks: list[DecodeChunk]
-    prefill_groups: list[PrefillGroup]
-    prefill_stretches: list[PrefillStretch]
+    def __init__(
+        self, planner: "AttentionPlanner", layout: StepLayout, tables: NDArray[np.int32], window: Window
+    ) -> None:
+        self._planner, self._layout, self._tables, self._window = planner, layout, tables, window
+        self.attend = planner.native
+        """In C, or None"""
+
+    @cached_property
+    def native(self) -> NativeStep:
+        layout = self._layout
+        return NativeStep(layout.query_start, layout.token_rows, layout.positions, self._tables, self._window)
+
+    @cached_property
+    def kv_rows(self) -> Tensor:
+        """int64[tokens, 2 * num_kv_heads]: where each token's keys and values go, in rows of head_dim"""
+        return self._planner.kv_rows(self._layout, self._tables)
+
+    @cached_property
+    def decode_chunks(self) -> list[DecodeChunk]:
+        lens = self._layout.context_lens[: self._layout.num_decodes]
+        return self._planner.decode_chunks(lens, self._tables, self._window)
+
+    @cached_property
+    def prefill_groups(self) -> list[PrefillGroup]:
+        return self._planner.prefill_groups(self._alike, self._layout, self._tables)
+
+    @cached_property
+    def prefill_stretches(self) -> list[PrefillStretch]:
+        alone = np.flatnonzero(~self._alike)
+        return [
+            stretch
+            for i in alone[alone >= self._layout.num_decodes].tolist()
+            for stretch in self._planner.stretches(self._layout, i, self._tables[i], self._window)
+        ]
+
+    @cached_property
+    def _alike(self) -> NDArray[np.bool_]:
+        """Rows that see all from their start."""
+        counts = np.diff(self._layout.query_start)
+        alike: NDArray[np.bool_] = counts == self._layout.context_lens
+        return alike if self._window is None else alike & (counts <= self._window)
 
 
 StepMetadata = Sequence[AttentionMetadata]
@@ -126,9 +166,17 @@ StepMetadata = Sequence[AttentionMetadata]
 class AttentionPlanner:
     """Turns a step's layout into index tensors, once for all layers of a group. Owns the scratch memory."""
 
-    def __init__(self, shape: KVShape, dtype: torch.dtype, windows: Sequence[Window] = (None,)) -> None:
+    def __init__(
+        self,
+        shape: KVShape,
+        dtype: torch.dtype,
+        windows: Sequence[Window] = (None,),
+        kernels: Library | None = None,
+    ) -> None:
         """`windows`: of each KV group."""
         self.shape = shape
+        usable = kernels is not None and NativeAttention.supports(shape.head_dim, dtype)
+        self.native = NativeAttention(kernels) if kernels is not None and usable else None
         self.windows = windows
         blocks, heads, size, dim = shape
         self._heads = np.arange(heads, dtype=np.int64)
@@ -145,7 +193,9 @@ class AttentionPlanner:
         that are not read hold any block."""
         longest = int(layout.context_lens.max())
         return [
-            self._plan(layout, tables, window if window is not None and window < longest else None)
+            AttentionMetadata(
+                self, layout, tables, window if window is not None and window < longest else None
+            )
             for window, tables in zip(self.windows, block_tables, strict=True)
         ]
 
@@ -153,30 +203,13 @@ class AttentionPlanner:
         """Give the scratch memory back."""
         self._scratch = torch.empty(0, dtype=self._scratch.dtype)
 
-    def _plan(self, layout: StepLayout, tables: NDArray[np.int32], window: Window) -> AttentionMetadata:
-        counts = np.diff(layout.query_start)
-        alike = counts == layout.context_lens
-        if window is not None:
-            alike &= counts <= window
-        alone = np.flatnonzero(~alike)
-        return AttentionMetadata(
-            kv_rows=self._kv_rows(layout, tables),
-            decode_chunks=self._decode(layout.context_lens[: layout.num_decodes], tables, window),
-            prefill_groups=self._groups(counts, alike, layout, tables),
-            prefill_stretches=[
-                stretch
-                for i in alone[alone >= layout.num_decodes].tolist()
-                for stretch in self._stretches(layout, i, tables[i], window)
-            ],
-        )
-
-    def _kv_rows(self, layout: StepLayout, tables: NDArray[np.int32]) -> Tensor:
+    def kv_rows(self, layout: StepLayout, tables: NDArray[np.int32]) -> Tensor:
         size, position = self.shape.block_size, layout.positions
         block = tables[layout.token_rows, position // size].astype(np.int64)
         row = block * (self.shape.num_kv_heads * size) + position % size
         return torch.from_numpy(row[:, None] + self._head_rows)
 
-    def _decode(self, lens: Ints, tables: NDArray[np.int32], window: Window) -> list[DecodeChunk]:
+    def decode_chunks(self, lens: Ints, tables: NDArray[np.int32], window: Window) -> list[DecodeChunk]:
         """Rows are cut so that a chunk's blocks fit CHUNK_BYTES; rows of like length belong together."""
         chunks = []
         begin, size = 0, self.shape.block_size
@@ -225,10 +258,11 @@ class AttentionPlanner:
             self._scratch = torch.empty(needed, dtype=self._scratch.dtype)
         return self._scratch[:needed].view(len(blocks), self._block_elements)
 
-    def _groups(
-        self, counts: Ints, alike: NDArray[np.bool_], layout: StepLayout, tables: NDArray[np.int32]
+    def prefill_groups(
+        self, alike: NDArray[np.bool_], layout: StepLayout, tables: NDArray[np.int32]
     ) -> list[PrefillGroup]:
         """Neighbours of one length that see all from their start, as many as fit CHUNK_BYTES."""
+        counts = np.diff(layout.query_start)
         groups = []
         begin = layout.num_decodes
         while begin < len(counts):
@@ -243,7 +277,7 @@ class AttentionPlanner:
             begin = end
         return groups
 
-    def _stretches(
+    def stretches(
         self, layout: StepLayout, row: int, table: NDArray[np.int32], window: Window
     ) -> list[PrefillStretch]:
         begin, end = int(layout.query_start[row]), int(layout.query_start[row + 1])
@@ -274,6 +308,8 @@ def write_kv(kv: Tensor, cache: Tensor, metadata: AttentionMetadata) -> None:
 
 def paged_attention(query: Tensor, cache: Tensor, metadata: AttentionMetadata, scale: float) -> Tensor:
     """query [tokens, num_heads, head_dim], cache as above → [tokens, num_heads * head_dim]"""
+    if metadata.attend is not None:
+        return metadata.attend(query, cache, metadata.native, scale)
     tokens, num_heads, dim = query.shape
     heads = cache.shape[2]
     blocks = cache.view(-1, cache.shape[3] * dim)

@@ -1,7 +1,7 @@
 """Attention whose scores s are bent into (-c, c) by c tanh(s / c) before the softmax, as Gemma 2 has it.
 
-As paged_attention of attention.py, over the same plan, in torch: what is fused there has no place for a cap.
-Computes in float32. Not tuned: prefill holds a chunk's scores at once.
+As paged_attention of attention.py, over the same plan, in torch where there are no kernels in C: what torch
+fuses has no place for a cap. Computes in float32. Not tuned: prefill holds a chunk's scores at once.
 """
 
 import torch
@@ -14,6 +14,8 @@ def soft_capped_attention(
     query: Tensor, cache: Tensor, metadata: AttentionMetadata, scale: float, soft_cap: float
 ) -> Tensor:
     """query [tokens, num_heads, head_dim], cache as in attention.py → [tokens, num_heads * head_dim]"""
+    if metadata.attend is not None:
+        return metadata.attend(query, cache, metadata.native, scale, soft_cap)
     tokens, num_heads, dim = query.shape
     heads = cache.shape[2]
     blocks = cache.view(-1, cache.shape[3] * dim)

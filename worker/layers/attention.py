@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..kernels.attention import StepMetadata, paged_attention, write_kv
+from ..kernels.native_attention import FusedAttention, HeadNorms
 from ..parallel import Group
 from ..weights import Scope
 from .linear import ColumnLinear, RowLinear
-from .norm import Norm
+from .norm import RMSNorm
 from .rotary import rotate_
 
 
@@ -41,7 +42,7 @@ class AttentionSpec:
     """Of the scores; None: head_dim ** -0.5"""
     rotary_dim: int | None = None
     """The first dimensions of a head, which alone are rotated; None: all."""
-    head_norm: Callable[[Scope, int], Norm] | None = None
+    head_norm: Callable[[Scope, int], RMSNorm] | None = None
     """Of each query and key over its head_dim, before rotation: `q_norm` and `k_norm`."""
     fused: str | None = None
     """The checkpoint's one matrix for q, k and v, if it has one."""
@@ -63,6 +64,7 @@ class Attention:
         self.q_norm = spec.head_norm(scope / "q_norm", dim) if spec.head_norm else None
         self.k_norm = spec.head_norm(scope / "k_norm", dim) if spec.head_norm else None
         (scope / "rotary_emb").allow("inv_freq")  # a table that older checkpoints hold
+        self.fused = self._fuse(scope, dim)
         q, kv = heads.times(dim), kv_heads.times(dim)
         merged = {spec.fused: [q, kv, kv]} if spec.fused else {"q_proj": [q], "k_proj": [kv], "v_proj": [kv]}
         self.qkv_proj = ColumnLinear(scope, hidden_size, merged, bias=spec.bias, transposed=spec.transposed)
@@ -73,13 +75,23 @@ class Attention:
     def __call__(self, x: Tensor, residual: Tensor | None, step: StepContext) -> Tensor:
         """[tokens, hidden] → residual + attention(x)"""
         qkv = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
+        cache, metadata = step.caches[self.layer], step.metadata[self.layer]
+        if self.fused is not None and metadata.attend is not None:
+            return self.o_proj(self.fused(qkv, cache, metadata.native, step.cos, step.sin), residual)
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = qkv[:, : self.num_heads], qkv[:, self.num_heads : self.num_rotated]
             queries.copy_(self.q_norm(queries))
             keys.copy_(self.k_norm(keys))
         if step.cos is not None and step.sin is not None:
             rotate_(qkv[:, : self.num_rotated, : self.rotary_dim], step.cos, step.sin)
-        cache, metadata = step.caches[self.layer], step.metadata[self.layer]
         write_kv(qkv[:, self.num_heads :], cache, metadata)
         mixed = paged_attention(qkv[:, : self.num_heads], cache, metadata, self.scale)
         return self.o_proj(mixed, residual)
+
+    def _fuse(self, scope: Scope, dim: int) -> FusedAttention | None:
+        if scope.kernels is None:
+            return None
+        norms = None
+        if self.q_norm is not None and self.k_norm is not None:
+            norms = HeadNorms(query=self.q_norm.weight, key=self.k_norm.weight, eps=self.q_norm.eps)
+        return FusedAttention(scope.kernels, self.num_heads, self.scale, self.rotary_dim or dim, norms)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..kernels.activation import silu_and_multiply
+from ..kernels.rows import fused as fused_activation
 from ..parallel import Group, Span
 from ..weights import Scope
 from .linear import ColumnLinear, RowLinear
@@ -27,7 +28,7 @@ class GatedMLP:
         `group` for the rank's own part of the sum."""
         gate, up, down = names
         merged = {fused: [inner, inner]} if fused else {gate: [inner], up: [inner]}
-        self.activation = activation
+        self.activation = fused_activation(activation, scope.kernels)
         self.gate_up_proj = ColumnLinear(scope, size, merged, bias=bias)
         self.down_proj = RowLinear(scope, down, inner, size, group, bias=bias)
 

@@ -5,40 +5,50 @@ OffsetRMSNorm  x / sqrt(mean(x²) + eps) · (1 + weight)                 as Gemm
 LayerNorm      (x - mean(x)) / sqrt(var(x) + eps) · weight + bias      (Ba et al., 2016)
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.rows import RowNorm
 from ..weights import Scope
 
-Norm = Callable[[Tensor], Tensor]
-"""[…, size] → the same"""
+
+class Norm(Protocol):
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """[…, size] → the same, plus `add` if given"""
 
 
 class RMSNorm:
     def __init__(self, scope: Scope, size: int, eps: float) -> None:
+        self._create(scope, size, eps, scope.dtype)
+
+    def _create(self, scope: Scope, size: int, eps: float, dtype: torch.dtype) -> None:
         self.shape = (size,)
         self.eps = eps
-        self.weight = torch.empty(size, dtype=scope.dtype)
+        self.weight = torch.empty(size, dtype=dtype)
         scope.want("weight", self.shape, self.weight)
+        self.fused = _fuse(scope, self.weight, None, eps, centred=False)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x, add)
+        y = self._norm(x)
+        return y if add is None else y + add
+
+    def _norm(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.shape, self.weight, self.eps)
 
 
-class OffsetRMSNorm:
+class OffsetRMSNorm(RMSNorm):
     """Its weight stays in float32: 1 + weight loses what a bfloat16 weight says."""
 
     def __init__(self, scope: Scope, size: int, eps: float) -> None:
-        self.shape = (size,)
-        self.eps = eps
-        self.weight = torch.empty(size)
-        scope.want("weight", self.shape, self.weight)
+        self._create(scope, size, eps, torch.float32)
         scope.after_loading(self._convert)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def _norm(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), self.shape, self.weight, self.eps).to(x.dtype)
 
     def _convert(self) -> None:
@@ -53,6 +63,16 @@ class LayerNorm:
         self.bias = torch.empty(size, dtype=scope.dtype)
         scope.want("weight", self.shape, self.weight)
         scope.want("bias", self.shape, self.bias)
+        self.fused = _fuse(scope, self.weight, self.bias, eps, centred=True)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        if self.fused is not None:
+            return self.fused(x, add)
+        y = F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        return y if add is None else y + add
+
+
+def _fuse(scope: Scope, weight: Tensor, bias: Tensor | None, eps: float, *, centred: bool) -> RowNorm | None:
+    if scope.kernels is None or not RowNorm.supports(len(weight)):
+        return None
+    return RowNorm(scope.kernels, weight, bias, eps, centred=centred)

@@ -14,7 +14,7 @@ from protocol.errors import StartupError
 
 from ..kv_layout import Window
 from ..layers.attention import AttentionSpec
-from ..layers.norm import Norm, RMSNorm
+from ..layers.norm import RMSNorm
 from ..layers.rotary import RopeParameters, Rotary
 from ..weights import Scope, Wants
 
@@ -84,7 +84,7 @@ class DecoderConfig(Struct, frozen=True, kw_only=True):
             raise StartupError(f"{name} = {value!r} is not supported for {family}; it must be {supported!r}")
 
     @property
-    def norm(self) -> Callable[[Scope, int], Norm]:
+    def norm(self) -> Callable[[Scope, int], RMSNorm]:
         return partial(RMSNorm, eps=self.rms_norm_eps)
 
     def attention(self) -> AttentionSpec:

@@ -15,7 +15,7 @@ from ..kernels.activation import gelu_tanh_and_multiply
 from ..kv_layout import Window
 from ..layers.attention import Attention, StepContext
 from ..layers.mlp import GatedMLP
-from ..layers.norm import Norm, OffsetRMSNorm
+from ..layers.norm import OffsetRMSNorm
 from ..layers.rotary import RopeParameters, Rotary
 from ..parallel import Group
 from ..weights import Scope, Wants
@@ -65,7 +65,7 @@ class Gemma3Config(DecoderConfig, frozen=True, kw_only=True):
         return given or RopeParameters()
 
     @property
-    def norm(self) -> Callable[[Scope, int], Norm]:
+    def norm(self) -> Callable[[Scope, int], OffsetRMSNorm]:
         return partial(OffsetRMSNorm, eps=self.rms_norm_eps)
 
     @property
@@ -105,8 +105,8 @@ class Gemma3Layer:
         self.post_feedforward_layernorm = norm(scope / "post_feedforward_layernorm", size)
 
     def __call__(self, x: Tensor, step: StepContext) -> Tensor:
-        x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), None, step))
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), None, step), x)
+        return self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)), x)
 
 
 def build_gemma3(config: Gemma3Config, wants: Wants, group: Group) -> Decoder:

@@ -13,6 +13,7 @@ from protocol.errors import StartupError
 
 from ..kernels.activation import gelu_tanh
 from ..kernels.attention import StepMetadata
+from ..kernels.rows import fused
 from ..kv_layout import Window
 from ..layers.attention import Attention, AttentionSpec, StepContext
 from ..layers.embedding import Embedding, Head
@@ -76,6 +77,7 @@ class GPT2Layer:
         self.ln_1 = LayerNorm(scope / "ln_1", size, eps)
         self.attn = Attention(attn, index, config.attention(index), group)
         self.ln_2 = LayerNorm(scope / "ln_2", size, eps)
+        self.activation = fused(gelu_tanh, scope.kernels)
         self.c_fc = ColumnLinear(mlp, size, {"c_fc": [inner]}, bias=True, transposed=True)
         self.c_proj = RowLinear(mlp, "c_proj", inner, size, group, bias=True, transposed=True)
         attn.allow("bias")  # the causal mask
@@ -83,7 +85,7 @@ class GPT2Layer:
 
     def __call__(self, x: Tensor, step: StepContext) -> Tensor:
         x = self.attn(self.ln_1(x), x, step)
-        return self.c_proj(gelu_tanh(self.c_fc(self.ln_2(x))), x)
+        return self.c_proj(self.activation(self.c_fc(self.ln_2(x))), x)
 
 
 class GPT2:

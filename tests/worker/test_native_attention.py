@@ -1,0 +1,139 @@
+"""Paged attention in C: against the torch reference, and the same bits whatever a query's company."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worker.kernels import Sequences, kernels, threads
+from worker.kernels.cpu.library import Library
+from worker.kernels.native_attention import FusedAttention, HeadNorms, NativeAttention, NativeStep
+from worker.layers.rotary import RopeParameters, Rotary, rotate_
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+"""One rounding of a result of about 1 in each type; the sums themselves are float32."""
+
+
+@pytest.fixture(scope="module")
+def native() -> Library:
+    return kernels()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dim", [8, 24, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (7, 1), (16, 2)])
+def test_as_the_reference(native: Library, dtype: torch.dtype, dim: int, heads: int, kv_heads: int) -> None:
+    """Decodes and chunks: one token, odd lengths, a full block and one past it, window edges; NaN around."""
+    seqs = Sequences([1, 16, 17, 33, 70, 300], heads=heads, kv_heads=kv_heads, dim=dim, dtype=dtype)
+    chunks = [(0, 0, 1), (1, 15, 16), (2, 16, 17), (5, 299, 300), (3, 0, 33), (4, 37, 70)]
+    window = {8: 5, 64: 16, 80: 17, 128: 33}.get(dim)
+    size = {24: 1, 64: 16, 96: 48}.get(dim, 4)
+    got = seqs.step(chunks, size=size, window=window, kernels=native)
+    expected = seqs.step(chunks, size=size, window=window, kernels=None)
+    for mine, reference in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, reference, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+def test_soft_cap_and_sinks(native: Library) -> None:
+    seqs = Sequences([40], heads=4, kv_heads=2, dim=64)
+    sinks = torch.tensor([0.0, 1.0, -2.0, 30.0])
+    (got,) = seqs.step([(0, 10, 40)], kernels=native, soft_cap=1.5, sinks=sinks)
+    keys, values = (x[0].repeat_interleave(2, 1) for x in (seqs.keys, seqs.values))
+    scores = torch.einsum("qhd,khd->hqk", seqs.queries[0][10:], keys) / 8
+    scores = 1.5 * (scores / 1.5).tanh()
+    unseen = torch.arange(40) > torch.arange(10, 40)[:, None]
+    scores = torch.cat((scores.masked_fill(unseen, -torch.inf), sinks[:, None, None].expand(4, 30, 1)), -1)
+    expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :-1], values).flatten(1)
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window", "heads", "kv_heads", "dim"),
+    [
+        (torch.float32, None, 4, 2, 64),
+        (torch.float32, 40, 5, 1, 72),
+        (torch.bfloat16, None, 5, 1, 72),
+        (torch.bfloat16, 300, 4, 2, 32),
+        (torch.float16, None, 3, 3, 16),
+    ],
+)
+def test_only_its_own_sequence_decides_a_bit(
+    native: Library, dtype: torch.dtype, window: int | None, heads: int, kv_heads: int, dim: int
+) -> None:
+    """Alone, in chunks, decoded, in company, on threads, in blocks of any size: the same bits."""
+    chance = np.random.default_rng(0)
+    length = 620  # three spans, the last one begun
+    seqs = Sequences([length, 90, 1, 257], heads=heads, kv_heads=kv_heads, dim=dim, dtype=dtype)
+    (whole,) = seqs.step([(0, 0, length)], window=window, kernels=native)
+    cuts = sorted({0, length, *chance.integers(1, length, 6).tolist()})
+    for size, count in ((16, 1), (7, 3), (512, 2)):
+        with threads(native, count):
+            chunks = [
+                seqs.step([(0, first, end)], size=size, window=window, kernels=native)[0]
+                for first, end in pairwise(cuts)
+            ]
+            assert torch.equal(torch.cat(chunks), whole)
+            for end in (1, 32, 33, 256, 257, 513, int(chance.integers(2, length)), length):
+                (alone,) = seqs.step([(0, end - 1, end)], size=size, window=window, kernels=native)
+                company = [(1, 60, 90), (0, end - 1, end), (2, 0, 1), (3, 0, 257)]
+                crowd = seqs.step(company, size=size, window=window, kernels=native)
+                assert torch.equal(alone[0], whole[end - 1])
+                assert torch.equal(crowd[1][0], whole[end - 1])
+
+
+def test_a_sick_sequence_stays_sick(native: Library) -> None:
+    """NaN of its own reaches its results, so that the step can say whose numbers are not finite."""
+    seqs = Sequences([40, 40])
+    seqs.keys[0][7] = torch.nan
+    sick, healthy = seqs.step([(0, 39, 40), (1, 39, 40)], kernels=native)
+    assert sick.isnan().all()
+    assert healthy.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("dim", "rotary_dim", "norms"), [(64, 64, True), (80, 32, False), (128, 0, True)])
+def test_fused_is_norms_then_rotation_then_write_then_attention(
+    native: Library, dtype: torch.dtype, dim: int, rotary_dim: int, norms: bool
+) -> None:
+    heads, kv_heads, size, lens, counts = 6, 2, 4, np.array([9, 1, 6]), np.array([2, 1, 6])
+    torch.manual_seed(dim)
+    start = np.concatenate(([0], counts.cumsum()))
+    rows = np.repeat(np.arange(3), counts)
+    positions = np.arange(9) + (lens - counts - start[:-1])[rows]
+    tables = np.array([[4, 0, 2], [5, 7, 7], [1, 3, 7]], dtype=np.int32)
+    step = NativeStep(start, rows, positions, tables, None)
+    cache = torch.randn(2, 8, kv_heads, size, dim).to(dtype)
+    after = cache.clone()
+    qkv = torch.randn(9, heads + 2 * kv_heads, dim).to(dtype)
+    rotary = Rotary(RopeParameters(), 1e4, rotary_dim or dim, 64, dtype)
+    rotary.cover(16)
+    cos, sin = rotary.at(torch.from_numpy(positions))
+    weights = torch.rand(2, dim) + 0.5
+    x = qkv.clone()
+    if norms:
+        x[:, :heads] = torch.nn.functional.rms_norm(x[:, :heads].float(), (dim,), weights[0], 1e-5).to(dtype)
+        keys = x[:, heads : heads + kv_heads]
+        keys.copy_(torch.nn.functional.rms_norm(keys.float(), (dim,), weights[1], 1e-5).to(dtype))
+    if rotary_dim:
+        rotate_(x[:, : heads + kv_heads, :rotary_dim], cos, sin)
+    kv = x[:, heads:].view(9, 2, kv_heads, dim).transpose(0, 1)
+    after[:, tables[rows, positions // size], :, positions % size] = kv.transpose(0, 1)
+    fused = FusedAttention(
+        native,
+        heads,
+        0.2,
+        rotary_dim,
+        HeadNorms(query=weights[0], key=weights[1], eps=1e-5) if norms else None,
+    )
+    got = fused(qkv, cache, step, *((cos, sin) if rotary_dim else (None, None)))
+    tolerance = 4 * TOLERANCE[dtype]  # the reference rounds up to four times on the way
+    torch.testing.assert_close(cache, after, atol=tolerance, rtol=tolerance)
+    expected = NativeAttention(native)(x[:, :heads], after, step, 0.2)
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_what_it_does_not_support() -> None:
+    assert not NativeAttention.supports(20, torch.float32)
+    assert not NativeAttention.supports(1032, torch.float32)
+    assert not NativeAttention.supports(64, torch.float64)

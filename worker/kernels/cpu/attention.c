@@ -1,0 +1,383 @@
+/* Paged attention: every query of a step over its own sequence's keys and values, read in place.
+ *
+ * One code path computes decodes and prefills. A query's result depends on its sequence alone, bit for bit:
+ * not on chunks, company, threads, or block size. So the order of every sum is fixed by absolute positions:
+ *
+ *     positions  0 ……………………………… 255 │ 256 ……………………… 511 │ 512 …     spans, merged in order
+ *                0…31 │ 32…63 │ …                                     tiles, online softmax (Milakov and
+ *                                                                     Gimelshein, 2018) within a span
+ *
+ * A unit of work is up to MAX_ROWS rows (token, head of the group) of one sequence and one KV head, so each key
+ * is read once for all query heads that share it. When there are too few units for the threads, their spans
+ * are computed apart and merged afterwards, to the same bits. All sums are in float32.
+ * Nothing outside of a sequence's own window is ever read.
+ */
+#include "attention.h"
+#include "pool.h"
+#include "lanes.h"
+#include <stdlib.h>
+
+enum { TILE = 32, SPAN = 256, MAX_ROWS = 32, MAX_FLOATS = 8192, MAX_GROUPS = MAX_ROWS };
+#define NOTHING (-1e30f) /* less than any score, and finite */
+
+typedef struct { int64_t sequence, first_row, num_rows, span; } unit;
+
+typedef struct {
+    const attention_layer *layer;
+    const attention_step *step;
+    const char *query;
+    char *out;
+    int64_t query_stride;       /* heads in a token's row of `query` */
+    unit *units;
+    int64_t num_units;
+    float *parts;               /* [unit][kv head] states, when spans are apart */
+    int64_t part_floats;
+} work;
+
+/* Rows' running maximum, sum and mixed values. */
+typedef struct { float *max, *sum, *mixed; } state;
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t padded(int64_t dim) { return (dim + CHUNK - 1) / CHUNK * CHUNK; }
+
+/* Scores of `rows` queries and LANES / rows keys. */
+INLINE void dots(const float *q, int64_t width, const char *const *k, int dtype, int64_t dim, int rows, float *out) {
+    const int keys = LANES / rows;
+    vf s[LANES];
+    for (int i = 0; i < LANES; i++) s[i] = (vf){};
+    int64_t whole = dim / CHUNK * CHUNK;
+    for (int64_t d = 0; d < whole; d += CHUNK) {
+#pragma GCC unroll 16
+        for (int j = 0; j < keys; j++) {
+            pair x = load_pair(k[j] + d * size_of(dtype), dtype, CHUNK);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                vf *sum = &s[r * keys + j];
+                *sum = fma_(load(q + r * width + d), x.a, *sum);
+                *sum = fma_(load(q + r * width + d + LANES), x.b, *sum);
+            }
+        }
+    }
+    if (whole < dim) {
+#pragma GCC unroll 16
+        for (int j = 0; j < keys; j++) {
+            pair x = load_pair(k[j] + whole * size_of(dtype), dtype, (int)(dim - whole));
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                vf *sum = &s[r * keys + j];
+                *sum = fma_(load(q + r * width + whole), x.a, *sum);
+                *sum = fma_(load(q + r * width + whole + LANES), x.b, *sum);
+            }
+        }
+    }
+    float flat[LANES];
+    store(flat, sums(s));
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) memcpy(out + r * TILE, flat + r * keys, sizeof(float) * (size_t)keys);
+}
+
+/* mixed = mixed · decay + Σ p v, of `rows` rows and `chunks` chunks of a head. */
+INLINE void mix(float *mixed, int64_t width, const float *p, const float *decay, const char *const *v,
+                int64_t from, int64_t to, int dtype, int count, int rows, int chunks) {
+    vf o[16];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int c = 0; c < 2 * chunks; c++) o[r * 2 * chunks + c] = load(mixed + r * width + c * LANES) * splat(decay[r]);
+    for (int64_t k = from; k < to; k++)
+#pragma GCC unroll 4
+        for (int c = 0; c < chunks; c++) {
+            pair x = load_pair(v[k] + c * CHUNK * size_of(dtype), dtype, count);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                vf *sum = &o[(r * chunks + c) * 2], weight = splat(p[r * TILE + k]);
+                sum[0] = fma_(weight, x.a, sum[0]);
+                sum[1] = fma_(weight, x.b, sum[1]);
+            }
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int c = 0; c < 2 * chunks; c++) store(mixed + r * width + c * LANES, o[r * 2 * chunks + c]);
+}
+
+INLINE void mix_heads(float *mixed, int64_t width, const float *p, const float *decay, const char *const *values,
+                      int64_t from, int64_t to, int dtype, int64_t dim, int rows) {
+    const int at_once = LANES == 8 ? 4 / rows : rows == 4 ? 2 : 4;
+    const char *v[TILE];
+    for (int64_t k = from; k < to; k++) v[k] = values[k];
+    int64_t d = 0, bytes = size_of(dtype) * CHUNK;
+#define ADVANCE(n) for (int64_t k = from; k < to; k++) v[k] += (n) * bytes; d += (n) * CHUNK
+    while (d + at_once * CHUNK <= dim) {
+        mix(mixed + d, width, p, decay, v, from, to, dtype, CHUNK, rows, at_once);
+        ADVANCE(at_once);
+    }
+    while (d + CHUNK <= dim) {
+        mix(mixed + d, width, p, decay, v, from, to, dtype, CHUNK, rows, 1);
+        ADVANCE(1);
+    }
+    if (d < dim) mix(mixed + d, width, p, decay, v, from, to, dtype, (int)(dim - d), rows, 1);
+}
+
+/* Scores of a row → weights in place. Returns what the earlier sums are multiplied with. */
+INLINE float soften(float *scores, int64_t from, int64_t to, float scale, float soft_cap, float *max, float *sum) {
+    vf s[TILE / LANES], top = splat(NOTHING);
+    vi index;
+    for (int i = 0; i < LANES; i++) index[i] = i;
+    vi seen[TILE / LANES];
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE / LANES; i++) {
+        vi place = index + i * LANES;
+        seen[i] = (place >= (int32_t)from) & (place < (int32_t)to);
+        vf x = load(scores + i * LANES) * splat(scale);
+        if (soft_cap != 0) x = tanh_(x / splat(soft_cap)) * splat(soft_cap);
+        s[i] = select_(seen[i], x, splat(NOTHING));
+        top = larger(s[i], top);
+    }
+    float before = *max, now = largest_of(top);
+    now = now > before ? now : before;
+    vf total = (vf){};
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE / LANES; i++) {
+        vf p = select_(seen[i], exp_(s[i] - splat(now)), (vf){});
+        store(scores + i * LANES, p);
+        total = total + p;
+    }
+    float decay = exp_(splat(before - now))[0];
+    *sum = *sum * decay + sum_of(total);
+    *max = now;
+    return decay;
+}
+
+/* Rows' positions, as seen from one tile. */
+typedef struct { int64_t first_row, group, first_position, window; } rows_at;
+
+INLINE int64_t position_of(const rows_at *at, int64_t row) { return at->first_position + (at->first_row + row) / at->group; }
+
+INLINE void tile(const rows_at *at, const attention_layer *layer, int dtype, int64_t num_rows, const float *q, int64_t begin,
+                 int64_t from, int64_t to, const char *const *k, const char *const *v, state s) {
+    int64_t width = padded(layer->head_dim), dim = layer->head_dim;
+    float p[4 * TILE], decay[4];
+    for (int64_t row = 0; row < num_rows;) {
+        int rows = num_rows - row >= 4 ? 4 : num_rows - row >= 2 ? 2 : 1;
+        const float *queries = q + row * width;
+#define SCORES(n) for (int64_t j = from / (LANES / n) * (LANES / n); j < to; j += LANES / n) \
+            dots(queries, width, k + j, dtype, dim, n, p + j)
+        if (rows == 4) { SCORES(4); } else if (rows == 2) { SCORES(2); } else { SCORES(1); }
+        for (int r = 0; r < rows; r++) {
+            int64_t end = position_of(at, row + r) + 1, start = at->window ? most(end - at->window, 0) : 0;
+            decay[r] = soften(p + r * TILE, most(start - begin, 0), least(end - begin, TILE), (float)layer->scale,
+                              (float)layer->soft_cap, &s.max[row + r], &s.sum[row + r]);
+        }
+        float *mixed = s.mixed + row * width;
+#define MIX(n) mix_heads(mixed, width, p, decay, v, from, to, dtype, dim, n)
+        if (rows == 4) { MIX(4); } else if (rows == 2) { MIX(2); } else { MIX(1); }
+        row += rows;
+    }
+}
+
+static __attribute__((noinline)) void tile_f32(const rows_at *at, const attention_layer *layer, int64_t n, const float *q,
+        int64_t begin, int64_t from, int64_t to, const char *const *k, const char *const *v, state s) {
+    tile(at, layer, F32, n, q, begin, from, to, k, v, s);
+}
+static __attribute__((noinline)) void tile_bf16(const rows_at *at, const attention_layer *layer, int64_t n, const float *q,
+        int64_t begin, int64_t from, int64_t to, const char *const *k, const char *const *v, state s) {
+    tile(at, layer, BF16, n, q, begin, from, to, k, v, s);
+}
+static __attribute__((noinline)) void tile_f16(const rows_at *at, const attention_layer *layer, int64_t n, const float *q,
+        int64_t begin, int64_t from, int64_t to, const char *const *k, const char *const *v, state s) {
+    tile(at, layer, F16, n, q, begin, from, to, k, v, s);
+}
+
+static void clear(state s, int64_t num_rows, int64_t width) {
+    for (int64_t r = 0; r < num_rows; r++) s.max[r] = NOTHING, s.sum[r] = 0;
+    memset(s.mixed, 0, sizeof(float) * (size_t)(num_rows * width));
+}
+
+/* into = into ⊕ part */
+static void merge(state into, state part, int64_t num_rows, int64_t width) {
+    for (int64_t r = 0; r < num_rows; r++) {
+        float max = into.max[r] > part.max[r] ? into.max[r] : part.max[r];
+        vf mine = exp_(splat(into.max[r] - max)), other = exp_(splat(part.max[r] - max));
+        into.max[r] = max;
+        into.sum[r] = into.sum[r] * mine[0] + part.sum[r] * other[0];
+        float *a = into.mixed + r * width, *b = part.mixed + r * width;
+        for (int64_t d = 0; d < width; d += LANES) store(a + d, fma_(load(b + d), other, load(a + d) * mine));
+    }
+}
+
+typedef struct { int64_t kv_head, width, lowest, end; const int32_t *table; rows_at at; } reach;
+
+/* What a unit's rows see: positions lowest … end - 1. */
+static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
+    const attention_step *step = w->step;
+    const attention_layer *layer = w->layer;
+    reach it;
+    it.kv_head = kv_head;
+    it.width = padded(layer->head_dim);
+    it.table = step->block_tables + u->sequence * step->table_stride;
+    it.at = (rows_at){u->first_row, layer->num_heads / layer->num_kv_heads,
+                      step->positions[step->query_start[u->sequence]], step->window};
+    it.end = position_of(&it.at, u->num_rows - 1) + 1;
+    it.lowest = step->window ? most(position_of(&it.at, 0) + 1 - step->window, 0) : 0;
+    return it;
+}
+
+/* Where the keys and values of positions from … to - 1 of the tile at `begin` are. All others point to one of them. */
+INLINE void locate(const attention_layer *layer, const reach *it, int64_t begin, int64_t from, int64_t to,
+                   const char **k, const char **v) {
+    int64_t size = layer->block_size, bytes = layer->head_dim * size_of((int)layer->dtype);
+    int64_t block = (begin + from) / size, place = (begin + from) % size;
+    for (int64_t j = from; j < to; block++, place = 0) {
+        int64_t offset = ((it->table[block] * layer->num_kv_heads + it->kv_head) * size + place) * bytes;
+        for (; place < size && j < to; place++, j++, offset += bytes)
+            k[j] = layer->keys + offset, v[j] = layer->values + offset;
+    }
+    for (int64_t j = 0; j < from; j++) k[j] = k[from];
+    for (int64_t j = to; j < TILE; j++) k[j] = k[from];
+}
+
+static void attend_span(const work *w, const unit *u, const reach *it, const float *q, int64_t span, state s) {
+    const attention_layer *layer = w->layer;
+    clear(s, u->num_rows, it->width);
+    int64_t lowest = most(it->lowest, span * SPAN), end = least(it->end, (span + 1) * SPAN);
+    const char *k[TILE], *v[TILE];
+    for (int64_t begin = lowest / TILE * TILE; begin < end; begin += TILE) {
+        int64_t from = most(lowest - begin, 0), to = least(end - begin, TILE);
+        locate(layer, it, begin, from, to, k, v);
+        switch (layer->dtype) {
+        case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, from, to, k, v, s); break;
+        case BF16: tile_bf16(&it->at, layer, u->num_rows, q, begin, from, to, k, v, s); break;
+        default: tile_f16(&it->at, layer, u->num_rows, q, begin, from, to, k, v, s);
+        }
+    }
+}
+
+INLINE int64_t place_of(const work *w, const unit *u, const reach *it, int64_t row, int64_t stride) {
+    int64_t number = it->at.first_row + row, group = it->at.group;
+    int64_t token = w->step->query_start[u->sequence] + number / group;
+    return (token * stride + it->kv_head * group + number % group) * w->layer->head_dim * size_of((int)w->layer->dtype);
+}
+
+static void load_queries(const work *w, const unit *u, const reach *it, float *q) {
+    int64_t dim = w->layer->head_dim;
+    int dtype = (int)w->layer->dtype;
+    for (int64_t row = 0; row < u->num_rows; row++) {
+        const char *from = w->query + place_of(w, u, it, row, w->query_stride);
+        for (int64_t d = 0; d < dim; d += CHUNK) {
+            pair x = load_pair(from + d * size_of(dtype), dtype, (int)least(dim - d, CHUNK));
+            store(q + row * it->width + d, x.a), store(q + row * it->width + d + LANES, x.b);
+        }
+    }
+}
+
+static void finish(const work *w, const unit *u, const reach *it, state s) {
+    int64_t dim = w->layer->head_dim;
+    int dtype = (int)w->layer->dtype;
+    for (int64_t row = 0; row < u->num_rows; row++) {
+        char *to = w->out + place_of(w, u, it, row, w->layer->num_heads);
+        float total = s.sum[row], factor = 1;
+        if (w->layer->sinks) {
+            float sink = w->layer->sinks[it->kv_head * it->at.group + (it->at.first_row + row) % it->at.group];
+            float max = s.max[row] > sink ? s.max[row] : sink;
+            factor = exp_(splat(s.max[row] - max))[0];
+            total = total * factor + exp_(splat(sink - max))[0];
+        }
+        vf share = splat(factor / total);
+        for (int64_t d = 0; d < dim; d += CHUNK) {
+            const float *from = s.mixed + row * it->width + d;
+            store_pair(to + d * size_of(dtype), dtype, (int)least(dim - d, CHUNK),
+                       (pair){load(from) * share, load(from + LANES) * share});
+        }
+    }
+}
+
+INLINE state state_in(float *memory, int64_t num_rows) { return (state){memory, memory + num_rows, memory + 2 * num_rows}; }
+
+static void attend(const void *argument, long index) {
+    const work *w = argument;
+    int64_t kv_heads = w->layer->num_kv_heads;
+    const unit *u = w->units + index / kv_heads;
+    reach it = reach_of(w, u, index % kv_heads);
+    float q[MAX_FLOATS] __attribute__((aligned(64)));
+    load_queries(w, u, &it, q);
+    if (u->span >= 0) {
+        attend_span(w, u, &it, q, u->span, state_in(w->parts + index * w->part_floats, u->num_rows));
+        return;
+    }
+    float first[MAX_FLOATS + 2 * MAX_ROWS] __attribute__((aligned(64)));
+    float next[MAX_FLOATS + 2 * MAX_ROWS] __attribute__((aligned(64)));
+    state total = state_in(first, u->num_rows), part = state_in(next, u->num_rows);
+    int64_t span = it.lowest / SPAN, end = (it.end + SPAN - 1) / SPAN;
+    attend_span(w, u, &it, q, span, total);
+    while (++span < end) {
+        attend_span(w, u, &it, q, span, part);
+        merge(total, part, u->num_rows, it.width);
+    }
+    finish(w, u, &it, total);
+}
+
+/* The units of one sequence's rows stand together, span after span. */
+static void merge_spans(const work *w) {
+    int64_t kv_heads = w->layer->num_kv_heads;
+    for (int64_t i = 0, next; i < w->num_units; i = next) {
+        const unit *u = w->units + i;
+        for (next = i + 1; next < w->num_units && w->units[next].sequence == u->sequence &&
+                           w->units[next].first_row == u->first_row; next++) {}
+        for (int64_t head = 0; head < kv_heads; head++) {
+            reach it = reach_of(w, u, head);
+            state total = state_in(w->parts + (i * kv_heads + head) * w->part_floats, u->num_rows);
+            for (int64_t other = i + 1; other < next; other++)
+                merge(total, state_in(w->parts + (other * kv_heads + head) * w->part_floats, u->num_rows), u->num_rows, it.width);
+            finish(w, u, &it, total);
+        }
+    }
+}
+
+/* Fills w->units, or only counts them when it is NULL. */
+static int64_t list_units(work *w, int64_t rows_at_once, int apart) {
+    const attention_step *step = w->step;
+    int64_t group = w->layer->num_heads / w->layer->num_kv_heads, count = 0;
+    for (int64_t sequence = 0; sequence < step->num_sequences; sequence++) {
+        int64_t num_rows = (step->query_start[sequence + 1] - step->query_start[sequence]) * group;
+        for (int64_t row = 0; row < num_rows; row += rows_at_once) {
+            unit u = {sequence, row, least(rows_at_once, num_rows - row), -1};
+            int64_t span = 0, end = 1;
+            if (apart) {
+                reach it = reach_of(w, &u, 0);
+                span = it.lowest / SPAN, end = (it.end + SPAN - 1) / SPAN;
+            }
+            for (; span < end; span++, count++)
+                if (w->units) {
+                    if (apart) u.span = span;
+                    w->units[count] = u;
+                }
+        }
+    }
+    return count;
+}
+
+/* query [token, query_stride heads, dim] → out [token, head, dim]. Returns 0, or -1 without memory. */
+int tern_attend(const attention_layer *layer, const attention_step *step, const void *query, int64_t query_stride, void *out) {
+    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0};
+    int64_t width = padded(layer->head_dim), rows = least(MAX_ROWS, MAX_FLOATS / width);
+    int64_t threads = tern_get_threads(), kv_heads = layer->num_kv_heads;
+    int apart = 0;
+    w.num_units = list_units(&w, rows, 0);
+    if (threads > 1 && w.num_units * kv_heads < 4 * threads) {
+        apart = 1;
+        w.num_units = list_units(&w, rows, 1);
+        w.part_floats = rows * (width + 2);
+    }
+    size_t units_bytes = ((size_t)w.num_units * sizeof(unit) + 63) / 64 * 64;
+    char *memory = malloc(units_bytes + sizeof(float) * (size_t)(w.num_units * kv_heads * w.part_floats));
+    if (!memory) return -1;
+    w.units = (unit *)memory;
+    w.parts = (float *)(memory + units_bytes);
+    list_units(&w, rows, apart);
+    tern_parallel_for(attend, &w, (long)(w.num_units * kv_heads));
+    if (apart) merge_spans(&w);
+    free(memory);
+    return 0;
+}

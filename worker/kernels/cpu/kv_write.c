@@ -1,0 +1,96 @@
+/* Before attention: norms of query and key heads, rotation, and this step's keys and values into their blocks.
+ *
+ *     qkv [token, heads + 2 · kv heads, dim]    queries stay, normed and rotated in place
+ *                                               keys, values → their sequence's block, at their position
+ *
+ * Everything is computed in float32 and rounded once, when it is stored.
+ */
+#include "attention.h"
+#include "elementwise.h"
+
+enum { MAX_DIM = 1024 };
+
+typedef struct {
+    const attention_layer *layer;
+    const attention_step *step;
+    char *qkv;
+    const char *cos, *sin; /* [token, rotary_dim] of rows rotary_stride apart; sines with their signs */
+    int64_t rotary_stride;
+} work;
+
+/* x / sqrt(mean(x²) + eps) · weight */
+static void norm_head(float *x, int64_t dim, const float *weight, double eps) {
+    vf squares = (vf){};
+    for (int64_t d = 0; d < dim; d += LANES) squares = fma_(load(x + d), load(x + d), squares);
+    float factor = (float)(1.0 / sqrt((double)sum_of(squares) / (double)dim + eps));
+    for (int64_t d = 0; d < dim; d++) x[d] = x[d] * factor * weight[d];
+}
+
+/* (a, b) → (a cos - b sin, b cos + a sin); `sin` holds the sines' signs. */
+static void rotate(float *x, int64_t dim, const float *cos, const float *sin) {
+    float turned[MAX_DIM];
+    int64_t half = dim / 2;
+    for (int64_t d = 0; d < half; d++) turned[d] = x[d] * cos[d] + x[d + half] * sin[d];
+    for (int64_t d = half; d < dim; d++) turned[d] = x[d] * cos[d] + x[d - half] * sin[d];
+    memcpy(x, turned, sizeof(float) * (size_t)dim);
+}
+
+static void prepare_token(const work *w, int64_t token, const float *q_norm, const float *k_norm) {
+    const attention_layer *layer = w->layer;
+    const attention_step *step = w->step;
+    int dtype = (int)layer->dtype;
+    int64_t dim = layer->head_dim, heads = layer->num_heads, kv_heads = layer->num_kv_heads;
+    int64_t bytes = dim * size_of(dtype), position = step->positions[token], rotary = layer->rotary_dim;
+    float x[MAX_DIM + CHUNK], cos[MAX_DIM + CHUNK], sin[MAX_DIM + CHUNK];
+    if (rotary) {
+        int64_t at = token * w->rotary_stride * size_of(dtype);
+        widen(w->cos + at, dtype, rotary, cos);
+        widen(w->sin + at, dtype, rotary, sin);
+    }
+    const int32_t *blocks = step->block_tables + step->token_rows[token] * step->table_stride;
+    int64_t place = position % layer->block_size;
+    int64_t block = (int64_t)blocks[position / layer->block_size] * kv_heads;
+    char *row = w->qkv + token * (heads + 2 * kv_heads) * bytes;
+    for (int64_t head = 0; head < heads + kv_heads; head++, row += bytes) {
+        char *to = row;
+        const float *weight = head < heads ? q_norm : k_norm;
+        if (head >= heads) to = layer->keys + ((block + head - heads) * layer->block_size + place) * bytes;
+        if (weight || rotary) {
+            widen(row, dtype, dim, x);
+            if (weight) norm_head(x, dim, weight, layer->norm_eps);
+            if (rotary) rotate(x, rotary, cos, sin);
+            narrow(x, dtype, dim, to);
+        } else if (to != row) {
+            memcpy(to, row, (size_t)bytes);
+        }
+    }
+    for (int64_t head = 0; head < kv_heads; head++, row += bytes)
+        memcpy(layer->values + ((block + head) * layer->block_size + place) * bytes, row, (size_t)bytes);
+}
+
+static int64_t tokens_at_once(const work *w) {
+    int64_t count = LEAST_WORK / ((w->layer->num_heads + 2 * w->layer->num_kv_heads) * w->layer->head_dim);
+    return count > 0 ? count : 1;
+}
+
+static void prepare(const void *argument, long index) {
+    const work *w = argument;
+    const attention_layer *layer = w->layer;
+    float q_weight[MAX_DIM + CHUNK], k_weight[MAX_DIM + CHUNK];
+    if (layer->q_norm) widen(layer->q_norm, (int)layer->norm_dtype, layer->head_dim, q_weight);
+    if (layer->k_norm) widen(layer->k_norm, (int)layer->norm_dtype, layer->head_dim, k_weight);
+    int64_t each = tokens_at_once(w), end = (index + 1) * each;
+    if (end > w->step->num_tokens) end = w->step->num_tokens;
+    for (int64_t token = index * each; token < end; token++)
+        prepare_token(w, token, layer->q_norm ? q_weight : NULL, layer->k_norm ? k_weight : NULL);
+}
+
+/* Writes the step's keys and values, then attends. qkv as above; cos, sin [token, rotary_dim], rows rotary_stride
+ * apart, the sines with their signs; out [token, head, dim]. Returns 0, -1 without memory. */
+int tern_write_kv_and_attend(const attention_layer *layer, const attention_step *step, void *qkv, const void *cos,
+                             const void *sin, int64_t rotary_stride, void *out) {
+    work w = {layer, step, qkv, cos, sin, rotary_stride};
+    int64_t each = tokens_at_once(&w);
+    tern_parallel_for(prepare, &w, (long)((step->num_tokens + each - 1) / each));
+    return tern_attend(layer, step, qkv, layer->num_heads + 2 * layer->num_kv_heads, out);
+}

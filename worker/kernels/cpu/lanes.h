@@ -1,0 +1,238 @@
+/* Vectors of LANES floats in GCC's vector extension, so that one source serves AVX-512, AVX2, NEON and plain C.
+ *
+ * Heads and rows are read in chunks of 2 · LANES numbers, as a pair of vectors:
+ *
+ *     bfloat16   x0 x1 x2 x3 … → (x0 x2 …), (x1 x3 …)   one load, a shift and a mask
+ *     others     first half, second half
+ *
+ * `store_pair` undoes it, so nobody else sees the order. Sums over a row follow it, the same for every caller.
+ * A file that includes this is compiled without contraction of a * b + c: fused means `fma_` here, always, as
+ * results must not depend on which of two code paths the compiler found to be worth fusing.
+ */
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define LANES 16
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+#define LANES 8
+#else
+#ifdef __ARM_NEON
+#include <arm_neon.h>
+#endif
+#define LANES 4
+#endif
+#define CHUNK (2 * LANES)
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(4 * LANES), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * LANES), may_alias));
+typedef struct { vf a, b; } pair;
+
+enum { F32 = 0, BF16 = 1, F16 = 2 };
+
+INLINE int64_t size_of(int dtype) { return dtype == F32 ? 4 : 2; }
+
+INLINE vf splat(float x) { return (vf){} + x; }
+
+INLINE vf fma_(vf a, vf b, vf c) {
+#if LANES == 16
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE vf select_(vi condition, vf yes, vf no) { return (vf)(((vi)yes & condition) | ((vi)no & ~condition)); }
+INLINE vf larger(vf a, vf b) { return select_(a > b, a, b); }
+
+INLINE vf load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+
+/* Sums of LANES vectors' lanes, as one vector. Lane i always adds in the same order, whatever i is. */
+INLINE vf sums(const vf *v) {
+#if LANES == 16
+#define LOW4 (vi){0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29}
+#define HIGH4 (vi){2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31}
+#define LOW2 (vi){0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29}
+#define HIGH2 (vi){2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31}
+#define EVEN (vi){0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}
+#define ODD (vi){4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31}
+#elif LANES == 8
+#define LOW4 (vi){0, 8, 1, 9, 4, 12, 5, 13}
+#define HIGH4 (vi){2, 10, 3, 11, 6, 14, 7, 15}
+#define LOW2 (vi){0, 1, 8, 9, 4, 5, 12, 13}
+#define HIGH2 (vi){2, 3, 10, 11, 6, 7, 14, 15}
+#define EVEN (vi){0, 1, 2, 3, 8, 9, 10, 11}
+#define ODD (vi){4, 5, 6, 7, 12, 13, 14, 15}
+#else
+#define LOW4 (vi){0, 4, 1, 5}
+#define HIGH4 (vi){2, 6, 3, 7}
+#define LOW2 (vi){0, 1, 4, 5}
+#define HIGH2 (vi){2, 3, 6, 7}
+#endif
+    vf t[LANES / 2], u[LANES / 4];
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES / 2; i++)
+        t[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], LOW4) + __builtin_shuffle(v[2 * i], v[2 * i + 1], HIGH4);
+#pragma GCC unroll 4
+    for (int i = 0; i < LANES / 4; i++)
+        u[i] = __builtin_shuffle(t[2 * i], t[2 * i + 1], LOW2) + __builtin_shuffle(t[2 * i], t[2 * i + 1], HIGH2);
+#if LANES == 16
+    for (int i = 0; i < 2; i++)
+        t[i] = __builtin_shuffle(u[2 * i], u[2 * i + 1], EVEN) + __builtin_shuffle(u[2 * i], u[2 * i + 1], ODD);
+    return __builtin_shuffle(t[0], t[1], EVEN) + __builtin_shuffle(t[0], t[1], ODD);
+#elif LANES == 8
+    return __builtin_shuffle(u[0], u[1], EVEN) + __builtin_shuffle(u[0], u[1], ODD);
+#else
+    return u[0];
+#endif
+}
+
+#if LANES == 16
+#define HALVES(v) STEP(v, ((vi){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})) \
+    STEP(v, ((vi){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11})) \
+    STEP(v, ((vi){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13})) \
+    STEP(v, ((vi){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}))
+#elif LANES == 8
+#define HALVES(v) STEP(v, ((vi){4, 5, 6, 7, 0, 1, 2, 3})) STEP(v, ((vi){2, 3, 0, 1, 6, 7, 4, 5})) \
+    STEP(v, ((vi){1, 0, 3, 2, 5, 4, 7, 6}))
+#else
+#define HALVES(v) STEP(v, ((vi){2, 3, 0, 1})) STEP(v, ((vi){1, 0, 3, 2}))
+#endif
+
+INLINE float sum_of(vf v) {
+#define STEP(v, order) v = v + __builtin_shuffle(v, order);
+    HALVES(v)
+#undef STEP
+    return v[0];
+}
+
+INLINE float largest_of(vf v) {
+#define STEP(v, order) v = larger(v, __builtin_shuffle(v, order));
+    HALVES(v)
+#undef STEP
+    return v[0];
+}
+
+/* ── numbers in memory ────────────────────────────────────────────────────────────────────────── */
+
+INLINE float float_of_bf16(uint16_t x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
+
+INLINE uint16_t bf16_of_float(float f) { /* to nearest, ties to even; NaN stays NaN */
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if (f != f) return (uint16_t)((u >> 16) | 0x40);
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+INLINE vi bf16_bits(vf v) { /* rounded, in the upper halves */
+    vi u = (vi)v, rounded = u + 0x7fff + ((u >> 16) & 1);
+    return ((vi)select_(v == v, (vf)rounded, (vf)(u | 0x400000))) & (int32_t)0xffff0000;
+}
+
+#if LANES == 16
+INLINE __mmask16 first(int count) { return (__mmask16)(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1); }
+#endif
+
+/* `count` numbers at p, at most CHUNK; the rest of the pair is 0. Nothing behind them is read. */
+INLINE pair load_pair(const void *p, int dtype, int count) {
+    pair v;
+#if LANES == 16
+    if (dtype == BF16) {
+        __mmask32 mask = count >= 32 ? 0xffffffff : (1u << count) - 1;
+        vi u = (vi)(count >= 32 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(mask, p));
+        v.a = (vf)(u << 16), v.b = (vf)(u & (int32_t)0xffff0000);
+    } else if (dtype == F32) {
+        const float *x = p;
+        v.a = count >= 16 ? load(x) : (vf)_mm512_maskz_loadu_ps(first(count), x);
+        v.b = count >= 32 ? load(x + 16) : (vf)_mm512_maskz_loadu_ps(first(count - 16), x + 16);
+    } else {
+        const uint16_t *x = p;
+        v.a = (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), x));
+        v.b = (vf)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count - 16), x + 16));
+    }
+#else
+    uint8_t short_[4 * CHUNK];
+    if (count < CHUNK) {
+        memset(short_, 0, sizeof short_);
+        memcpy(short_, p, (size_t)(count * size_of(dtype)));
+        p = short_;
+    }
+    if (dtype == BF16) {
+        vi u;
+        memcpy(&u, p, sizeof u);
+        v.a = (vf)(u << 16), v.b = (vf)(u & (int32_t)0xffff0000);
+    } else if (dtype == F32) {
+        v.a = load(p), v.b = load((const float *)p + LANES);
+    } else {
+#if LANES == 8
+        v.a = (vf)_mm256_cvtph_ps(_mm_loadu_si128(p));
+        v.b = (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1));
+#else
+        _Float16 x[CHUNK];
+        memcpy(x, p, sizeof x);
+        float wide[CHUNK];
+        for (int i = 0; i < CHUNK; i++) wide[i] = (float)x[i];
+        v.a = load(wide), v.b = load(wide + LANES);
+#endif
+    }
+#endif
+    return v;
+}
+
+INLINE void store_pair(void *p, int dtype, int count, pair v) {
+    uint8_t whole[4 * CHUNK];
+    uint8_t *to = count < CHUNK ? whole : p;
+    if (dtype == BF16) {
+        vi u = bf16_bits(v.b) | ((bf16_bits(v.a) >> 16) & 0xffff);
+        memcpy(to, &u, sizeof u);
+    } else if (dtype == F32) {
+        store((float *)to, v.a), store((float *)to + LANES, v.b);
+    } else {
+#if LANES == 16
+        _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)v.a, _MM_FROUND_TO_NEAREST_INT));
+        _mm256_storeu_si256((__m256i *)to + 1, _mm512_cvtps_ph((__m512)v.b, _MM_FROUND_TO_NEAREST_INT));
+#elif LANES == 8
+        _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph((__m256)v.a, _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)to + 1, _mm256_cvtps_ph((__m256)v.b, _MM_FROUND_TO_NEAREST_INT));
+#else
+        _Float16 x[CHUNK];
+        for (int i = 0; i < LANES; i++) x[i] = (_Float16)v.a[i], x[i + LANES] = (_Float16)v.b[i];
+        memcpy(to, x, sizeof x);
+#endif
+    }
+    if (count < CHUNK) memcpy(p, whole, (size_t)(count * size_of(dtype)));
+}
+
+/* ── functions ────────────────────────────────────────────────────────────────────────────────── */
+
+/* e^x within 2 units in the last place, for x clamped to [-87, 88]; NaN stays NaN. Cody-Waite reduction to
+ * |r| <= ln 2 / 2, and Cephes' polynomial of degree 5. */
+INLINE vf exp_(vf x) {
+    vf c = select_(x < splat(-87.0f), splat(-87.0f), select_(x > splat(88.0f), splat(88.0f), x));
+    vf shifted = fma_(c, splat(1.44269504088896341f), splat(12582912.0f)); /* 1.5 · 2^23: rounds to an integer */
+    vf n = shifted - splat(12582912.0f);
+    vf r = fma_(n, splat(-0.693359375f), c);
+    r = fma_(n, splat(2.12194440e-4f), r);
+    vf p = splat(1.9875691500e-4f);
+    p = fma_(p, r, splat(1.3981999507e-3f));
+    p = fma_(p, r, splat(8.3334519073e-3f));
+    p = fma_(p, r, splat(4.1665795894e-2f));
+    p = fma_(p, r, splat(1.6666665459e-1f));
+    p = fma_(p, r, splat(5.0000001201e-1f));
+    p = fma_(p, r * r, r) + splat(1.0f);
+    vf y = (vf)((vi)p + ((vi)shifted << 23));
+    return select_(x == x, y, x);
+}
+
+INLINE vf tanh_(vf x) { return splat(1.0f) - splat(2.0f) / (exp_(x + x) + splat(1.0f)); }
