@@ -1,6 +1,7 @@
 """The engine core's small state machines, each alone."""
 
 from array import array
+from random import Random
 
 import pytest
 
@@ -11,6 +12,7 @@ from engine_core.prefix_cache import PrefixCache
 from engine_core.request import Request, State
 from engine_core.waiting import WaitingQueue
 from protocol import columns
+from protocol.kv_groups import NO_BLOCK, KVGroup
 from protocol.messages import EngineFacts, Submit
 from protocol.sampling import SamplingParams
 
@@ -123,6 +125,48 @@ def test_the_longest_prefix_is_found_and_eviction_cuts_it() -> None:
     assert cache.match(keys, 5) == ([0],)
     cache.insert(0, keys[0], 7)
     assert cache.match(keys, 1) == ([0],), "the first block of a key stays"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_with_windows_the_longest_prefix_is_the_one_of_the_definition(seed: int) -> None:
+    """Every length is tried whose next token would find all that it reads."""
+    draw = Random(seed)
+    size = draw.choice([1, 2, 4])
+    groups = tuple(KVGroup(draw.choice([None, 1, 2, 5, 9])) for _ in range(draw.randint(1, 3)))
+    cache = PrefixCache(size, groups)
+    keys: list[bytes] = []
+    cache.extend(keys, cache.root("", "", ""), array("i", range(20 * size)))
+    for group in range(len(groups)):
+        for index, key in enumerate(keys):
+            if draw.random() < 0.85:
+                cache.insert(group, key, 100 * group + index)
+
+    def is_there(length: int) -> bool:
+        return all(
+            keys[index] in found
+            for group, found in zip(groups, cache.block_of, strict=True)
+            for index in range(group.first_block(length * size, size), length)
+        )
+
+    for limit in range(21):
+        expected = max(length for length in range(limit + 1) if is_there(length))
+        tables = cache.match(keys, limit)
+        assert {len(table) for table in tables} == {expected}
+        for number, (group, table) in enumerate(zip(groups, tables, strict=True)):
+            first = group.first_block(expected * size, size)
+            assert table == [NO_BLOCK] * first + [100 * number + index for index in range(first, expected)]
+
+
+def test_blocks_of_bad_numbers_are_forgotten_in_every_group() -> None:
+    cache = PrefixCache(1, (KVGroup(), KVGroup(2)))
+    keys: list[bytes] = []
+    cache.extend(keys, cache.root("", "", ""), array("i", range(3)))
+    for group in range(2):
+        for index, key in enumerate(keys):
+            cache.insert(group, key, 3 * group + index)
+    cache.distrust(keys[1:])
+    assert cache.key_of == {0: keys[0], 3: keys[0]}
+    assert cache.match(keys, 3) == ([0], [3])
 
 
 # ── waiting ─────────────────────────────────────────────────────────────────────────────────────

@@ -8,12 +8,15 @@ import pytest
 
 from tests.faults.load import KEY
 from tests.faults.oracles import Reference, Scene
-from tests.stack.conftest import Serve, Stack, serve, tiny_checkpoint
+from tests.stack.conftest import Serve, Stack, serve, sliding_checkpoint, tiny_checkpoint
 
 if TYPE_CHECKING:
     from tests.conftest import Launch
 
-__all__ = ["reference", "scene", "serve", "tiny_checkpoint", "torch_reference"]
+__all__ = [
+    "reference", "scene", "serve", "sliding_checkpoint", "sliding_reference", "tiny_checkpoint",
+    "torch_reference",
+]  # fmt: skip
 
 NewScene = Callable[..., Scene]
 
@@ -38,15 +41,23 @@ def torch_reference(
     yield from _reference("torch", tmp_path_factory, tiny_checkpoint, launcher)
 
 
+@pytest.fixture(scope="session")
+def sliding_reference(
+    tmp_path_factory: pytest.TempPathFactory, sliding_checkpoint: Path, launcher: "Callable[[Path], Launch]"
+) -> Iterator[Reference]:
+    """Of the stub worker with a sliding window."""
+    yield from _reference("stub", tmp_path_factory, sliding_checkpoint, launcher)
+
+
 def _reference(
     worker: str,
     tmp_path_factory: pytest.TempPathFactory,
-    tiny_checkpoint: Path,
+    checkpoint: Path,
     launcher: "Callable[[Path], Launch]",
 ) -> Iterator[Reference]:
     folder = tmp_path_factory.mktemp("reference")
     flags = ["--port", "0", "--run-dir", str(folder / "run"), "--worker", worker, "--threads", "1"]
-    program = launcher(folder)("scripts.cli", "serve", str(tiny_checkpoint), *flags, TERN_API_KEY=KEY)
+    program = launcher(folder)("scripts.cli", "serve", str(checkpoint), *flags, TERN_API_KEY=KEY)
     yield Reference(Stack(program, folder / "run"))
 
 
@@ -54,7 +65,8 @@ def _reference(
 def scene(serve: Serve, reference: Reference, request: pytest.FixtureRequest) -> NewScene:
     """scene(*flags, worker="stub", restarts={}, **environment): a server with a key, and its oracles.
 
-    What a scenario says of oracles beyond that: see Scene.
+    With `sliding`, its (stub) model has a sliding window. What a scenario says of oracles beyond that: see
+    Scene.
     """
 
     def make(
@@ -65,10 +77,14 @@ def scene(serve: Serve, reference: Reference, request: pytest.FixtureRequest) ->
         stopped: bool = False,
         rolled: bool = False,
         abandoned: bool = False,
+        sliding: bool = False,
         **environ: str,
     ) -> Scene:
         truth = reference if worker == "stub" else request.getfixturevalue("torch_reference")
         pace = {"TERN_FAULTS": PACE} if restarts else {}
+        if sliding:
+            truth = request.getfixturevalue("sliding_reference")
+            environ["checkpoint"] = request.getfixturevalue("sliding_checkpoint")
         stack = serve(*flags, worker=worker, TERN_API_KEY=KEY, **pace | environ)
         return Scene(
             stack, truth, restarts or {}, tracebacks=tracebacks, stopped=stopped, rolled=rolled,

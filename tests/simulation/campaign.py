@@ -13,6 +13,8 @@ from random import Random
 
 from engine_core.request import Request
 from protocol.config import CacheOptions, SchedulerOptions
+from protocol.kv_groups import blocks_of
+from worker.kv_layout import Window, lay_out
 
 from .cluster import Cluster, Settings
 from .frontend_process import Frontend
@@ -26,6 +28,8 @@ _LIVENESS_S = 600.0
 _RETRY_S = 0.1
 _MOST_EVENTS = 2_000_000
 """Of a life: some hours bring a tenth of it."""
+_WINDOWS: list[tuple[Window, ...]] = [(None,), (None,), (11,), (21, 21, None)]
+"""Of the model's layers: half of the servers have sliding windows."""
 _TIGHT = 100
 """A queue shorter than this may refuse at the door."""
 
@@ -42,8 +46,9 @@ class Campaign:
         for name, value in changes.items():
             setattr(settings, name, value)
         self.settings = settings
-        self.tasks = [make_task(draw) for _ in range(_NUM_TASKS)]
-        self.marked = [make_task(draw, mark) for mark in Mark for _ in range(2)]
+        windows = settings.windows
+        self.tasks = [make_task(draw, windows) for _ in range(_NUM_TASKS)]
+        self.marked = [make_task(draw, windows, mark) for mark in Mark for _ in range(2)]
         self.users: dict[User, Frontend | None] = {}
         """Who has come since the last burst, or is still there, and where."""
         self.faults: dict[str, int] = {}
@@ -264,9 +269,13 @@ def _draw_settings(draw: Random) -> Settings:
         async_scheduling=draw.random() < 0.8,
         inter_token_target_ms=draw.choice([0, 20]),
     )
-    num_blocks = MAX_MODEL_LEN // block_size + draw.choice([1, 20, 200])
+    windows = draw.choice(_WINDOWS)
+    chunk = scheduler.largest_chunk(MAX_MODEL_LEN)
+    least = blocks_of(lay_out(windows).groups, MAX_MODEL_LEN, chunk, block_size)
+    num_blocks = least + draw.choice([1, 20, 200])
     cache = CacheOptions(
         block_size=block_size, num_kv_blocks=num_blocks, enable_prefix_caching=draw.random() < 0.8
     )
     weather = Weather(drop=bad, duplicate=bad, delay=bad, encoded=draw.random() < 0.2)
-    return Settings(scheduler, cache, draw.randint(1, 3), draw.choice([0.005, 0.02, 0.05]), weather=weather)
+    step_s = draw.choice([0.005, 0.02, 0.05])
+    return Settings(scheduler, cache, windows, draw.randint(1, 3), step_s, weather=weather)

@@ -4,7 +4,7 @@ The supervisor here has the real policy and the real judgement of liveness; it s
 milliseconds, and what it starts needs its time. Knows nothing of users but that they may be blamed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -17,6 +17,7 @@ from protocol.control import PeerGone
 from protocol.messages import ClientMessage, Submit
 from scripts.liveness import LOOK_INTERVAL_S, Liveness, Verdict
 from scripts.restart_policy import GiveUp, Kind, Restart, RestartPolicy
+from worker.kv_layout import Window
 from worker.stub import StubRunner
 
 from .core_process import EngineCore, Wire
@@ -40,6 +41,8 @@ class Settings:
 
     scheduler: SchedulerOptions
     cache: CacheOptions
+    windows: Sequence[Window] = (None,)
+    """Of the model's layers."""
     num_frontends: int = 1
     step_s: float = 0.01
     detach_grace_s: float = 30.0
@@ -123,7 +126,8 @@ class Cluster:
     def _make_worker(self) -> Worker:
         """The runner is made once, as that costs more than an hour of an idle server."""
         if self._runner is None:
-            self._runner = stub_runner(self.settings.cache, self.settings.scheduler, MAX_MODEL_LEN)
+            settings = self.settings
+            self._runner = stub_runner(settings.cache, settings.scheduler, MAX_MODEL_LEN, settings.windows)
         self._runner.reset()
         return Worker(
             self.agenda, self.draw, self._incarnations, self._on_exit, self._runner, self.settings.step_s

@@ -13,6 +13,7 @@ from protocol.messages import EngineMessage
 from protocol.steps import (
     EngineToWorker,
     StepFailed,
+    StepPlan,
 )
 
 from .network import Agenda, Connection
@@ -40,6 +41,7 @@ class Wire:
         return taken
 
     def send(self, peer: bytes, message: EngineMessage | EngineToWorker) -> bool:
+        self._process.note(message)
         self._process.count_send()
         connection = self.connections.get(peer)
         if connection is None or not connection.open:
@@ -71,7 +73,7 @@ class EngineCore(Process):
         self.news: list[PeerGone] = []
         self._on_trouble = on_trouble
         self._turns = 0
-        self._written: dict[int, set[int]] = {}
+        self._used: dict[int, set[int]] = {}
         """By step in flight: blocks."""
 
     def tell(self, news: PeerGone) -> None:
@@ -95,7 +97,6 @@ class EngineCore(Process):
         if self.clients.inbox:
             engine.receive()
         engine.advance()
-        self._note_writes()
         self._turns += 1
         if self._turns % _CHECK_EVERY == 0:
             self.check()
@@ -108,21 +109,16 @@ class EngineCore(Process):
             return
         check(scheduler)
         for step in scheduler.in_flight:
-            written = self._written.get(step.plan.step, set())
-            assert written.isdisjoint(scheduler.kv.pool.free), "a block is free while a step uses it"
+            used = self._used.get(step.plan.step, set())
+            assert used.isdisjoint(scheduler.kv.pool.free), "a block is free while a step uses it"
 
-    def _note_writes(self) -> None:
-        """Of each step in flight, when it was planned: the blocks that it reads or writes."""
+    def note(self, message: EngineMessage | EngineToWorker) -> None:
+        """Remember which blocks a step reads or writes. Plans are sent as soon as they are made."""
         scheduler = self.engine.scheduler
-        if scheduler is None:
-            return
-        known, self._written = self._written, {}
-        for step in scheduler.in_flight:
-            number = step.plan.step
-            if number in known:
-                self._written[number] = known[number]
-            else:
-                self._written[number] = touched(scheduler, step)
+        if isinstance(message, StepPlan) and scheduler is not None:
+            there = {step.plan.step for step in scheduler.in_flight}
+            self._used = {number: blocks for number, blocks in self._used.items() if number in there}
+            self._used[message.step] = touched(scheduler, scheduler.in_flight[-1])
 
     def _check_gone(self, incarnation: int) -> None:
         """No request of a dead client is computed any more, unless it has a key."""

@@ -14,6 +14,7 @@ from protocol.errors import TernError
 from protocol.messages import Finish, Submit
 from protocol.sampling import SamplingParams
 from protocol.stream import TokenBatch, TokenStream
+from worker.kv_layout import Window
 
 from .simulator import alone
 
@@ -47,8 +48,8 @@ class Task:
     mark: Mark | None
 
 
-def make_task(draw: Random, mark: Mark | None = None) -> Task:
-    """Few shared heads and short tails, so that prefixes are often the same."""
+def make_task(draw: Random, windows: Sequence[Window], mark: Mark | None = None) -> Task:
+    """Few shared heads and short tails, so that prefixes are often the same. `windows`: the model's."""
     head = [token for _ in range(draw.randrange(4)) for token in [draw.randrange(2)] * 16]
     tail = [draw.randrange(512) for _ in range(draw.randrange(0 if head else 1, 12))]
     sampling = SamplingParams(
@@ -61,7 +62,7 @@ def make_task(draw: Random, mark: Mark | None = None) -> Task:
         prompt_logprobs=draw.choice([None] * 9 + [1]),
     )
     prompt = (head + tail)[: MAX_MODEL_LEN - 1]
-    answer = alone(Submit(0, columns.pack_ids(prompt), sampling), MAX_MODEL_LEN)
+    answer = alone(Submit(0, columns.pack_ids(prompt), sampling), MAX_MODEL_LEN, windows)
     return Task(prompt, sampling, answer, mark)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,6 +111,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def sliding_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights and tokenizer, as a Mistral whose layers have a window of 40 tokens."""
+    folder = tmp_path_factory.mktemp("sliding") / Stack.model
+    shutil.copytree(tiny_checkpoint, folder)
+    changes = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 40}
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    return folder
+
+
 def _random_weights() -> dict[str, NDArray[np.float32]]:
     generator = np.random.default_rng(7)
     hidden, inner, heads, kv = 64, 128, 64, 32
@@ -132,14 +143,14 @@ def _random_weights() -> dict[str, NDArray[np.float32]]:
 
 @pytest.fixture
 def serve(launch: "Launch", tmp_path: Path, tiny_checkpoint: Path) -> Iterator[Serve]:
-    """serve(*flags): a server of the tiny checkpoint over the stub worker, ready. Its end is checked."""
+    """serve(*flags): a server of the tiny checkpoint, by default over the stub worker. Its end is checked."""
     stacks: list[Stack] = []
 
-    def start(*flags: str, worker: str = "stub", **environ: str) -> Stack:
+    def start(*flags: str, worker: str = "stub", checkpoint: Path = tiny_checkpoint, **environ: str) -> Stack:
         run_dir = tmp_path / f"run{len(stacks)}"
         fixed = ["--port", "0", "--run-dir", str(run_dir), "--worker", worker, "--threads", "1"]
         fixed += ["--journal", f"{run_dir}.journal", "--crash-dir", str(tmp_path / "crashes")]
-        program = launch("scripts.cli", "serve", str(tiny_checkpoint), *fixed, *flags, **environ)
+        program = launch("scripts.cli", "serve", str(checkpoint), *fixed, *flags, **environ)
         stacks.append(Stack(program, run_dir))
         return stacks[-1]
 

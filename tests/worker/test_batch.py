@@ -7,6 +7,7 @@ import pytest
 
 from protocol import columns
 from protocol.errors import InternalError
+from protocol.kv_groups import KVGroup
 from protocol.messages import EngineFacts
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan
@@ -25,7 +26,9 @@ def plan(
     *started: SequenceStart,
     released: tuple[int, ...] = (),
     grown: tuple[tuple[int, int], ...] = (),
+    groups: int = 1,
 ) -> StepPlan:
+    """With several groups, their blocks follow one another in `grown`."""
     return StepPlan(
         epoch=1,
         step=1,
@@ -33,7 +36,7 @@ def plan(
         scheduled_counts=columns.pack_ids(counts.values()),
         released=columns.pack_ids(released),
         started=started,
-        grown_slots=columns.pack_ids(slot for slot, _ in grown),
+        grown_slots=columns.pack_ids(slot for slot, _ in grown[::groups]),
         grown_blocks=columns.pack_ids(block for _, block in grown),
     )
 
@@ -145,6 +148,56 @@ def test_a_slot_can_be_released_and_started_in_one_plan(batch: Batch) -> None:
     rows = run(batch, plan({1: 2}, start(1, 2, [0]), released=(1,)))
     assert rows.sampling_slots.tolist() == [1]
     assert batch.block_tables[0, 1].tolist() == [0, NUM_BLOCKS, NUM_BLOCKS, NUM_BLOCKS]
+
+
+# ── KV groups ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def grouped() -> Batch:
+    """One group with a window of 5, one without; blocks of 4 tokens."""
+    facts = EngineFacts("m", 50, 32, 4, NUM_BLOCKS, (), 3, kv_groups=(KVGroup(5), KVGroup()))
+    return Batch(facts)
+
+
+def test_tables_of_groups_grow_together_and_forget_what_has_left_the_window(grouped: Batch) -> None:
+    null = NUM_BLOCKS
+    run(grouped, plan({1: 7}, start(1, 7, []), grown=((1, 0), (1, 5), (1, 1), (1, 6)), groups=2))
+    assert grouped.block_tables[:, 1, :3].tolist() == [[0, 1, null], [5, 6, null]]
+    run(grouped, plan({1: 1}))
+    run(grouped, plan({1: 1}, grown=((1, 2), (1, 7)), groups=2))
+    assert grouped.block_tables[:, 1, :4].tolist() == [[null, 1, 2, null], [5, 6, 7, null]]
+    assert grouped.num_blocks[1] == 3
+
+
+def test_slots_grow_in_any_order_and_by_several_blocks(batch: Batch) -> None:
+    run(batch, plan({0: 1}, start(0, 1, [0])))
+    granted = batch.edit(plan({}, grown=((1, 1), (0, 2), (1, 3), (0, 4))))
+    assert granted.tolist() == [1, 2, 3, 4]
+    assert batch.block_tables[0, :2].tolist() == [[0, 2, 4, NUM_BLOCKS], [7, 8, 1, 3]]
+
+
+def test_a_sequence_starts_without_what_its_window_has_left(grouped: Batch) -> None:
+    granted = grouped.edit(plan({}, start(0, 13, [-1, -1, 3, 4, 5, 6], computed=12)))
+    assert granted.tolist() == []
+    assert grouped.block_tables[:, 0, :4].tolist() == [
+        [NUM_BLOCKS, NUM_BLOCKS, 3, NUM_BLOCKS],
+        [4, 5, 6, NUM_BLOCKS],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (plan({}, start(0, 13, [-1, -1, -1, 4, 5, 6], computed=12)), r"blocks outside of 0…9: \[-1\]"),
+        (plan({}, start(0, 13, [-1, -1, 3, -1, 5, 6], computed=12)), "blocks outside"),
+        (plan({}, start(0, 13, [1, 2, 3], computed=4)), "with 3 blocks in 2 tables for 4 tokens"),
+        (plan({}, start(0, 5, []), grown=((0, 1),)), "grows 1 slots by 1 blocks"),
+    ],
+)
+def test_tables_that_lack_something_raise(bad: StepPlan, message: str, grouped: Batch) -> None:
+    with pytest.raises(InternalError, match=message):
+        grouped.edit(bad)
 
 
 def test_reset_forgets(batch: Batch) -> None:

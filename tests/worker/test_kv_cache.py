@@ -56,6 +56,21 @@ def test_longer_than_the_model() -> None:
     assert "at most 1000" in caught.value.hint
 
 
+def test_windows_let_sequences_be_longer_than_the_memory() -> None:
+    """A window of 100 and a chunk of 64 lie in 12 blocks at most."""
+    sliding = replace(BUDGET, groups=(KVGroup(100),), available_bytes=48 * MIB, model_len=100_000)
+    assert fit(sliding) == (12, 100_000)
+    assert fit(replace(sliding, available_bytes=44 * MIB)) == (11, 176)
+    assert fit(replace(sliding, available_bytes=400 * MIB)) == (4 * 12, 100_000), "not more than can be used"
+    mixed = replace(sliding, groups=(KVGroup(100), KVGroup()), available_bytes=400 * MIB)
+    assert fit(mixed) == (100, 88 * 16)
+
+
+def test_not_one_block_of_each_group() -> None:
+    with pytest.raises(OutOfMemory, match=r"a block of 16 tokens takes 2.0 MiB"):
+        fit(replace(BUDGET, groups=(KVGroup(100), KVGroup()), available_bytes=4 * MIB))
+
+
 def test_not_one_block() -> None:
     with pytest.raises(OutOfMemory, match=r"not one KV block fits: a block of 16 .* 1.0 MiB") as caught:
         fit(replace(BUDGET, available_bytes=MIB))
