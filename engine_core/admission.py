@@ -34,6 +34,10 @@ def check(submit: Submit, request: Request, facts: EngineFacts, *, grammars: boo
     for token_id, _ in submit.sampling.logit_bias:
         if token_id >= facts.vocab_size:
             raise InvalidRequest(f"logit_bias names token {token_id}: {ids}", param="logit_bias")
+    if submit.embed:
+        _check_embedding(submit, facts)
+    elif not facts.generates:
+        raise Unsupported("this model has no output head: it makes embeddings only", param="model")
     if submit.adapter:
         raise Unsupported("adapter is not supported by this engine core: leave it empty", param="adapter")
     if submit.grammar:
@@ -43,6 +47,17 @@ def check(submit: Submit, request: Request, facts: EngineFacts, *, grammars: boo
             if getattr(submit.sampling, field):
                 rule = "not together with a grammar, which alone says where the answer may end"
                 raise InvalidRequest(f"{field}: {rule}", param=field)
+
+
+def _check_embedding(submit: Submit, facts: EngineFacts) -> None:
+    if not facts.embedding_size:
+        raise Unsupported("this model makes no embeddings", param="model")
+    for field in ("resumed_token_ids", "grammar", "key"):
+        if getattr(submit, field):
+            raise InvalidRequest(f"{field}: not together with embed, which has no answer", param=field)
+    for field in ("logprobs", "prompt_logprobs"):
+        if getattr(submit.sampling, field) is not None:
+            raise InvalidRequest(f"{field}: not together with embed, which has no answer", param=field)
 
 
 def check_room(

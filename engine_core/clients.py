@@ -60,6 +60,7 @@ class Rows:
         self.started: list[tuple[int, int]] = []
         """(request id, tokens found in the prefix cache)"""
         self.prompt_logprobs: list[PromptLogprobs] = []
+        self.embeddings: list[tuple[int, bytes]] = []
 
     def add_rows(self, request_ids: bytes, indexes: bytes, token_ids: bytes, finishes: bytes) -> int:
         """Rows in packed columns (see Outputs). Returns the number of the first one."""
@@ -98,6 +99,7 @@ class Rows:
             logprobs=_gather(self.logprobs),
             started=tuple(self.started),
             prompt_logprobs=tuple(self.prompt_logprobs),
+            embeddings=tuple(self.embeddings),
         )
         self._clear()
         return outputs

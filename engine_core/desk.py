@@ -263,6 +263,7 @@ def _goes_on(known: Request, again: Request) -> bool:
     """Whether `again` asks for nothing but what `known` has or will have."""
     return (
         known.sampling == again.sampling
+        and known.embed == again.embed
         and (known.grammar and known.grammar.text) == (again.grammar and again.grammar.text)
         and known.num_prompt_tokens == again.num_prompt_tokens
         and known.token_ids[: again.num_tokens] == again.token_ids

@@ -47,6 +47,10 @@ class Delivery:
         for row, request in enumerate(planned.chunks, first):
             if tokens[row] != NO_TOKEN:
                 self._one(request, tokens[row], row)
+        if result.embeddings:
+            requests = planned.requests
+            for row, vector in result.embeddings:
+                self._embedding(requests[row], vector)
         if result.logprobs is not None:
             for place, row in enumerate(columns.unpack(columns.UINT32, result.logprobs.rows)):
                 if row in self._place_of:
@@ -107,6 +111,15 @@ class Delivery:
             for place, request in enumerate(requests):
                 row = first + (place if rows is None else rows[place])
                 self._place_of[row] = view.client, request, began + place
+
+    def _embedding(self, request: Request, vector: bytes) -> None:
+        """All that was wanted of a request."""
+        if request.state is State.ENDED:
+            return
+        request.finish = Finish.STOP
+        request.client.add_end(request, Finish.STOP)
+        request.client.embeddings.append((request.request_id, vector))
+        self.finished.append(request)
 
     def _one(self, request: Request, token: int, row: int) -> None:
         """One row by itself; nothing if its request ended while the step was in flight."""

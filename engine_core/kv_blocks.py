@@ -58,7 +58,7 @@ class KVBlocks:
         keys: list[bytes] = []
         if cache.enabled:
             self._extend_keys(request)
-            if request.sampling.prompt_logprobs is None:
+            if not request.wants_every_token:
                 keys = request.block_keys
         # The last known token is always computed: its logits are what is wanted.
         request.block_tables = cache.match(keys, (request.num_tokens - 1) // size)

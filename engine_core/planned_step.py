@@ -12,6 +12,8 @@ MOST_STARTED_BYTES = 4 << 20
 """Of sequences that start in one step, before the last of them: a plan must fit a frame."""
 MOST_MASK_BYTES = 4 << 20
 """Of masks of one step: 256 rows of a vocabulary of 128k tokens. The others wait a round."""
+MOST_EMBEDDING_BYTES = 4 << 20
+"""Of vectors that one step may bring, as its result must fit a frame: 256 of 4096 numbers."""
 
 
 _ONE = columns.pack_ids([1])
@@ -53,6 +55,7 @@ class Draft:
         are released; emptied by `finish`."""
         self._total, self._new = total, new
         self._started_bytes, self._mask_bytes = MOST_STARTED_BYTES, MOST_MASK_BYTES
+        self._embedding_bytes = MOST_EMBEDDING_BYTES
         self._released = released
         self.chunks: list[tuple[Request, int]] = []
         """Requests and how many of their known tokens the step computes."""
@@ -86,6 +89,8 @@ class Draft:
             return 0
         if request.grammar is not None and self._mask_bytes < len(request.grammar.mask):
             return 0
+        if request.embedding_bytes > self._embedding_bytes:
+            return 0
         return self._total if request.num_output_tokens else min(self._total, self._new)
 
     def add(self, request: Request, count: int) -> None:
@@ -93,6 +98,7 @@ class Draft:
         self.chunks.append((request, count))
         self._total -= count
         self._new -= count
+        self._embedding_bytes -= request.embedding_bytes
         if request.grammar is not None:
             self._mask_bytes -= len(request.grammar.mask)
 
@@ -151,4 +157,5 @@ def start_of(request: Request) -> SequenceStart:
         block_tables=b"".join([columns.pack_ids(table) for table in request.block_tables]),
         sampling=request.sampling,
         adapter=request.adapter,
+        embed=request.embed,
     )

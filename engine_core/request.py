@@ -44,6 +44,8 @@ class Request:
         "decoding_since",
         "digest",
         "due_step",
+        "embed",
+        "embedding_bytes",
         "finish",
         "first_blocks",
         "forced",
@@ -66,6 +68,7 @@ class Request:
         "tenant",
         "token_ids",
         "transcript",
+        "wants_every_token",
     )
 
     def __init__(self, client: Client, submit: Submit, facts: EngineFacts, arrival: int) -> None:
@@ -77,6 +80,12 @@ class Request:
         self.tenant = submit.tenant
         self.cache_salt = submit.cache_salt
         self.adapter = submit.adapter
+        self.embed = submit.embed
+        """A vector is wanted, no answer: it ends with the result of its last chunk."""
+        means = submit.embed and facts.pooling == "mean"
+        self.wants_every_token = means or sampling.prompt_logprobs is not None
+        """Something is made of each prompt token: none may be skipped because its KV is there."""
+        self.embedding_bytes = 4 * facts.embedding_size if submit.embed else 0
         self.arrival = arrival
         self.deadline: float | None = None
         self.token_ids: array[int] = columns.unpack_ids(submit.prompt_token_ids)

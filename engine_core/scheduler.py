@@ -300,7 +300,9 @@ class Scheduler:
         self.kv.register(request, end)
         if room == remaining:
             self.prefilling.pop(request, None)
-            if request.grammar is None:
+            if request.embed:
+                self.spent[request] = None
+            elif request.grammar is None:
                 self._start_decoding(request, self._step + 1)
             else:
                 self.constrained[request] = None

@@ -10,6 +10,7 @@ from .middleware import PUBLIC_PATHS, Authentication, BodyLimit, Edge
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
 from .openai.document import Document
+from .openai.embeddings import Embeddings
 from .openai.models import Models
 from .openai.status import Status
 from .openai.tokenize import Tokenization
@@ -60,6 +61,7 @@ def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
     return [
         post("/v1/chat/completions", ChatCompletions(service)),
         post("/v1/completions", Completions(service)),
+        post("/v1/embeddings", Embeddings(service)),
         get("/v1/models", models.list),
         get("/v1/models/{id:path}", models.get),
         post("/tokenize", text.tokenize),

@@ -13,12 +13,14 @@ import asyncio
 import itertools
 import os
 import time
+from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import zmq
 
+from . import columns
 from .curve import CurveKeys
 from .errors import TernError, Unavailable
 from .messages import (
@@ -27,6 +29,7 @@ from .messages import (
     ControlResult,
     EngineFacts,
     EngineMessage,
+    Finish,
     Outputs,
     Ping,
     Pong,
@@ -154,6 +157,36 @@ class EngineClient:
         self._send(messages)
         self._watch()
         return stream
+
+    async def embed(
+        self,
+        prompt_token_ids: Sequence[int],
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        tenant: str = "",
+        cache_salt: str = "",
+    ) -> "array[float]":
+        """The prompt as a vector of length 1, float32. Raises the engine core's error; cancelling it aborts
+        the request."""
+        stream, messages = self._registry.submit(
+            prompt_token_ids,
+            SamplingParams(max_tokens=1, temperature=0),
+            time.monotonic(),
+            priority=priority,
+            timeout_s=timeout_s,
+            tenant=tenant,
+            cache_salt=cache_salt,
+            embed=True,
+        )
+        self._send(messages)
+        self._watch()
+        async with stream:
+            async for _ in stream:
+                pass
+        if stream.finish is Finish.ABORT:
+            raise Unavailable("the engine core ended this request before it was complete")
+        return columns.unpack_floats(stream.embedding)
 
     async def ping(self, timeout_s: float = 5) -> Pong:
         """Ask the engine core's main loop for a sign of life and its statistics."""

@@ -35,6 +35,8 @@ WideColumn = Annotated[bytes, Meta(max_length=8 * MAX_IDS)]
 """uint64, at most 2^20 of them, or int32, twice as many."""
 FlagColumn = Annotated[bytes, Meta(max_length=MAX_IDS)]
 """uint8, at most 2^20 of them."""
+Vector = Annotated[bytes, Meta(max_length=4 << 16)]
+"""float32, at most 2^16 of them."""
 TableColumn = Annotated[bytes, Meta(max_length=16 * MAX_IDS)]
 """int32 or float32, several per row: as much as a frame holds."""
 
@@ -98,6 +100,9 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     """Of what was asked. The same key with another digest is refused as `idempotency_key_reused`."""
     again: bool = False
     """It was accepted before, by this engine core or another: a full queue does not refuse it now."""
+    embed: bool = False
+    """Not an answer is wanted, but the prompt as a vector: it ends with one row, which has no token, and
+    Outputs has the vector beside it. To be submitted without ids, grammar or key: it is computed again."""
 
 
 class Abort(Struct, frozen=True, array_like=True, tag="abort"):
@@ -154,6 +159,12 @@ class EngineFacts(Struct, frozen=True, array_like=True):
     weights_bytes: Count = 0
     kv_bytes: Count = 0
     kv_groups: Annotated[tuple[KVGroup, ...], Meta(min_length=1, max_length=MOST_GROUPS)] = (KVGroup(),)
+    embedding_size: Count = 0
+    """Numbers of an embedding; 0: this worker makes none."""
+    pooling: Literal["last", "mean"] = "last"
+    """What embeddings are made of: the last token's hidden state, or all of them."""
+    generates: bool = True
+    """False: the checkpoint has no output head, so that embeddings are all that it is good for."""
 
     @property
     def kv_tokens(self) -> tuple[int, int]:
@@ -212,6 +223,8 @@ class Outputs(Struct, frozen=True, array_like=True, tag="outputs"):
     started: Annotated[tuple[tuple[RequestId, Count], ...], Meta(max_length=MAX_ENTRIES)] = ()
     """(request, prompt tokens found in the prefix cache) of requests that ran for the first time."""
     prompt_logprobs: Annotated[tuple[PromptLogprobs, ...], Meta(max_length=MAX_ENTRIES)] = ()
+    embeddings: Annotated[tuple[tuple[RequestId, Vector], ...], Meta(max_length=MAX_ENTRIES)] = ()
+    """(request, its vector, of length 1) of requests that end with a row of this message"""
 
 
 class Refused(Struct, frozen=True, array_like=True, tag="refused"):

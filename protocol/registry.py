@@ -94,6 +94,7 @@ class Registry:
         grammar: str = "",
         key: str = "",
         digest: str = "",
+        embed: bool = False,
     ) -> tuple[TokenStream, list[ClientMessage]]:
         """Open a stream. While the client is not attached, there is nothing to send yet.
 
@@ -111,6 +112,7 @@ class Registry:
             grammar=grammar,
             key=key,
             digest=digest,
+            embed=embed,
         )
         stream = TokenStream(request, self._on_close, now)
         if error := self.refusal or _broken_rule(request):
@@ -229,6 +231,9 @@ class Registry:
             if (stream := streams.get(prompt.request_id)) is not None:
                 for offset, logprob in unpack_logprobs(prompt.block):
                     stream.prompt_logprobs[prompt.first_position + offset] = logprob
+        for request_id, vector in outputs.embeddings:
+            if (stream := streams.get(request_id)) is not None:
+                stream.embedding = vector
         if self._unscored:
             streams = self._scored(outputs, now, again)
         logprobs = dict(unpack_logprobs(outputs.logprobs)) if outputs.logprobs is not None else None

@@ -20,6 +20,7 @@ from .messages import (
     LogprobBlock,
     Prose,
     TableColumn,
+    Vector,
     WideColumn,
 )
 from .sampling import SamplingParams
@@ -47,6 +48,8 @@ class SequenceStart(Struct, frozen=True, array_like=True):
     i // block_size at i % block_size. NO_BLOCK for what has left the group's window, see kv_groups.py."""
     sampling: SamplingParams
     adapter: Label = ""
+    embed: bool = False
+    """Once all of its tokens are computed, a vector is wanted instead of a token."""
 
 
 class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
@@ -129,6 +132,8 @@ class StepResult(Struct, frozen=True, array_like=True, tag="result"):
     """(row, first position, block) for rows that asked for them"""
     failed_rows: Annotated[tuple[tuple[Count, Label], ...], Meta(max_length=MAX_ENTRIES)] = ()
     """(row, error code): these requests alone end with an error; their token is NO_TOKEN"""
+    embeddings: Annotated[tuple[tuple[Count, Vector], ...], Meta(max_length=MAX_ENTRIES)] = ()
+    """(row, vector of length 1) of the sequences that are complete; their token is NO_TOKEN"""
 
 
 class StepFailed(Struct, frozen=True, array_like=True, tag="failed"):

@@ -61,6 +61,8 @@ class TokenStream:
         self.num_cached_tokens = 0
         self.prompt_logprobs: dict[int, TokenLogprob] = {}
         """By position in the prompt, when asked for; complete at the first token."""
+        self.embedding = b""
+        """float32, of a request for one that has ended"""
         self.finish = Finish.NONE
         self.sent = False
         """The engine core, this one or another, has been told of it."""

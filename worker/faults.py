@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from msgspec import structs
+
 from protocol import columns
 from protocol.errors import NumericalError, StartupError
 from protocol.messages import NO_TOKEN, EngineFacts
@@ -244,16 +246,14 @@ class FaultyRunner:
         token_ids = columns.unpack_ids(result.token_ids)
         failed = dict(result.failed_rows)
         for row in rows:
-            if token_ids[row] != NO_TOKEN:
+            if token_ids[row] != NO_TOKEN or row in dict(result.embeddings):
                 token_ids[row] = NO_TOKEN
                 failed[row] = NumericalError.code
-        return StepResult(
-            epoch=result.epoch,
-            step=result.step,
+        return structs.replace(
+            result,
             token_ids=token_ids.tobytes(),
-            logprobs=result.logprobs,
-            prompt_logprobs=result.prompt_logprobs,
             failed_rows=tuple(failed.items()),
+            embeddings=tuple(one for one in result.embeddings if one[0] not in failed),
         )
 
 

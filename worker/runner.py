@@ -35,6 +35,7 @@ from .logprobs import LogprobReports
 from .masks import Masks
 from .models.registry import build
 from .parallel import Group
+from .pooling import Pooling, instead_of_tokens, kind_of
 from .sampler import Sampler
 from .threads import StepThreads, physical_cores
 from .weights import Report, Wants, load, random_part, reader
@@ -88,6 +89,7 @@ class TorchRunner:
         self.batch = Batch(facts)
         self.sampler = Sampler(facts.max_num_seqs, facts.vocab_size, facts.eos_token_ids)
         self.reports = LogprobReports(facts.max_num_seqs)
+        self.pooling = Pooling(facts.max_num_seqs, facts.pooling)
         self._folder = Path(config.group_dir)
         self._profiler: torch.profiler.profile | None = None
         report("warming up", "", None)
@@ -122,10 +124,11 @@ class TorchRunner:
         metadata = [plans[group] for group in self.layout.group_of]
         x = self.model(token_ids, torch.from_numpy(positions), self.cache.layers, metadata)
         prompts = self._prompt_logprobs(x, rows)
+        vectors = self.pooling.pool(x, rows, self.model.states)
         ends = x if rows.last_tokens is None else x[rows.last_tokens]
         result = self._sample(plan, rows, self.model.logits(ends), prompts)
         self.threads.end()
-        return result
+        return instead_of_tokens(result, vectors) if vectors else result
 
     def profile(self, start: bool) -> str:
         """Start a trace, or stop it and return where its file is. Says so when there is nothing to do."""
@@ -148,6 +151,7 @@ class TorchRunner:
         try:
             self.sampler.start(start.slot, start.sampling, token_ids, start.num_prompt_tokens)
             self.reports.start(start.slot, start.sampling)
+            self.pooling.start(start.slot, start.embed)
         except Exception as error:
             raise RowsFailed((start.slot,), error) from error
 
@@ -238,6 +242,9 @@ class TorchRunner:
             weights_bytes=weights_bytes,
             kv_bytes=num_blocks * block_bytes,
             kv_groups=self.layout.groups,
+            embedding_size=model.hidden_size,
+            pooling=kind_of(Path(config.model.model)),
+            generates=not wants.headless,
         )
 
     def _warm_up(self) -> None:

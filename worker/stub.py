@@ -10,6 +10,7 @@ another group's, changes everything, too. Knows nothing of probabilities: its lo
 from the same hash.
 """
 
+import math
 import zlib
 from array import array
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ _EOS_ODDS = 61
 _MASKED_EOS_ODDS = 4
 """The same where a mask allows it, so that answers to a grammar end."""
 _WORD = (1 << 64) - 1
+_EMBEDDING_SIZE = 16
 _GARBAGE = 0xBAD0BAD0
 _SALT = 0x00517E3D
 """Between the KV of one group and of the next."""
@@ -64,6 +66,7 @@ class _Sequence:
         length = len(blocks) // num_groups
         self.tables = [blocks[group * length : (group + 1) * length] for group in range(num_groups)]
         self.sampling = start.sampling
+        self.embed = start.embed
 
 
 class StubRunner:
@@ -97,6 +100,7 @@ class StubRunner:
             max_num_seqs=config.scheduler.max_num_seqs,
             device="stub",
             dtype="hash",
+            embedding_size=_EMBEDDING_SIZE,
             kv_bytes=len(self.cache) * self.cache.itemsize,
             kv_groups=self.groups,
         )
@@ -140,12 +144,16 @@ class StubRunner:
         token_ids = no_tokens(len(rows))
         logprobs = _Logprobs()
         prompts = []
+        vectors = []
         for row, (sequence, count) in enumerate(zip(rows, counts, strict=True)):
             if sequence.sampling.prompt_logprobs is not None:
                 prompts += self._prompt_logprobs(row, sequence, count)
             if sequence.num_computed_tokens < len(sequence.token_ids):
                 continue
             word = self._attend(sequence, sequence.num_computed_tokens)
+            if sequence.embed:
+                vectors.append((row, _vector(word)))
+                continue
             token = self._choose(word, sequence, masks.get(row))
             sequence.token_ids.append(token)
             token_ids[row] = token
@@ -157,6 +165,7 @@ class StubRunner:
             token_ids=token_ids.tobytes(),
             logprobs=logprobs.block() if logprobs.entries else None,
             prompt_logprobs=tuple(prompts),
+            embeddings=tuple(vectors),
         )
 
     def _write(self, sequence: _Sequence, count: int) -> None:
@@ -173,7 +182,8 @@ class StubRunner:
             value = values.pop() if len(values) == 1 else _GARBAGE
         for position in range(first, first + count):
             block, place = divmod(position, size)
-            value = zlib.crc32(token_ids[position].to_bytes(4, "little"), value)
+            # Not a CRC: that is linear, and in the CRC over all of them every other one would cancel out.
+            value = _mix(value << 32 | token_ids[position]) >> 32
             for table, window, _ in groups:
                 if window is not None and position >= window - 1:  # depends on the oldest token that it sees
                     oldest, there = divmod(position - window + 1, size)
@@ -249,6 +259,13 @@ class _Logprobs:
             top_ids=columns.pack_ids(token for top in padded for token, _ in top),
             top_values=columns.pack(columns.FLOAT32, (value for top in padded for _, value in top)),
         )
+
+
+def _vector(word: int) -> bytes:
+    """A word's hashes as a vector of length 1."""
+    numbers = [_mix(word + i) / _WORD - 0.5 for i in range(_EMBEDDING_SIZE)]
+    length = math.hypot(*numbers)
+    return columns.pack(columns.FLOAT32, [number / length for number in numbers])
 
 
 def _masks(plan: StepPlan) -> dict[int, list[int]]:

@@ -67,6 +67,8 @@ class Wants:
     finishers: list[Callable[[], None]] = field(default_factory=list)
     base_prefix: str = ""
     """A checkpoint of the bare model, without its head, leaves this out of all names."""
+    headless: bool = False
+    """The checkpoint has no output head: its logits mean nothing."""
     view: Callable[[Source], Source] = field(default=lambda source: source)
     """How the model sees a checkpoint whose names and shapes are not its own."""
 

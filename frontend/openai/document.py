@@ -16,6 +16,7 @@ from .chat import ChatRequest
 from .chat_events import ChatResponse
 from .completion_events import CompletionResponse
 from .completions import CompletionRequest
+from .embeddings import EmbeddingRequest, EmbeddingResponse
 from .headers import (
     IDEMPOTENCY_KEY,
     KEY_PATTERN,
@@ -48,6 +49,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("post", "/v1/completions"): Operation(
         summary="Continue texts", request=CompletionRequest, answer=CompletionResponse, generates=True
+    ),
+    ("post", "/v1/embeddings"): Operation(
+        summary="Turn texts into vectors", request=EmbeddingRequest, answer=EmbeddingResponse
     ),
     ("get", "/v1/models"): Operation(summary="The names that can be asked for", answer=ModelList),
     ("get", "/v1/models/{id}"): Operation(summary="One of them", answer=ModelCard),

@@ -143,6 +143,17 @@ def make_wish(
     )
 
 
+def check_embedded(ids: Sequence[int], facts: EngineFacts, param: str) -> None:
+    """Of an input that is to become a vector. Raises InvalidRequest."""
+    if len(ids) >= facts.max_model_len:
+        raise ContextLengthExceeded(
+            f"this model's maximum context length is {facts.max_model_len} tokens, and an input may have one "
+            f"fewer, but has {len(ids)}; shorten it",
+            param=param,
+        )
+    _check_ids(ids, facts, param)
+
+
 def check_text_length(num_chars: int, facts: EngineFacts, param: str) -> None:
     """Refuse at once what cannot fit the context. Raises ContextLengthExceeded."""
     if num_chars > facts.max_model_len * CHARS_PER_TOKEN:

@@ -77,11 +77,16 @@ async def encode_chat(
 
 
 async def encode_texts(
-    service: Service, texts: Sequence[str], facts: EngineFacts | None, *, add_special_tokens: bool
+    service: Service,
+    texts: Sequence[str],
+    facts: EngineFacts | None,
+    *,
+    add_special_tokens: bool,
+    param: str = "prompt",
 ) -> list[Prompt]:
     """Tokenize. Raises InvalidRequest."""
     if facts is not None:
-        check_text_length(max(map(len, texts)), facts, "prompt")
+        check_text_length(max(map(len, texts)), facts, param)
     ids = await service.tokenizer.encode(texts, add_special_tokens=add_special_tokens)
     return [Prompt(one, text) for one, text in zip(ids, texts, strict=True)]
 

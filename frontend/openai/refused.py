@@ -78,6 +78,18 @@ COMPLETIONS: dict[str, Refusal] = GENERATION | {
     "suffix": Refusal("this server does not fill in the middle", ("",)),
 }
 
+EMBEDDINGS: dict[str, Refusal] = {
+    "messages": Refusal("send texts or ids as `input`", ([],)),
+    "prompt": Refusal("send texts or ids as `input`", ("", [])),
+    "stream": Refusal("a vector comes whole", (False,)),
+    "truncate_prompt_tokens": GENERATION["truncate_prompt_tokens"],
+    "normalize": Refusal("vectors have length 1 here", (True,)),
+    "embed_dtype": Refusal("vectors are float32 here", ("float32",)),
+    "task": Refusal("write its instruction into the text, as the model's card says"),
+    "instruction": Refusal("write it into the text, as the model's card says", ("",)),
+    "input_type": Refusal("write its instruction into the text, as the model's card says"),
+}
+
 _LONGEST_HARMLESS_BYTES = 256
 
 

@@ -2,7 +2,7 @@
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_core.clients import Client
@@ -37,6 +37,7 @@ def rows(steps: tuple[LaneStep, ...]) -> dict[int, tuple[Client, int, int]]:
     return found
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_any_coming_and_going_keeps_the_columns_in_step(seed: int) -> None:
     draw = random.Random(seed)

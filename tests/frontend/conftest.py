@@ -86,6 +86,7 @@ def facts(tokenizer: Tokenizer) -> EngineFacts:
         num_blocks=100,
         eos_token_ids=(END,),
         max_num_seqs=16,
+        embedding_size=4,
     )
 
 

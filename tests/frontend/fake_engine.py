@@ -139,6 +139,9 @@ class FakeEngine:
                 elif self.refuse_next is not None:
                     refusal, self.refuse_next = self.refuse_next, None
                     self._send(msgspec.structs.replace(refusal, request_id=message.request_id))
+                elif message.embed:
+                    if self.pause_at is None:
+                        self._send(_vector(message, self.facts.embedding_size))
                 else:
                     self._answer(message, len(message.resumed_token_ids) // 4)
             case Abort():
@@ -192,6 +195,14 @@ def _outputs(
         started=((request_id, num_cached),) if index == 0 and NO_TOKEN not in tokens else (),
         prompt_logprobs=prompt,
     )
+
+
+def _vector(submit: Submit, size: int) -> Outputs:
+    """Of length 1: (3, 4, 0, …) / 5 with the last id's sign."""
+    sign = -1 if columns.unpack_ids(submit.prompt_token_ids)[-1] % 2 else 1
+    vector = columns.pack(columns.FLOAT32, [0.6 * sign, 0.8 * sign, *[0.0] * (size - 2)])
+    row = _outputs(submit.request_id, 0, [NO_TOKEN], Finish.STOP)
+    return msgspec.structs.replace(row, embeddings=((submit.request_id, vector),))
 
 
 def fake_logprobs(tokens: list[int], width: int) -> LogprobBlock:

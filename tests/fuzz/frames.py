@@ -127,7 +127,7 @@ SAMPLES: dict[str, tuple[Any, list[Any]]] = {
         WorkerToEngine,
         [
             WorkerReady(2, "0123456789abcdef", 0, 3, "m", FACTS),
-            StepResult(1, 2, IDS, BLOCK, ((0, 1, BLOCK),), ((1, "numerical_error"),)),
+            StepResult(1, 2, IDS, BLOCK, ((0, 1, BLOCK),), ((1, "numerical_error"),), ((2, IDS),)),
             StepFailed(1, 2, IDS, "out_of_memory", "no memory"),
             WorkerReply(1, True, "trace.json"),
         ],

@@ -165,3 +165,25 @@ def test_two_ranks_live_and_die_together(serve: "Serve") -> None:
     stack.wait_ready()
     assert before.isdisjoint(stack.pids["worker"])
     assert len(stack.pids["worker"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["engine_core", "worker"])
+async def test_embeddings_come_all_the_same(serve: "Serve", kind: str) -> None:
+    stack = serve()
+    inputs = [[6 + n % 400, 6 + n // 400, *[9] * (100 * (n % 7))] for n in range(800)]
+    async with stack.async_client() as client:
+
+        async def embed() -> list[list[float]]:
+            answer = await client.embeddings.create(model="tiny", input=inputs)
+            return [one.embedding for one in answer.data]
+
+        expected = await embed()
+        again = asyncio.ensure_future(embed())
+        async with httpx2.AsyncClient(base_url=stack.base_url, timeout=60) as http:
+            while "tern_num_requests_running 0.0" in (await http.get("/metrics")).text:
+                if again.done():  # it was over before anybody looked
+                    again = asyncio.ensure_future(embed())
+        stack.kill(kind)
+        assert await again == expected
+    stack.program.wait_for("was killed by SIGKILL; starting it again now")
+    assert len({tuple(vector) for vector in expected}) == len(inputs)

@@ -97,6 +97,8 @@ class Resident:
         self.prompt_logprobs: dict[int, dict[int, float]] = {}
         """Of prompt positions"""
         self.failure = ""
+        self.embed = False
+        self.embedding: array[float] | None = None
 
     @property
     def blocks(self) -> list[int]:
@@ -194,10 +196,12 @@ class Driver:
             samples = count == seq.left
             seq.num_computed += count
             seq.failure = failures.get(row, "")
-            assert (tokens[row] != NO_TOKEN) == (samples and not seq.failure)
+            assert (tokens[row] != NO_TOKEN) == (samples and not seq.failure and not seq.embed)
             if tokens[row] != NO_TOKEN:
                 seq.token_ids.append(tokens[row])
         seqs = list(counts)
+        for row, vector in result.embeddings:
+            seqs[row].embedding = columns.unpack_floats(vector)
         if result.logprobs is not None:
             for row, logprobs in unpack(result.logprobs, {r: s.token_ids[-1] for r, s in enumerate(seqs)}):
                 seqs[row].logprobs.append(logprobs)
@@ -206,6 +210,17 @@ class Driver:
             for offset, logprobs in unpack(block, there):
                 seqs[row].prompt_logprobs[first + offset] = logprobs
         return result
+
+    def embed(self, prompts: Sequence[Sequence[int]], chunk: int = 1 << 20) -> list["array[float]"]:
+        """Vectors of prompts that are computed beside each other, `chunk` tokens of each per step."""
+        seqs = [self.add(prompt) for prompt in prompts]
+        for seq in seqs:
+            seq.embed = True
+        while todo := [s for s in seqs if s.left]:
+            self.step({s: min(s.left, chunk) for s in todo})
+        for seq in seqs:
+            self.drop(seq)
+        return [seq.embedding or array("f") for seq in seqs]
 
     def run(self, seqs: Sequence[Resident], num_outputs: int, chunk: int = 1 << 20) -> list[list[int]]:
         """Until each has so many outputs; prompts advance by `chunk` tokens per step."""
@@ -234,6 +249,7 @@ class Driver:
             num_computed_tokens=seq.num_computed,
             block_tables=columns.pack_ids(block for table in seq.tables for block in table),
             sampling=seq.sampling,
+            embed=seq.embed,
         )
 
 

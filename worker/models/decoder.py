@@ -66,7 +66,9 @@ class Decoder:
         """`windows` of each layer. `embedding_scale` and `soft_cap` (of the logits) are rarely wanted."""
         assert len(windows) == config.num_hidden_layers
         self.vocab_size, size = config.vocab_size, config.hidden_size
+        self.hidden_size = size
         self.num_layers = config.num_hidden_layers
+        wants.base_prefix = "model."
         self.max_len = config.max_position_embeddings
         model = wants.scope() / "model"
         self.embed_tokens = Embedding(model / "embed_tokens", config.vocab_size, size, group)
@@ -97,6 +99,9 @@ class Decoder:
         for layer, window in zip(self.layers, self.windows, strict=True):
             x = layer(x, steps[window])
         return x
+
+    def states(self, x: Tensor) -> Tensor:
+        return self.norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
         return self.lm_head(self.norm(x))

@@ -93,6 +93,7 @@ class GPT2:
 
     def __init__(self, config: GPT2Config, wants: Wants, group: Group) -> None:
         self.vocab_size, size = config.vocab_size, config.n_embd
+        self.hidden_size = size
         self.num_layers = config.n_layer
         self.max_len = config.n_positions
         self.windows: tuple[Window, ...] = (None,) * config.n_layer
@@ -119,6 +120,9 @@ class GPT2:
         for layer in self.layers:
             x = layer(x, step)
         return x
+
+    def states(self, x: Tensor) -> Tensor:
+        return self.ln_f(x)
 
     def logits(self, x: Tensor) -> Tensor:
         return self.lm_head(self.ln_f(x))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from msgspec import Struct
+from msgspec import Struct, structs
 from torch import Tensor
 
 from protocol.config import ModelOptions
@@ -40,6 +40,7 @@ class Model(Protocol):
     """Positions that the model itself allows."""
     windows: tuple[Window, ...]
     """Of each layer."""
+    hidden_size: int
 
     def cover(self, max_len: int) -> None:
         """Make ready for positions 0 … max_len - 1."""
@@ -48,6 +49,9 @@ class Model(Protocol):
         self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: StepMetadata
     ) -> Tensor:
         """int64[tokens] twice → hidden states [tokens, hidden]; writes the tokens' KV into the caches."""
+
+    def states(self, x: Tensor) -> Tensor:
+        """Hidden states [n, hidden] → what the output head and embeddings are made from: normed."""
 
     def logits(self, x: Tensor) -> Tensor:
         """Hidden states [n, hidden] → float32 [n, vocab_size], the same on every rank."""
@@ -83,7 +87,15 @@ class _Header(Struct, frozen=True):
     auto_map: dict[str, object] | None = None
 
 
+_HEAD = "lm_head.weight"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _family(architecture: str) -> Family | None:
+    """Checkpoints that make embeddings often name the bare model."""
+    bare = architecture.removesuffix("Model")
+    names = (architecture, f"{bare}ForCausalLM", f"{bare}LMHeadModel")
+    return next((MODELS[name] for name in names if name in MODELS), None)
 
 
 def build(
@@ -93,7 +105,7 @@ def build(
     header = checkpoint.config(_Header)
     if header.auto_map:
         raise StartupError("config.json has an auto_map: the model needs its own code, which Tern never runs")
-    kind = next((MODELS[name] for name in header.architectures if name in MODELS), None)
+    kind = next(filter(None, map(_family, header.architectures)), None)
     if options.model_impl == "transformers" or (kind is None and options.model_impl == "auto"):
         return _build_in_transformers(checkpoint, header, options, group)
     if kind is None:
@@ -105,6 +117,8 @@ def build(
     wants = Wants(resolve_dtype(options.dtype, header), formats, kernels=kernels)
     config = checkpoint.config(kind.config_type)
     config.check()
+    if not config.tie_word_embeddings and checkpoint.tensors and _HEAD not in checkpoint.tensors:
+        wants.headless, config = True, structs.replace(config, tie_word_embeddings=True)
     return kind.build(config, wants, group), wants
 
 

@@ -68,6 +68,7 @@ class TransformersModel:
             message = f"{name}: its code in transformers cannot be run with our attention"
             raise StartupError(f"{message} ({_first_line(error)})") from error
         self._dtype = wants.dtype
+        self.hidden_size: int = self._head.get_output_embeddings().weight.shape[1]
         self.vocab_size: int = config.vocab_size
         self.max_len: int = config.max_position_embeddings
         self.num_layers = len(self._layers)
@@ -92,6 +93,9 @@ class TransformersModel:
             output = self._decoder(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
         x: Tensor = output[0][0]
         return x
+
+    def states(self, x: Tensor) -> Tensor:
+        return x  # normed by the decoder
 
     def logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self._head(inputs_embeds=x[None], use_cache=False).logits[0]
