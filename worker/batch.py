@@ -137,17 +137,20 @@ class Batch:
     def _grow(self, slots: Int32s, blocks: Int32s) -> Int32s:
         if len(slots) * len(self.groups) != len(blocks):
             raise InternalError(f"the plan grows {len(slots)} slots by {len(blocks)} blocks")
-        grown, counts = np.unique(slots, return_counts=True)
-        self._check_slots(grown, "grows")
+        self._check_occupied(slots, "grows")
         self._check_blocks(blocks)
-        order = np.argsort(slots, kind="stable")  # of one slot, in the order given
-        places = np.arange(len(slots)) - np.repeat(np.cumsum(counts) - counts, counts)
-        places += np.repeat(self.num_blocks[grown], counts)
+        order = slots.argsort(kind="stable")  # of one slot, in the order given
+        slots, rows = slots[order], blocks.reshape(-1, len(self.groups))[order]
+        starts = np.flatnonzero(np.concatenate((_FIRST, slots[1:] != slots[:-1])))
+        grown, places = slots[starts], self.num_blocks[slots]
+        if len(grown) < len(slots):  # some by several blocks
+            counts = np.diff(starts, append=len(slots))
+            places += np.arange(len(slots)) - starts.repeat(counts)
         if places.max() >= self.block_tables.shape[2]:
-            slot = slots[order][places.argmax()]
+            slot = slots[places.argmax()]
             raise InternalError(f"the plan grows slot {slot} beyond {self.block_tables.shape[2]} blocks")
-        self.block_tables[:, slots[order], places] = blocks.reshape(-1, len(self.groups))[order].T
-        self.num_blocks[grown] += counts
+        self.block_tables[:, slots, places] = rows.T
+        self.num_blocks[slots] = places + 1  # the last of a slot's is the one that stays
         self._forget_unseen(grown)
         return blocks
 
@@ -240,11 +243,14 @@ class Batch:
     # ── rules ───────────────────────────────────────────────────────────────────────────────────
 
     def _check_slots(self, slots: Int32s, verb: str) -> None:
+        self._check_occupied(slots, verb)
+        if len(np.unique(slots)) < len(slots):
+            raise InternalError(f"the plan {verb} slots that are doubled: {slots.tolist()}")
+
+    def _check_occupied(self, slots: Int32s, verb: str) -> None:
         inside = slots.min() >= 0 and slots.max() < len(self.occupied)
-        if not inside or not self.occupied[slots].all() or len(np.unique(slots)) < len(slots):
-            raise InternalError(
-                f"the plan {verb} slots that are empty, doubled or out of range: {slots.tolist()}"
-            )
+        if not inside or not self.occupied[slots].all():
+            raise InternalError(f"the plan {verb} slots that are empty or out of range: {slots.tolist()}")
 
     def _check_blocks(self, blocks: Int32s) -> None:
         if len(blocks) and (blocks.min() < 0 or blocks.max() >= self.null_block):
@@ -265,6 +271,7 @@ class Batch:
 
 
 _NONE: Int32s = np.empty(0, dtype=np.int32)
+_FIRST = np.ones(1, dtype=np.bool_)
 
 
 def _ids(column: bytes) -> Int32s:
