@@ -74,7 +74,8 @@ class TorchRunner:
         read = random_part if dummy else reader(wants, checkpoint)
         working_bytes = wants.working_bytes(checkpoint.tensors)
         self.facts = self._facts(config, checkpoint.eos_token_ids(), wants, working_bytes)
-        self.threads = StepThreads(threads, wants.num_bytes() // wants.dtype.itemsize)
+        set_pool = None if self.kernels is None else self.kernels.set_threads
+        self.threads = StepThreads(threads, wants.num_bytes() // wants.dtype.itemsize, set_pool)
         self.model_fingerprint = checkpoint.fingerprint(
             self.facts.dtype, config.model.load_format, wants.formats.name
         )
@@ -87,7 +88,7 @@ class TorchRunner:
         windows = [group.window for group in self.layout.groups]
         self.planner = AttentionPlanner(self.cache.shape, wants.dtype, windows, self.kernels)
         self.batch = Batch(facts)
-        self.sampler = Sampler(facts.max_num_seqs, facts.vocab_size, facts.eos_token_ids)
+        self.sampler = Sampler(facts.max_num_seqs, facts.vocab_size, facts.eos_token_ids, self.kernels)
         self.reports = LogprobReports(facts.max_num_seqs)
         self.pooling = Pooling(facts.max_num_seqs, facts.pooling)
         self._folder = Path(config.group_dir)
@@ -96,7 +97,7 @@ class TorchRunner:
         self._warm_up()
 
     def reset(self) -> None:
-        """Forget every sequence. Blocks are blanked when they are granted again."""
+        """Forget every sequence. Torch's kernels have blocks blanked when they are granted again."""
         self.batch.reset()
         self.planner.release()
 
@@ -159,8 +160,7 @@ class TorchRunner:
         self, plan: StepPlan, rows: Rows, logits: Tensor, prompts: tuple[tuple[int, int, LogprobBlock], ...]
     ) -> StepResult:
         batch, slots = self.batch, rows.sampling_slots
-        finite = logits.sum(-1).isfinite()
-        failed = _NONE if bool(finite.all()) else np.flatnonzero(~finite.numpy())
+        likeliest, failed = self.sampler.examine(logits)
         if len(failed):
             logits[torch.from_numpy(failed)] = 0.0  # sampling and feeding back go on with any valid token
         asked = self.reports.rows(slots)
@@ -168,7 +168,7 @@ class TorchRunner:
         plan_rows = rows.plan_rows[rows.sampling]
         masks = Masks.of(plan, plan_rows, self.facts.vocab_size)
         positions = batch.num_tokens[slots] - batch.num_prompt[slots]
-        tokens = self.sampler.sample(logits, slots, positions, masks)
+        tokens = self.sampler.sample(logits, slots, positions, masks, likeliest)
         batch.advance(rows, tokens)
         token_ids = np.full(len(rows.slots), NO_TOKEN, dtype=np.int32)
         token_ids[plan_rows] = tokens.numpy()
@@ -264,6 +264,3 @@ class TorchRunner:
             self.execute(StepPlan(0, 0, slot, columns.pack_ids([count]), started=(start,)))
             self.execute(StepPlan(0, 1, slot, columns.pack_ids([1])))
         self.reset()
-
-
-_NONE: Ints = np.empty(0, dtype=np.int64)

@@ -18,6 +18,8 @@ from torch import Tensor
 from protocol.sampling import SamplingParams
 
 from .filters import draw, min_p_floor, top_k_top_p_floor
+from .kernels.cpu.library import Library
+from .kernels.sampling import Limits, SamplingKernels
 from .masks import Masks
 from .penalties import Penalties
 from .randomness import uniform
@@ -45,11 +47,25 @@ class Selection:
     temperature: Tensor
     """[rows, 1]"""
     floors: list[Callable[[Tensor], Tensor]]
+    limits: Limits
+    """The same for the kernels in C."""
     seeds: NDArray[np.uint64]
+
+    @property
+    def edits(self) -> bool:
+        """Whether logits are changed for anybody."""
+        return any(rows is not None for rows in (self.bias, self.min_tokens, self.penalized))
 
 
 class Sampler:
-    def __init__(self, max_num_seqs: int, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        kernels: Library | None = None,
+    ) -> None:
+        self.kernels = SamplingKernels(kernels) if kernels is not None else None
         self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.penalties = Penalties(max_num_seqs, vocab_size)
@@ -68,17 +84,32 @@ class Sampler:
         self._plain[slot] = params.temperature < GREEDY_BELOW and not edited
         self._selection = None
 
+    def examine(self, logits: Tensor) -> tuple[Tensor, Ints]:
+        """float32 logits [n, vocab] → the likeliest tokens int64[n], and the rows that are not finite."""
+        if self.kernels is None:
+            tokens, finite = logits.argmax(-1), logits.sum(-1).isfinite().numpy()
+        else:
+            tokens, finite = self.kernels.choose(logits)
+        return tokens, np.flatnonzero(~finite)
+
     def sample(
-        self, logits: Tensor, slots: Ints, output_positions: Ints, masks: Masks | None = None
+        self,
+        logits: Tensor,
+        slots: Ints,
+        output_positions: Ints,
+        masks: Masks | None = None,
+        likeliest: Tensor | None = None,
     ) -> Tensor:
         """float32 logits [n, vocab] of n slots, which may be changed → int64[n].
 
-        The output position of a row is the number of output tokens before the one to be sampled.
+        The output position of a row is the number of output tokens before the one to be sampled. `likeliest`
+        are the tokens that `examine` found, if it was asked.
         """
         if self._plain[slots].all():
             if masks is not None:
                 masks.apply(logits)
-            return logits.argmax(-1)
+                likeliest = None
+            return self.examine(logits)[0] if likeliest is None else likeliest
         if self._selection is None or self._selection.slots is not slots:
             self._selection = self._select(slots)
         selection = self._selection
@@ -86,9 +117,10 @@ class Sampler:
             edit(logits, selection, output_positions)
         if masks is not None:
             masks.apply(logits)
-        tokens = logits.argmax(-1)
+        edited = selection.edits or masks is not None
+        tokens = self.examine(logits)[0] if likeliest is None or edited else likeliest
         if selection.drawn is not None:
-            tokens[selection.drawn] = _draw(logits[selection.drawn], selection, output_positions)
+            tokens[selection.drawn] = self._draw(logits, selection.drawn, selection, output_positions)
         if selection.penalized is not None:
             self.penalties.count(selection.penalized_slots, tokens[selection.penalized])
         return tokens
@@ -107,6 +139,18 @@ class Sampler:
         if (rows := selection.penalized) is not None:
             slots = selection.penalized_slots
             logits[rows] = self.penalties.apply(logits[rows], slots, *selection.penalties)
+
+    def _draw(self, logits: Tensor, drawn: Tensor, selection: Selection, output_positions: Ints) -> Tensor:
+        """Of the rows that are not greedy."""
+        rows = drawn.numpy()
+        numbers = uniform(selection.seeds, output_positions[rows])
+        if self.kernels is not None:
+            return self.kernels.draw(logits, rows, selection.limits, numbers)
+        logits = logits[drawn] / selection.temperature
+        floors: Tensor | None = None
+        for floor in selection.floors:
+            floors = floor(logits) if floors is None else torch.maximum(floors, floor(logits))
+        return draw(logits, floors, torch.from_numpy(numbers).unsqueeze(1))
 
     # ── gathering ───────────────────────────────────────────────────────────────────────────────
 
@@ -131,6 +175,12 @@ class Sampler:
             drawn=torch.tensor(drawn) if drawn else None,
             temperature=_column([p.temperature for p in who_draws]),
             floors=_floors(who_draws),
+            limits=Limits(
+                temperature=np.array([p.temperature for p in who_draws], dtype=np.float32),
+                top_k=np.array([p.top_k for p in who_draws], dtype=np.int64),
+                top_p=np.array([p.top_p for p in who_draws], dtype=np.float32),
+                min_p=np.array([p.min_p for p in who_draws], dtype=np.float32),
+            ),
             seeds=np.array([p.seed for p in who_draws], dtype=np.uint64),
         )
 
@@ -151,17 +201,6 @@ def _add_bias(logits: Tensor, selection: Selection, _: Ints) -> None:
     if selection.bias is not None:
         rows, tokens, values = selection.bias
         logits.index_put_((rows, tokens), values, accumulate=True)
-
-
-def _draw(logits: Tensor, selection: Selection, output_positions: Ints) -> Tensor:
-    """Of the rows that are not greedy: [n, vocab] → [n]"""
-    logits = logits / selection.temperature
-    floors: Tensor | None = None
-    for floor in selection.floors:
-        floors = floor(logits) if floors is None else torch.maximum(floors, floor(logits))
-    assert selection.drawn is not None
-    numbers = uniform(selection.seeds, output_positions[selection.drawn.numpy()])
-    return draw(logits, floors, torch.from_numpy(numbers).unsqueeze(1))
 
 
 def _floors(params: list[SamplingParams]) -> list[Callable[[Tensor], Tensor]]:

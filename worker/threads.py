@@ -52,10 +52,17 @@ class _Size:
 
 
 class StepThreads:
-    """Sets torch's number of threads for each step: `begin` before its work, `end` after."""
+    """Sets the number of threads for each step, torch's and our pool's: `begin` before its work, `end` after."""
 
-    def __init__(self, most: int, num_weights: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        most: int,
+        num_weights: int,
+        set_pool: Callable[[int], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._most = most
+        self._set_pool = set_pool
         self._clock = clock
         self._least_tokens = _LEAST_PRODUCTS // max(num_weights, 1)
         self._sizes: dict[int, _Size] = {}
@@ -74,6 +81,8 @@ class StepThreads:
         wanted = self._most if self._choice else 1
         if wanted != self._now:
             torch.set_num_threads(wanted)
+            if self._set_pool is not None:
+                self._set_pool(wanted)
             self._now = wanted
         self._num_tokens = num_tokens
         self._began = self._clock()

@@ -14,6 +14,8 @@ class Machine:
     def __init__(self, seconds: dict[int, float]) -> None:
         self.seconds = seconds
         self.now = 0.0
+        self.pool: list[int] = []
+        """What our own pool was set to."""
 
     def steps(self, threads: StepThreads, num_tokens: int, count: int) -> list[int]:
         """The number of threads of each step."""
@@ -21,6 +23,7 @@ class Machine:
         for _ in range(count):
             threads.begin(num_tokens)
             chosen.append(torch.get_num_threads())
+            assert self.pool[-1] == chosen[-1]
             self.now += self.seconds[chosen[-1]]
             threads.end()
         return chosen
@@ -34,7 +37,7 @@ def threads_as_before() -> Iterator[None]:
 
 
 def on(machine: Machine, most: int = 2, num_weights: int = 1_000_000) -> StepThreads:
-    return StepThreads(most, num_weights, lambda: machine.now)
+    return StepThreads(most, num_weights, machine.pool.append, lambda: machine.now)
 
 
 def test_before_anything_is_measured_small_steps_leave_the_other_cores_alone() -> None:

@@ -17,7 +17,10 @@
 #include "lanes.h"
 #include <stdlib.h>
 
-enum { TILE = 32, SPAN = 256, MAX_ROWS = 32, MAX_FLOATS = 8192, MAX_GROUPS = MAX_ROWS };
+enum { TILE = 32, SPAN = 256, MAX_ROWS = 32, MAX_FLOATS = 8192 };
+/* Up to so many rows memory is what limits: the next tile is called for into the second cache, which took a
+ * quarter less time at 16 sequences of 1,024 tokens beside other load, and 5 % more where all was in the cache. */
+enum { FEW_ROWS = 8 };
 #define NOTHING (-1e30f) /* less than any score, and finite */
 
 typedef struct { int64_t sequence, first_row, num_rows, span; } unit;
@@ -242,15 +245,26 @@ static void attend_span(const work *w, const unit *u, const reach *it, const flo
     const attention_layer *layer = w->layer;
     clear(s, u->num_rows, it->width);
     int64_t lowest = most(it->lowest, span * SPAN), end = least(it->end, (span + 1) * SPAN);
-    const char *k[TILE], *v[TILE];
-    for (int64_t begin = lowest / TILE * TILE; begin < end; begin += TILE) {
-        int64_t from = most(lowest - begin, 0), to = least(end - begin, TILE);
-        locate(layer, it, begin, from, to, k, v);
-        switch (layer->dtype) {
-        case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, from, to, k, v, s); break;
-        case BF16: tile_bf16(&it->at, layer, u->num_rows, q, begin, from, to, k, v, s); break;
-        default: tile_f16(&it->at, layer, u->num_rows, q, begin, from, to, k, v, s);
+    const char *k[2][TILE], *v[2][TILE];
+    int64_t lines = (layer->head_dim * size_of((int)layer->dtype) + 63) / 64, now = 0;
+    int64_t begin = lowest / TILE * TILE, from = lowest - begin, to = least(end - begin, TILE);
+    if (begin < end) locate(layer, it, begin, from, to, k[0], v[0]);
+    for (; begin < end; begin += TILE, now = !now) {
+        int64_t next = begin + TILE, next_to = least(end - next, TILE);
+        if (next < end) {
+            locate(layer, it, next, 0, next_to, k[!now], v[!now]);
+            for (int64_t j = 0; j < next_to && u->num_rows <= FEW_ROWS; j++)
+                for (int64_t line = 0; line < lines; line++) {
+                    __builtin_prefetch(k[!now][j] + line * 64, 0, 2);
+                    __builtin_prefetch(v[!now][j] + line * 64, 0, 2);
+                }
         }
+        switch (layer->dtype) {
+        case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, from, to, k[now], v[now], s); break;
+        case BF16: tile_bf16(&it->at, layer, u->num_rows, q, begin, from, to, k[now], v[now], s); break;
+        default: tile_f16(&it->at, layer, u->num_rows, q, begin, from, to, k[now], v[now], s);
+        }
+        from = 0, to = next_to;
     }
 }
 

@@ -56,7 +56,9 @@ typedef struct {
     const float *temperature, *top_p, *min_p;
     const int64_t *top_k;
     const double *uniform;
-    int64_t *tokens; /* [row of the logits] */
+    float *weights; /* [count, room] */
+    int64_t room;
+    int64_t *tokens;
 } draw_job;
 
 INLINE uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
@@ -97,8 +99,7 @@ static void draw_row(const void *argument, long index) {
     const draw_job *job = argument;
     int64_t row = job->rows[index], n = job->vocab_size;
     const float *x = job->logits + row * job->stride;
-    float *weights = malloc(sizeof(float) * (size_t)(n + LANES));
-    if (!weights) { job->tokens[row] = -1; return; }
+    float *weights = job->weights + index * job->room;
     float inverse = 1 / job->temperature[index], largest = -INFINITY;
     for (int64_t i = 0; i < n; i++) largest = x[i] > largest ? x[i] : largest;
     double total = 0;
@@ -131,14 +132,18 @@ static void draw_row(const void *argument, long index) {
     int64_t token = 0;
     for (int64_t i = 0; i < n && sum <= wanted; i++)
         if (weights[i] > 0) sum += (double)weights[i], token = i;
-    job->tokens[row] = token;
-    free(weights);
+    job->tokens[index] = token;
 }
 
-/* Draw for `count` rows of the logits. A token of -1: no memory. */
-void tern_draw(const float *logits, int64_t vocab_size, int64_t stride, int64_t count, const int64_t *rows,
-               const float *temperature, const int64_t *top_k, const float *top_p, const float *min_p,
-               const double *uniform, int64_t *tokens) {
-    draw_job job = {logits, rows, vocab_size, stride, temperature, top_p, min_p, top_k, uniform, tokens};
+/* Draws from `count` rows of the logits, each at a number in [0, 1). Returns 0, or -1 without memory. */
+int tern_draw(const float *logits, int64_t vocab_size, int64_t stride, int64_t count, const int64_t *rows,
+              const float *temperature, const int64_t *top_k, const float *top_p, const float *min_p,
+              const double *uniform, int64_t *tokens) {
+    int64_t room = vocab_size + LANES;
+    float *weights = malloc(sizeof(float) * (size_t)(count * room));
+    if (!weights) return -1;
+    draw_job job = {logits, rows, vocab_size, stride, temperature, top_p, min_p, top_k, uniform, weights, room, tokens};
     tern_parallel_for(draw_row, &job, count);
+    free(weights);
+    return 0;
 }
