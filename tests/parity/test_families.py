@@ -33,6 +33,10 @@ def test_every_position_and_200_tokens(family: Family, load: Load) -> None:
     assert_equal(load(family.folder), family.reference, 200)
 
 
+def test_with_the_kernels_of_torch(family: Family, load: Load) -> None:
+    assert_equal(load(family.folder, cpu_kernels="torch"), family.reference, OUTPUTS)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants(variant: str, tmp_path: Path, load: Load) -> None:
     model_type, changes = VARIANTS[variant]

@@ -54,6 +54,7 @@ def worker_config(
     kv_cache_memory: int = 0,
     dtype: str = "auto",
     model_impl: str = "auto",
+    cpu_kernels: str = "auto",
 ) -> WorkerConfig:
     """One thread, so that tests neither disturb one another nor depend on the machine."""
     options = {
@@ -63,6 +64,7 @@ def worker_config(
         "dtype": dtype,
         "model_impl": model_impl,
     }
+    parallel = {"tensor_parallel_size": size, "threads": 1, "cpu_kernels": cpu_kernels}
     return WorkerConfig(
         incarnation=1,
         rank=rank,
@@ -72,7 +74,7 @@ def worker_config(
             block_size=block_size, num_kv_blocks=num_kv_blocks, kv_cache_memory=kv_cache_memory
         ),
         scheduler=SchedulerOptions(max_num_seqs=max_num_seqs),
-        parallel=ParallelOptions(tensor_parallel_size=size, threads=1),
+        parallel=msgspec.convert(parallel, ParallelOptions),
     )
 
 

@@ -15,6 +15,7 @@ there are, nor on the number of threads. The `reference` of each matrix is plain
 weights, which is the truth of the tests and serves where there are no kernels in C.
 """
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -91,9 +92,16 @@ class DenseMatrix:
         self.parts = list(parts)
         self.bias = bias
         self.shape = sum(len(part) for part in parts), parts[0].shape[1]
+        self._native: _Native | None = None
+        if kernels is not None:
+            rows = [_row(part) for part in parts]
+            self._native = _Native(kernels, _TYPES[parts[0].dtype], self.shape, rows, bias)
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        return self.reference(x, add, out_dtype)
+        if self._native is None:
+            return self.reference(x, add, out_dtype)
+        assert x.dtype == self.parts[0].dtype, (x.dtype, self.parts[0].dtype)
+        return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
         return _product(x, torch.cat(self.parts), self.bias, add, out_dtype)
@@ -275,3 +283,99 @@ def _finish(y: Tensor, bias: Tensor | None, add: Tensor | None, dtype: torch.dty
     if add is not None:
         y = y + add.float()
     return y.to(dtype)
+
+
+# ── the kernels in C ────────────────────────────────────────────────────────────────────────────
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""As matmul.h numbers the kinds; further kinds follow."""
+
+
+class _Part(ctypes.Structure):
+    """Part of matmul.h"""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
+        ("rows", ctypes.c_long),
+        ("stride", ctypes.c_long),
+        ("scale_rows", ctypes.c_long),
+        ("scale_stride", ctypes.c_long),
+    )
+
+
+class _Matrix(ctypes.Structure):
+    """Matrix of matmul.h"""
+
+    _fields_ = (
+        ("parts", ctypes.POINTER(_Part)),
+        ("bias", ctypes.c_void_p),
+        ("num_parts", ctypes.c_long),
+        ("n", ctypes.c_long),
+        ("k", ctypes.c_long),
+        ("group", ctypes.c_long),
+        ("kind", ctypes.c_int),
+    )
+
+
+def _row(weight: Tensor, rows: int | None = None, **more: int) -> _Part:
+    """A part of which nothing but the weight is known yet."""
+    assert weight.stride(1) == 1 or weight.shape[1] == 1, weight.stride()
+    stride = weight.stride(0) * weight.element_size()
+    return _Part(weight=weight.data_ptr(), rows=len(weight) if rows is None else rows, stride=stride, **more)
+
+
+class _Native:
+    """A matrix as the kernels see it. Its tensors are kept by the Matrix."""
+
+    def __init__(
+        self,
+        kernels: Library,
+        kind: int,
+        shape: tuple[int, int],
+        parts: Sequence[_Part],
+        bias: Tensor | None,
+        group: int = 0,
+    ) -> None:
+        self.n, self.k = shape
+        self._bias = None if bias is None else bias.float().contiguous()
+        self._parts = (_Part * len(parts))(*parts)
+        self._matrix = _Matrix(
+            parts=self._parts,
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            num_parts=len(parts),
+            n=self.n,
+            k=self.k,
+            group=group or self.k,
+            kind=kind,
+        )
+        self._address = ctypes.addressof(self._matrix)
+        pointer, integer, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+        self._call = kernels.function(
+            "tern_matmul", None, pointer, pointer, number, integer, integer, pointer, pointer, number
+        )
+
+    def multiply(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+        m, k = x.shape
+        assert k == self.k, (k, self.k)
+        y = torch.empty(m, self.n, dtype=out_dtype)
+        if not m:
+            return y
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        if add is not None:
+            add = add.contiguous()
+            assert add.shape == y.shape, (add.shape, y.shape)
+            assert add.dtype == out_dtype, (add.dtype, out_dtype)
+        self._call(
+            self._address,
+            x.data_ptr(),
+            _TYPES[x.dtype],
+            m,
+            x.stride(0),
+            None if add is None else add.data_ptr(),
+            y.data_ptr(),
+            _TYPES[out_dtype],
+        )
+        return y

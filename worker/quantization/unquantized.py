@@ -1,6 +1,6 @@
-"""Weights as they are, which may be views of the mapped checkpoint.
+"""Weights as they are, which may be views of the mapped checkpoint: the kernels in C multiply them where they lie.
 
-Without the kernels in C a weight is packed once for oneDNN, which multiplies about twice as fast as the BLAS
+Without those a weight is packed once for oneDNN, which multiplies about twice as fast as the BLAS
 behind `F.linear`. Measured on one Zen 5 core (AVX-512), µs, plain against packed:
 
     [rows, 192] × [192, 1024]    1 row 12 / 19 · 4 rows 35 / 21 · 32 rows 145 / 70 · 128 rows 530 / 230
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..checkpoint import TensorPart
 from ..kernels.cpu.library import Library
-from ..kernels.matmul import Matrix
+from ..kernels.matmul import DenseMatrix, Matrix
 from .format import Cut, Format, Role
 
 FEW_ROWS = 4
@@ -55,6 +55,8 @@ class Unquantized:
     def join(
         self, parts: Sequence[Tensor], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
     ) -> Matrix:
+        if kernels is not None:
+            return DenseMatrix(parts, bias=bias, kernels=kernels)
         return PackedMatrix(parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts)), bias)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:

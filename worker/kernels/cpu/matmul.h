@@ -1,0 +1,43 @@
+/* y = x Wᵀ (+ bias) (+ add), see ../matmul.py, which mirrors these structures. */
+
+#ifndef TERN_MATMUL_H
+#define TERN_MATMUL_H
+
+#include "simd.h"
+
+enum { F32, BF16, F16, INT8, INT8_W8A16, INT4, NF4, FP8 };
+
+typedef struct {
+    const void *weight;
+    const float *scales; /* NULL: none */
+    const float *zeros;
+    long rows;
+    long stride;       /* bytes from row to row of the weight */
+    long scale_rows;   /* rows that share a scale */
+    long scale_stride; /* scales from one such row to the next */
+} Part;
+
+typedef struct {
+    const Part *parts;
+    const float *bias; /* [n], or NULL */
+    long num_parts, n, k;
+    long group; /* columns that share a scale */
+    int kind;
+} Matrix;
+
+typedef struct {
+    const void *x; /* [m][k] */
+    const void *add; /* [m][n] of y's type, or NULL */
+    void *y; /* [m][n] */
+    long m, x_stride; /* elements from row to row */
+    int x_type, y_type;
+} Call;
+
+/* y[m][n0 … n0+count) from sums, whose rows are `stride` apart. */
+void tern_finish(const Matrix *w, const Call *call, long m, long n0, long count, const float *sums);
+
+void tern_matmul_int8(const Matrix *w, const Call *call);
+void tern_matmul_int4(const Matrix *w, const Call *call);
+void tern_matmul_float(const Matrix *w, const Call *call);
+
+#endif

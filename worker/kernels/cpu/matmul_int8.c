@@ -1,0 +1,2 @@
+#include "matmul.h"
+void tern_matmul_int8(const Matrix *w, const Call *call) { (void)w, (void)call; }
