@@ -1,4 +1,4 @@
-"""Weights as they are, which may be views of the mapped checkpoint: the kernels in C multiply them where they lie.
+"""Weights as they are, which may be views of the mapped checkpoint. The kernels in C multiply them so.
 
 Without those a weight is packed once for oneDNN, which multiplies about twice as fast as the BLAS
 behind `F.linear`. Measured on one Zen 5 core (AVX-512), µs, plain against packed:
