@@ -20,7 +20,7 @@ from .floors import Ceilings
 from .results import Measurement
 from .timing import copies, replayed_s
 
-BF16 = torch.bfloat16
+BF16, CUDA = torch.bfloat16, torch.device("cuda")
 Calls = Sequence[Callable[[], object]]
 
 
@@ -28,11 +28,11 @@ def ceilings() -> tuple[Ceilings, list[Measurement]]:
     """Bytes per second (the better of copying and reading), bf16 and, where there is, float8 products."""
     bytes_per_s = _bandwidth()
     size = 8192
-    a, b = (torch.randn(size, size, device="cuda", dtype=BF16) for _ in range(2))
+    a, b = (torch.randn(size, size, device=CUDA, dtype=BF16) for _ in range(2))
     rates = {"bf16": 2 * size**3 / replayed_s([partial(torch.mm, a, b)])[1]}
     if torch.cuda.get_device_capability() >= (8, 9):
         a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
-        one = torch.ones((), device="cuda")
+        one = torch.ones((), device=CUDA)
         call = partial(torch._scaled_mm, a8, b8, one, one, out_dtype=BF16)
         rates["fp8"] = 2 * size**3 / replayed_s([call])[1]
     found = [
@@ -46,7 +46,7 @@ def ceilings() -> tuple[Ceilings, list[Measurement]]:
 
 
 def _bandwidth() -> dict[str, float]:
-    source, target = (torch.ones(1 << 28, dtype=torch.float32, device="cuda") for _ in range(2))
+    source, target = (torch.ones(1 << 28, dtype=torch.float32, device=CUDA) for _ in range(2))
     return {
         "copy, read + write": 2 * source.nbytes / replayed_s([partial(target.copy_, source)])[1],
         "read (torch.sum)": source.nbytes / replayed_s([partial(torch.sum, source)])[1],
@@ -55,8 +55,8 @@ def _bandwidth() -> dict[str, float]:
 
 def graph_node(_: Ceilings) -> Iterator[Measurement]:
     """Time from one tiny kernel to the next inside a graph: what every launch of a step costs at least."""
-    x = torch.zeros(1, 1024, device="cuda", dtype=BF16)
-    weight = torch.ones(1024, device="cuda", dtype=BF16)
+    x = torch.zeros(1, 1024, device=CUDA, dtype=BF16)
+    weight = torch.ones(1024, device=CUDA, dtype=BF16)
     many: dict[str, Calls] = {
         "torch add_": [partial(x.add_, 1)] * 500,
         "Triton RMSNorm of 1,024": [partial(norm, x, weight, 1e-6)] * 500,
@@ -73,7 +73,7 @@ def kernels(limits: Ceilings) -> Iterator[Measurement]:
         yield from _decode(limits, batch, context)
     for tokens in (1024, 8192):
         yield _prefill(limits, tokens)
-    x = torch.randn(256, 28672, device="cuda", dtype=BF16)
+    x = torch.randn(256, 28672, device=CUDA, dtype=BF16)
     yield _against_bytes(limits, "SwiGLU, 256 rows of 14,336", [partial(activate, x)], x.nbytes * 3 // 2)
 
 
@@ -84,9 +84,9 @@ def _products(limits: Ceilings) -> Iterator[Measurement]:
 
 
 def _sixteen_bits(limits: Ceilings, n: int, k: int) -> Iterator[Measurement]:
-    weights = [torch.randn(n, k, device="cuda", dtype=BF16) * 0.02 for _ in range(copies(2 * n * k))]
+    weights = [torch.randn(n, k, device=CUDA, dtype=BF16) * 0.02 for _ in range(copies(2 * n * k))]
     for m in (1, 16):
-        x = torch.randn(m, k, device="cuda", dtype=BF16)
+        x = torch.randn(m, k, device=CUDA, dtype=BF16)
         ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"matmul": matmul, "torch": F.linear}
         if m == 1:
             ways = {"gemv": gemv, **ways}
@@ -96,13 +96,12 @@ def _sixteen_bits(limits: Ceilings, n: int, k: int) -> Iterator[Measurement]:
 
 
 def _fewer_bits(limits: Ceilings, n: int, k: int) -> Iterator[Measurement]:
-    cuda = torch.device("cuda")
-    eight = [torch.randint(-127, 128, (n, k), device=cuda, dtype=torch.int8) for _ in range(copies(n * k))]
+    eight = [torch.randint(-127, 128, (n, k), device=CUDA, dtype=torch.int8) for _ in range(copies(n * k))]
     count = copies(n * k // 2)
-    four = [torch.randint(0, 256, (n, k // 2), device=cuda, dtype=torch.uint8) for _ in range(count)]
-    scales, groups = torch.rand(n, device=cuda) * 0.01, torch.rand(n, k // 128, device=cuda) * 0.01
+    four = [torch.randint(0, 256, (n, k // 2), device=CUDA, dtype=torch.uint8) for _ in range(count)]
+    scales, groups = torch.rand(n, device=CUDA) * 0.01, torch.rand(n, k // 128, device=CUDA) * 0.01
     for m in (1, 16):
-        x = torch.randn(m, k, device=cuda, dtype=BF16)
+        x = torch.randn(m, k, device=CUDA, dtype=BF16)
         label = f"{m} × [{n}, {k}]"
         calls = [partial(matmul, x, weight, w_scales=scales) for weight in eight]
         yield _against_bytes(limits, f"matmul W8A16 {label}", calls, n * k)
@@ -114,14 +113,14 @@ HEADS, KV_HEADS, DIM, BLOCK_SIZE = 32, 8, 128, 16
 
 
 def _decode(limits: Ceilings, batch: int, context: int) -> Iterator[Measurement]:
-    width, cuda = context // BLOCK_SIZE, torch.device("cuda")
+    width = context // BLOCK_SIZE
     bytes_each = 2 * 2 * batch * context * KV_HEADS * DIM
     shape = (2, batch * width, KV_HEADS, BLOCK_SIZE, DIM)
-    caches = [torch.randn(shape, device=cuda, dtype=BF16) for _ in range(copies(bytes_each))]
-    tables = torch.randperm(batch * width, device=cuda).int().view(batch, width)
-    lens = torch.full((batch,), context, dtype=torch.int32, device=cuda)
-    query = torch.randn(batch, HEADS, DIM, device=cuda, dtype=BF16)
-    plan = DecodePlan(batch, batch * -(-context // SPLIT), HEADS, DIM, cuda)
+    caches = [torch.randn(shape, device=CUDA, dtype=BF16) for _ in range(copies(bytes_each))]
+    tables = torch.randperm(batch * width, device=CUDA).int().view(batch, width)
+    lens = torch.full((batch,), context, dtype=torch.int32, device=CUDA)
+    query = torch.randn(batch, HEADS, DIM, device=CUDA, dtype=BF16)
+    plan = DecodePlan(batch, batch * -(-context // SPLIT), HEADS, DIM, CUDA)
     plan_decode(plan, lens)
     programs = max(2 * torch.cuda.get_device_properties(0).multi_processor_count // KV_HEADS, 1)
     name = f"{batch} × {context} tokens, {HEADS}/{KV_HEADS} heads of {DIM}"
@@ -141,11 +140,11 @@ def _decode(limits: Ceilings, batch: int, context: int) -> Iterator[Measurement]
 
 
 def _prefill(limits: Ceilings, tokens: int) -> Measurement:
-    width, cuda = tokens // BLOCK_SIZE, torch.device("cuda")
-    cache = torch.randn(2, width, KV_HEADS, BLOCK_SIZE, DIM, device=cuda, dtype=BF16)
-    table = torch.randperm(width, device=cuda).int().view(1, width)
-    query = torch.randn(tokens, HEADS, DIM, device=cuda, dtype=BF16)
-    start = torch.tensor([0, tokens], dtype=torch.int32, device=cuda)
+    width = tokens // BLOCK_SIZE
+    cache = torch.randn(2, width, KV_HEADS, BLOCK_SIZE, DIM, device=CUDA, dtype=BF16)
+    table = torch.randperm(width, device=CUDA).int().view(1, width)
+    query = torch.randn(tokens, HEADS, DIM, device=CUDA, dtype=BF16)
+    start = torch.tensor([0, tokens], dtype=torch.int32, device=CUDA)
     call = partial(prefill_attention, query, PagedKV(cache), table, start, start[1:].clone(), Scores(0.1))
     flops = 2 * tokens * tokens * HEADS * DIM
     least, middle, most = sorted(flops / seconds / 1e12 for seconds in replayed_s([call]))

@@ -27,6 +27,7 @@ from worker.kernels.triton.rope_kv import HeadNorms, rope_kv
 from .floors import SHAPES, Ceilings, Shape, decode_floor_s
 from .results import Measurement, median
 
+CUDA = torch.device("cuda")
 BLOCK_SIZE = 16
 EPS = 1e-6
 STEPS = 32
@@ -170,9 +171,8 @@ def batches(ceilings: Ceilings) -> Iterator[Measurement]:
 def _measure(
     group: str, shape: Shape, kind: str, batch: int, context: int, ceilings: Ceilings
 ) -> Measurement:
-    cuda = torch.device("cuda")
     torch.manual_seed(0)
-    step = Step(shape, kind, batch, context + 16 * STEPS, cuda, torch.bfloat16)
+    step = Step(shape, kind, batch, context + 16 * STEPS, CUDA, torch.bfloat16)
     device = CudaDevice()
     torch.cuda.synchronize()
     graphs = DecodeGraphs(device, step, (batch,))
