@@ -58,15 +58,15 @@ def tokens(count: int, seed: int = 0) -> list[int]:
 class Reference:
     """transformers on one checkpoint."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         load: Any = AutoModelForCausalLM.from_pretrained
-        self.model = load(folder, dtype=torch.float32).eval()
+        self.model = load(folder, dtype=dtype).eval()
 
     @torch.no_grad()
     def logprobs(self, token_ids: Sequence[int]) -> Tensor:
         """[tokens, vocab]: row i is about the token at i + 1."""
         logits: Tensor = self.model(torch.tensor([token_ids])).logits[0]
-        return logits.log_softmax(-1)
+        return logits.float().log_softmax(-1)
 
     @torch.no_grad()
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:

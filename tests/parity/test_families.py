@@ -85,16 +85,22 @@ def test_prefix_hit(family: Family, load: Load) -> None:
     assert b.outputs == family.reference.greedy(second, OUTPUTS)
 
 
-def test_bfloat16_is_close(family: Family, load: Load) -> None:
-    """Eight bits of mantissa, through two layers: 0.1 in log-probability, where an error would give 1."""
+def test_bfloat16_is_as_close_as_that_of_transformers(family: Family, load: Load) -> None:
+    """Against float32, on average over all positions of a prompt in chunks and of its continuation.
+
+    Eight bits of mantissa, through two layers, are 0.01 to 0.02 in log-probability, and 0.07 with experts.
+    What is rounded where differs, so ours may be a quarter further off than theirs (0.86 to 1.02
+    times as far when this was written); a mistake is off by 1 and more.
+    """
     driver = load(family.folder, dtype="bfloat16")
-    prompt = tokens(40)
-    seq = driver.add(prompt, SamplingParams(temperature=0, prompt_logprobs=VOCAB_SIZE))
-    driver.run([seq], 1)
-    expected = family.reference.logprobs(prompt)
-    rows = [seq.prompt_logprobs[i] for i in range(1, len(prompt))]
+    everything = SamplingParams(temperature=0, logprobs=VOCAB_SIZE, prompt_logprobs=VOCAB_SIZE)
+    seq = driver.add(tokens(40), everything)
+    driver.run([seq], 20, chunk=16)
+    rows = [seq.prompt_logprobs[i] for i in range(1, 40)] + seq.logprobs
     ours = torch.tensor([[row[token] for token in range(VOCAB_SIZE)] for row in rows])
-    assert (ours - expected[:-1]).abs().mean() < 0.1
+    expected = family.reference.logprobs(seq.token_ids)[: len(rows)]
+    theirs = Reference(family.folder, torch.bfloat16).logprobs(seq.token_ids)[: len(rows)]
+    assert (ours - expected).abs().mean() < 1.25 * (theirs - expected).abs().mean()
 
 
 def test_a_bare_gpt2_with_its_masks(tmp_path: Path, load: Load) -> None:

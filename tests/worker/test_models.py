@@ -11,7 +11,7 @@ import torch
 
 from protocol.config import ModelOptions
 from protocol.errors import StartupError
-from tests.worker.published import PUBLISHED
+from tests.worker.published import PUBLISHED, SIZES
 from worker.checkpoint import Checkpoint
 from worker.models.gemma3 import Gemma3Config
 from worker.models.phi3 import Phi3Config
@@ -29,9 +29,9 @@ def build_of(folder: Path, config: dict[str, Any], group: Group | None = None) -
         return build(Checkpoint(folder, with_weights=False), ModelOptions(), group or Group())
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *SIZES])
 def test_published_sizes(name: str, tmp_path: Path) -> None:
-    known = PUBLISHED[name]
+    known = (PUBLISHED | SIZES)[name]
     model, wants = build_of(tmp_path / "model", known.config)
     parts = set(wants.parts())  # a tied head and its embedding are one
     assert sum(math.prod(part.sizes) for part in parts) == known.num_parameters

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import torch
 from msgspec import Struct, structs
 from torch import Tensor
@@ -26,6 +27,7 @@ from .phi3 import Phi3Config, build_phi3
 from .qwen2 import Qwen2Config, build_qwen2
 from .qwen3 import Qwen3Config, build_qwen3
 from .qwen3_moe import Qwen3MoeConfig, build_qwen3_moe
+from .text_part import TextPart
 
 
 class Model(Protocol):
@@ -77,6 +79,14 @@ MODELS = {
 }
 
 
+WRAPPERS = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
+"""Models that can also see → their text parts, which are served; see text_part.py."""
+
+
+class _Wrapper(Struct, frozen=True):
+    text_config: msgspec.Raw
+
+
 class _Header(Struct, frozen=True):
     """What config.json says about any model."""
 
@@ -94,7 +104,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def _family(architecture: str) -> Family | None:
     """Checkpoints that make embeddings often name the bare model."""
     bare = architecture.removesuffix("Model")
-    names = (architecture, f"{bare}ForCausalLM", f"{bare}LMHeadModel")
+    names = (WRAPPERS.get(architecture, architecture), f"{bare}ForCausalLM", f"{bare}LMHeadModel")
     return next((MODELS[name] for name in names if name in MODELS), None)
 
 
@@ -115,11 +125,21 @@ def build(
         )
     formats = formats_for(header.quantization_config, checkpoint.tensors, options)
     wants = Wants(resolve_dtype(options.dtype, header), formats, kernels=kernels)
-    config = checkpoint.config(kind.config_type)
+    wrapped = not WRAPPERS.keys().isdisjoint(header.architectures)
+    config = _text_config(checkpoint, kind, wants) if wrapped else checkpoint.config(kind.config_type)
     config.check()
     if not config.tie_word_embeddings and checkpoint.tensors and _HEAD not in checkpoint.tensors:
         wants.headless, config = True, structs.replace(config, tie_word_embeddings=True)
     return kind.build(config, wants, group), wants
+
+
+def _text_config(checkpoint: Checkpoint, kind: Family, wants: Wants) -> Any:
+    """Of the text part. Raises StartupError."""
+    wants.view = TextPart
+    try:
+        return msgspec.json.decode(checkpoint.config(_Wrapper).text_config, type=kind.config_type)
+    except msgspec.ValidationError as error:
+        raise StartupError(f"text_config in config.json is malformed: {error}") from None
 
 
 def _build_in_transformers(
