@@ -232,6 +232,8 @@ def _config(options: ServeOptions, opened: Opened, folder: str, environ: Mapping
                     f"--{name.replace('_', '-')} {asked}: recorded with {value}", hint="leave it out"
                 )
         sections[section] = msgspec.structs.replace(given, **values)
+    # The plans have chosen their chunks: the recorded blocks need not suffice for larger ones.
+    sections["scheduler"] = msgspec.structs.replace(sections["scheduler"], max_num_batched_tokens=1)
     return WorkerConfig(
         incarnation=0,
         rank=0,

@@ -17,12 +17,12 @@ from protocol.sampling import SamplingParams
 from protocol.sockets import fingerprint
 from protocol.steps import Reset, StepResult
 from scripts.cli import main
-from tests.stack.conftest import Stack, serve, tiny_checkpoint
+from tests.stack.conftest import Stack, serve, sliding_checkpoint, tiny_checkpoint
 
 if TYPE_CHECKING:
     from tests.stack.conftest import Serve
 
-__all__ = ["serve", "tiny_checkpoint"]
+__all__ = ["serve", "sliding_checkpoint", "tiny_checkpoint"]
 
 GREEDY = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
 SEEDED = SamplingParams(max_tokens=100, temperature=1, seed=7)
@@ -99,14 +99,16 @@ def test_a_recording_that_was_cut_off_is_replayed_up_to_there(
     assert "agreed" in capsys.readouterr().out
 
 
-def test_a_real_model_replays_too(
-    serve: "Serve", tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+def test_a_real_model_with_a_window_replays_too(
+    serve: "Serve", tmp_path: Path, sliding_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """In fewer blocks than chunks of the default size would need."""
     path = tmp_path / "journal"
-    stack = serve("--journal", str(path), worker="torch")
+    flags = ["--num-kv-blocks", "12", "--max-num-batched-tokens", "64", "--max-num-seqs", "16"]
+    stack = serve(*flags, "--journal", str(path), worker="torch", checkpoint=sliding_checkpoint)
     num_tokens = asyncio.run(ask(stack, kill_worker=False))
     assert stack.ends(signal.SIGTERM) == 0
-    assert main(["replay", str(path), str(tiny_checkpoint), "--threads", "1"]) == 0
+    assert main(["replay", str(path), str(sliding_checkpoint), "--threads", "1"]) == 0
     assert f" {num_tokens:,} tokens" in capsys.readouterr().out
 
 
