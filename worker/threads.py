@@ -52,7 +52,7 @@ class _Size:
 
 
 class StepThreads:
-    """Sets the number of threads for each step, torch's and our pool's: `begin` before its work, `end` after."""
+    """Sets the threads of each step, torch's and our pool's: `begin` before its work, `end` after."""
 
     def __init__(
         self,
