@@ -70,7 +70,7 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
             arguments = ["--worker", "stub", *serve_arguments]
             return await rest.measure_growth(arguments, options.requests, 256)
         case "quantization":
-            return quantization.report(await quantization.measure(options.per_task, serve_arguments))
+            return quantization.report(quantization.measure(options.per_task))
         case _:
             with serving(serve_arguments) as stack:
                 scores = await quality.measure(f"http://{stack.host}:{stack.port}", options.per_task)

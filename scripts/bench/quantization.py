@@ -1,15 +1,18 @@
-"""What rounding the bundled model's weights costs: its score on held-out prompts, served, and how far its
-next-token distributions move from those of float32 (Kullback–Leibler divergence), in this process.
+"""What rounding the bundled model's weights costs: its score on held-out prompts, and how far its next-token
+distributions move from those of float32 (Kullback–Leibler divergence).
+
+Everything is read off one pass over each prompt with its right answer: greedy decoding gives the right answer
+to the letter exactly if each of its tokens is the likeliest one after the right ones before it.
 """
 
 import tempfile
-from array import array
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from frontend.chat_template import ChatTemplate
 from frontend.tokenizer import Tokenizer
@@ -19,26 +22,31 @@ from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan
 from scripts.bundled_tasks import Sample, held_out_samples
 from scripts.model_path import BUNDLED
+from worker.models.registry import Model
 from worker.runner import TorchRunner
 
-from . import quality
-from .stack import serving
-
-SCHEMES: dict[str, dict[str, str]] = {
-    "none": {},
-    "none, bfloat16": {"dtype": "bfloat16"},
+SCHEMES: Mapping[str, Mapping[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
     "int8": {"quantization": "int8"},
     "fp8": {"quantization": "fp8"},
     "int4": {"quantization": "int4"},
     "nf4": {"quantization": "nf4"},
+    "int4, head as it is": {"quantization": "int4", "quantize_head": False},
 }
 """By name, options of the model that are not the defaults; the first is what the others are compared with."""
-TEXTS_PER_TASK = 4
 BLOCK_SIZE = 64
+END_OF_TURN = 2
+"""The bundled model's."""
 NUM_BLOCKS = 32
 """Room for one text."""
 
-Floats = NDArray[np.float64]
+
+class Text(NamedTuple):
+    task: str
+    token_ids: list[int]
+    answer_start: int
+    """Of the answer, in token_ids; it ends with the end of the turn."""
 
 
 class Cost(NamedTuple):
@@ -47,36 +55,30 @@ class Cost(NamedTuple):
     score: float
     """Mean over tasks of the share of answers that are right to the letter."""
     mean_kl: float
-    """In nats per token."""
+    """In nats per token of an answer."""
     p99_kl: float
     same_token: float
-    """Share of positions whose likeliest token is that of float32."""
+    """Share of these tokens whose likeliest one is that of float32."""
 
 
-async def measure(per_task: int, serve_arguments: Sequence[str]) -> list[Cost]:
-    texts = list(_texts(held_out_samples(TEXTS_PER_TASK)))
-    reference: list[Floats] = []
+def measure(per_task: int) -> list[Cost]:
+    texts = _texts(held_out_samples(per_task))
+    reference: list[Tensor] = []
     found = []
     for scheme, options in SCHEMES.items():
-        weights_bytes, ours = _distributions(
-            msgspec.convert({"model": str(BUNDLED), **options}, ModelOptions), texts
-        )
+        model = msgspec.convert({"model": str(BUNDLED), **options}, ModelOptions)
+        weights_bytes, ours = _distributions(model, texts)
         reference = reference or ours
-        divergence = np.concatenate(
-            [(np.exp(p) * (p - q)).sum(1) for p, q in zip(reference, ours, strict=True)]
-        )
-        same = np.concatenate([p.argmax(1) == q.argmax(1) for p, q in zip(reference, ours, strict=True)])
-        arguments = [f"--{name}={value}" for name, value in options.items()]
-        with serving([*serve_arguments, *arguments]) as stack:
-            scores = await quality.measure(f"http://{stack.host}:{stack.port}", per_task)
+        p, q = torch.cat(reference), torch.cat(ours)
+        divergence = (p.exp() * (p - q)).sum(1)
         found.append(
             Cost(
                 scheme,
                 weights_bytes,
-                sum(scores.values()) / len(scores),
+                _score(texts, ours),
                 float(divergence.mean()),
-                float(np.quantile(divergence, 0.99)),
-                float(same.mean()),
+                float(divergence.quantile(0.99)),
+                float((p.argmax(1) == q.argmax(1)).double().mean()),
             )
         )
     return found
@@ -96,19 +98,47 @@ def report(costs: Sequence[Cost]) -> str:
     return "\n".join(lines)
 
 
-def _texts(samples: Sequence[Sample]) -> Iterator[list[int]]:
-    """Ids of each conversation with its right answer."""
+def _score(texts: Sequence[Text], distributions: Sequence[Tensor]) -> float:
+    right: dict[str, list[bool]] = defaultdict(list)
+    for text, found in zip(texts, distributions, strict=True):
+        right[text.task].append(found.argmax(1).tolist() == text.token_ids[text.answer_start :])
+    return sum(sum(hits) / len(hits) for hits in right.values()) / len(right)
+
+
+def _texts(samples: Sequence[Sample]) -> list[Text]:
+    """Each conversation with its right answer."""
     tokenizer = Tokenizer(BUNDLED)
     template = ChatTemplate.load("", BUNDLED, tokenizer.config, tokenizer.special_tokens)
     assert template is not None
+    found = []
     for sample in samples:
-        answer = {"role": "assistant", "content": sample.answer}
-        text = template.render([*sample.messages, answer], add_generation_prompt=False)
-        yield from tokenizer.encode_now([text], add_special_tokens=False)
+        prompt = template.render(sample.messages)
+        ids, answer = tokenizer.encode_now([prompt, sample.answer], add_special_tokens=False)
+        found.append(Text(sample.task, [*ids, *answer, END_OF_TURN], len(ids)))
+    return found
 
 
-def _distributions(options: ModelOptions, texts: Sequence[Sequence[int]]) -> tuple[int, list[Floats]]:
-    """(bytes of weights, of each text float64[positions, vocabulary] of log-probabilities)"""
+class Recorder:
+    """A model that keeps the logits that it gives."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.given: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        return self.model(*arguments)
+
+    def logits(self, x: Tensor) -> Tensor:
+        logits = self.model.logits(x)
+        self.given.append(logits.double().log_softmax(-1))
+        return logits
+
+
+def _distributions(options: ModelOptions, texts: Sequence[Text]) -> tuple[int, list[Tensor]]:
+    """(bytes of weights, of each text float64[tokens of the answer, vocabulary] of log-probabilities)"""
     with tempfile.TemporaryDirectory(prefix="tern-bench-") as folder:
         config = WorkerConfig(
             incarnation=1,
@@ -120,25 +150,25 @@ def _distributions(options: ModelOptions, texts: Sequence[Sequence[int]]) -> tup
             parallel=ParallelOptions(),
         )
         runner = TorchRunner(config, lambda *_: None)
-    return runner.facts.weights_bytes, [_of_one_text(runner, text) for text in texts]
+    recorder = Recorder(runner.model)
+    runner.model = cast(Model, recorder)
+    found = []
+    for text in texts:
+        recorder.given.clear()
+        _read(runner, text.token_ids)
+        found.append(recorder.given[0][text.answer_start - 1 :])
+    return runner.facts.weights_bytes, found
 
 
-def _of_one_text(runner: TorchRunner, text: Sequence[int]) -> Floats:
-    vocab = runner.facts.vocab_size
+def _read(runner: TorchRunner, token_ids: Sequence[int]) -> None:
     start = SequenceStart(
         slot=0,
-        token_ids=columns.pack_ids(text),
-        num_prompt_tokens=len(text),
+        token_ids=columns.pack_ids(token_ids),
+        num_prompt_tokens=len(token_ids),
         num_computed_tokens=0,
-        block_tables=columns.pack_ids(range(-(-len(text) // BLOCK_SIZE))),
-        sampling=SamplingParams(temperature=0, prompt_logprobs=vocab),
+        block_tables=columns.pack_ids(range(-(-len(token_ids) // BLOCK_SIZE))),
+        sampling=SamplingParams(temperature=0, prompt_logprobs=1),
     )
-    count, slot = columns.pack_ids([len(text)]), columns.pack_ids([0])
-    result = runner.execute(StepPlan(1, 1, slot, count, started=(start,)))
+    count, slot = columns.pack_ids([len(token_ids)]), columns.pack_ids([0])
+    runner.execute(StepPlan(1, 1, slot, count, started=(start,)))
     runner.reset()
-    ((_, _, block),) = result.prompt_logprobs
-    values: array[float] = columns.unpack_floats(block.top_values)
-    ids = np.array(columns.unpack_ids(block.top_ids)).reshape(-1, vocab)
-    table = np.empty(ids.shape)
-    np.put_along_axis(table, ids, np.array(values, dtype=np.float64).reshape(ids.shape), 1)
-    return table

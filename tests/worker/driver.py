@@ -48,22 +48,14 @@ def worker_config(
     num_kv_blocks: int = 400,
     max_model_len: int = 0,
     max_num_seqs: int = 16,
-    load_format: str = "safetensors",
     rank: int = 0,
     size: int = 1,
     kv_cache_memory: int = 0,
-    dtype: str = "auto",
-    model_impl: str = "auto",
     cpu_kernels: str = "auto",
+    **model_options: object,
 ) -> WorkerConfig:
     """One thread, so that tests neither disturb one another nor depend on the machine."""
-    options = {
-        "model": str(model),
-        "max_model_len": max_model_len,
-        "load_format": load_format,
-        "dtype": dtype,
-        "model_impl": model_impl,
-    }
+    options = {"model": str(model), "max_model_len": max_model_len, **model_options}
     parallel = {"tensor_parallel_size": size, "threads": 1, "cpu_kernels": cpu_kernels}
     return WorkerConfig(
         incarnation=1,

@@ -214,7 +214,7 @@ def quantize_rows(x: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
     """
     columns = x.shape[1]
     group = group or columns
-    padded = F.pad(x.float(), (0, -columns % group)).view(len(x), -1, group)
+    padded = F.pad(x.float(), (0, -columns % group)).view(len(x), -(-columns // group), group)
     scales = padded.abs().amax(2) / 127
     inverse = torch.where(scales > 0, 1 / scales, 0.0)
     codes = (padded * inverse[:, :, None]).round_().clamp_(-127, 127)

@@ -43,7 +43,7 @@ NF4_GROUP = 64
 FP8_MAX = 448.0
 SMALLEST = 1e-30
 """Of scales, so that a row of zeros divides by something."""
-PIECE = 1 << 20
+PIECE = 1 << 18
 """Weights that are rounded at once: temporaries stay small."""
 PLACES = (-8.0, -7.5, -7.0, -6.5, -6.0, -5.5, 7.0, 6.5)
 """Codes at which a group's weight of largest magnitude is tried, in the search for its int4 scale."""
