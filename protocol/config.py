@@ -71,6 +71,10 @@ class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             extra={"flag": "-q"},
         ),
     ] = "none"
+    quantization_cache: Annotated[
+        str,
+        Meta(description="folder that keeps rounded weights, which the next start maps; empty: none"),
+    ] = ""
     quantize_head: Annotated[bool, Meta(description="with quantization: the output head too, to 8 bits")] = (
         True
     )

@@ -69,6 +69,8 @@ class TensorPart(NamedTuple):
     """That it may be stored as."""
     kept: bool = False
     """Who asks keeps the tensor and never writes to it, so it may be a view of the mapped file."""
+    needed: bool = True
+    """Otherwise it must be there, but is not read: what it would become is in a cache."""
 
     def cut(self, whole: Tensor) -> Tensor:
         """The part, as a view."""
@@ -180,7 +182,7 @@ def _read_headers(folder: Path) -> dict[str, StoredTensor]:
         return _read_sharded(folder, index)
     single = folder / "model.safetensors"
     if single.is_file():
-        return dict(_read_header(single))
+        return dict(read_header(single))
     pickles = sorted(p.name for suffix in ("bin", "pt", "pth") for p in folder.glob(f"*.{suffix}"))
     if pickles:
         raise StartupError(
@@ -205,15 +207,18 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
             raise StartupError(f"{index.name} names {file!r}, which is outside of the checkpoint's folder")
         if not (folder / file).is_file():
             raise StartupError(f"{index.name} names {file!r}, which is missing", hint="finish the download")
-        tensors.update(_read_header(folder / file))
+        tensors.update(read_header(folder / file))
     absent = sorted(weight_map.keys() - tensors.keys())
     if absent:
         raise StartupError(f"{index.name} promises {absent[0]!r}, but no shard has it")
     return tensors
 
 
-def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Layout: uint64 header length · JSON header · data. Offsets count from the start of the data."""
+def read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Of a safetensors file, checked. Raises StartupError.
+
+    Layout: uint64 header length · JSON header · data. Offsets count from the start of the data.
+    """
     try:
         header, file_bytes = _header_of(path)
     except OSError as error:

@@ -97,7 +97,7 @@ class Wants:
             sum(
                 math.prod(part.sizes) * stored[part.name].dtype.itemsize
                 for part in request.parts
-                if part.name in stored and not part.kept
+                if part.name in stored and part.needed and not part.kept
             )
             for request in self.requests
         )
@@ -148,7 +148,7 @@ def load(wants: Wants, read: Read, report: Report) -> None:
         report("loading weights", f"{done}/{len(requests)} weights", done / len(requests))
         tensors = []
         for part in request.parts:
-            tensor = shared[part] if part in shared else read(part)
+            tensor = shared[part] if part in shared else read(part) if part.needed else _NOTHING
             if times[part] > 1:
                 shared[part] = tensor
             tensors.append(tensor)
@@ -173,6 +173,9 @@ def random_part(part: TensorPart) -> Tensor:
         return torch.full(part.sizes, 0.0 if part.name.endswith("bias") else 1.0)
     generator = torch.Generator().manual_seed(crc32(part.name.encode()))
     return part.cut(torch.randn(part.shape, generator=generator) / math.sqrt(part.shape[-1]))
+
+
+_NOTHING = torch.empty(0)
 
 
 def _copy(into: Tensor, tensor: Tensor) -> None:

@@ -12,9 +12,13 @@ import torch
 from tests.parity.families import FAMILIES
 from tests.parity.rank import sample
 from tests.parity.reference import write_checkpoint
+from tests.worker.quantization.checkpoints import write_twins
+from tests.worker.quantization.test_fp8 import in_blocks
 
 DEADLINE_S = 110
 
+IN_BLOCKS = "fp8 in blocks, some of which are split"
+BLOCKS = {"quant_method": "fp8", "weight_block_size": [32, 32]}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "KV heads split, a vocabulary that 2 does not divide": (
         "llama",
@@ -24,6 +28,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True},
     ),
+    IN_BLOCKS: ("llama", {"intermediate_size": 192}),
     **FAMILIES,
 }
 
@@ -33,7 +38,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One for each shape."""
     found = {name: tmp_path_factory.mktemp("group") for name in SHAPES}
     for name, (model_type, changes) in SHAPES.items():
-        write_checkpoint(found[name] / "model", model_type, **changes)
+        if name == IN_BLOCKS:
+            twins = write_twins(found[name], in_blocks(32), BLOCKS, model_type, **changes)
+            twins.quantized.rename(found[name] / "model")
+        else:
+            write_checkpoint(found[name] / "model", model_type, **changes)
     return found
 
 

@@ -1,6 +1,7 @@
 """The table of model families: what `architectures` of a config.json means to us."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -16,6 +17,7 @@ from ..kernels.attention import StepMetadata
 from ..kernels.cpu.library import Library
 from ..kv_layout import Window
 from ..parallel import Group
+from ..quantization.cache import Cache
 from ..quantization.choice import formats_for
 from ..weights import Wants
 from .gemma3 import Gemma3Config, build_gemma3
@@ -123,8 +125,15 @@ def build(
             f"architectures {list(header.architectures)} are not declared; Tern declares {', '.join(MODELS)}",
             hint="use --model-impl transformers, or auto",
         )
-    formats = formats_for(header.quantization_config, checkpoint.tensors, options)
-    wants = Wants(resolve_dtype(options.dtype, header), formats, kernels=kernels)
+    dtype = resolve_dtype(options.dtype, header)
+
+    def cache(scheme: str) -> Cache:
+        fingerprint = checkpoint.fingerprint(str(dtype), options.load_format, scheme)
+        files = {stored.path for stored in checkpoint.tensors.values()}
+        return Cache(Path(options.quantization_cache).expanduser(), fingerprint, files, group)
+
+    formats = formats_for(header.quantization_config, checkpoint.tensors, options, cache)
+    wants = Wants(dtype, formats, kernels=kernels)
     wrapped = not WRAPPERS.keys().isdisjoint(header.architectures)
     config = _text_config(checkpoint, kind, wants) if wrapped else checkpoint.config(kind.config_type)
     config.check()

@@ -10,6 +10,7 @@ from protocol.errors import StartupError
 
 from ..checkpoint import StoredTensor
 from .awq import AWQ, AWQConfig
+from .cache import Cache, CachedRounding
 from .compressed_tensors import CompressedTensors, CompressedTensorsConfig
 from .format import Formats
 from .fp8 import FP8Checkpoint, FP8Config
@@ -36,12 +37,26 @@ METHODS = {
 }
 
 
-def formats_for(found: Mapping[str, Any] | None, stored: Stored, options: ModelOptions) -> Formats:
-    """`found` is the checkpoint's quantization_config. Raises StartupError naming what is not supported."""
+def formats_for(
+    found: Mapping[str, Any] | None,
+    stored: Stored,
+    options: ModelOptions,
+    cache: Callable[[str], Cache],
+) -> Formats:
+    """`found` is the checkpoint's quantization_config; `cache` opens that of one way of rounding.
+
+    Raises StartupError naming what is not supported.
+    """
+    if options.quantization_cache and options.quantization == "none":
+        raise StartupError(
+            "--quantization-cache keeps what --quantization rounds, and that is none",
+            hint="give --quantization a scheme, or leave the cache out",
+        )
     if not found:
         if options.quantization == "none":
             return Unquantized()
-        return Rounding(options.quantization, options.quantize_head)
+        rounding = Rounding(options.quantization, options.quantize_head)
+        return CachedRounding(rounding, cache(rounding.name)) if options.quantization_cache else rounding
     name = str(found.get("quant_method", "unnamed"))
     method = METHODS.get(name)
     if method is None:

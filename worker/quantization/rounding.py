@@ -56,6 +56,8 @@ class Rounded:
     target: Kind[Any]
     round: Callable[[Tensor], Any]
     """[rows, columns] of any floating type → a part of the target's"""
+    restore: Callable[[Mapping[str, Tensor], Cut], Any]
+    """A part from its tensors by name"""
 
     surplus: ClassVar[Sequence[str]] = ()
 
@@ -87,8 +89,12 @@ class Rounding:
         return self.scheme if self.head else f"{self.scheme}, head as it is"
 
     def format_of(self, module: str, role: Role) -> Format[Any]:
+        return self.rounded(role) or Unquantized()
+
+    def rounded(self, role: Role) -> Rounded | None:
+        """None: it stays as it is."""
         if role == "router" or (role != "linear" and not self.head):
-            return Unquantized()
+            return None
         if role == "linear":
             return ROUNDED[self.scheme]
         return ROUNDED["fp8" if self.scheme == "fp8" else "int8"]
@@ -172,10 +178,12 @@ class NF4Kind:
 
 
 ROUNDED: Mapping[Scheme, Rounded] = {
-    "int8": Rounded(Int8(quantize_input=True), round_int8),
-    "fp8": Rounded(FP8("", "channel"), round_fp8),
-    "int4": Rounded(Int4(), round_int4),
-    "nf4": Rounded(NF4Kind(), round_nf4),
+    "int8": Rounded(Int8(quantize_input=True), round_int8, lambda found, _: Int8Part(**found)),
+    "fp8": Rounded(
+        FP8("", "channel"), round_fp8, lambda found, cut: FP8Part(**found, block=(1, cut.columns.length))
+    ),
+    "int4": Rounded(Int4(), round_int4, lambda found, _: Int4Part(**found, zeros=None)),
+    "nf4": Rounded(NF4Kind(), round_nf4, lambda found, _: NF4Part(**found)),
 }
 
 

@@ -13,6 +13,7 @@ from protocol.sampling import SamplingParams
 from tests.parity.reference import VOCAB_SIZE, tokens, write_checkpoint
 from tests.worker.driver import Driver, quiet, worker_config
 from worker.kernels.matmul import dequantize_int4
+from worker.quantization.cache import Cache
 from worker.quantization.format import Cut
 from worker.quantization.grouped import Grouped, GroupedPart, Storage
 from worker.runner import TorchRunner
@@ -96,3 +97,7 @@ def pack(codes: Tensor, bits: int, order: Sequence[int] = ()) -> Tensor:
         pairs = codes.reshape(len(codes), -1, 2)
         codes = pairs[:, :, 0] | pairs[:, :, 1] << 4
     return codes.flatten().view(torch.int32).view(len(codes), -1)
+
+
+def no_cache(_scheme: str) -> Cache:
+    raise AssertionError("nobody asked for a cache")

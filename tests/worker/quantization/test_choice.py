@@ -6,6 +6,7 @@ import pytest
 
 from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from tests.worker.quantization.checkpoints import no_cache
 from worker.quantization.choice import formats_for
 
 GPTQ = {"quant_method": "gptq", "bits": 4}
@@ -37,15 +38,15 @@ AWQ = {"quant_method": "awq", "bits": 4}
 )
 def test_refusals(found: dict[str, Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(StartupError, match=message):
-        formats_for(found, {}, ModelOptions(**options))
+        formats_for(found, {}, ModelOptions(**options), no_cache)
 
 
 def test_names_tell_ways_apart() -> None:
     """They are part of the model's fingerprint."""
     ways = [
-        formats_for(None, {}, ModelOptions()),
-        formats_for(GPTQ, {}, ModelOptions()),
-        formats_for(None, {}, ModelOptions(quantization="int4")),
-        formats_for(None, {}, ModelOptions(quantization="int4", quantize_head=False)),
+        formats_for(None, {}, ModelOptions(), no_cache),
+        formats_for(GPTQ, {}, ModelOptions(), no_cache),
+        formats_for(None, {}, ModelOptions(quantization="int4"), no_cache),
+        formats_for(None, {}, ModelOptions(quantization="int4", quantize_head=False), no_cache),
     ]
     assert [way.name for way in ways] == ["none", "gptq", "int4", "int4, head as it is"]

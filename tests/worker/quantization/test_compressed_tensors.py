@@ -18,6 +18,7 @@ from tests.worker.quantization.checkpoints import (
     dequantized,
     load_grouped,
     mean_difference,
+    no_cache,
     pack,
     write_twins,
 )
@@ -136,7 +137,7 @@ def refused(**changes: Any) -> str:
         place = found["config_groups"]["group_0"] if key in found["config_groups"]["group_0"] else found
         place[key] = value
     with pytest.raises(StartupError) as error:
-        formats_for(found, {}, ModelOptions())
+        formats_for(found, {}, ModelOptions(), no_cache)
     return str(error.value)
 
 
@@ -177,7 +178,7 @@ def test_ignored_and_targeted_modules() -> None:
         "weights": args(8, "channel", type="float"),
         "format": "float-quantized",
     }
-    formats = formats_for(found, {}, ModelOptions())
+    formats = formats_for(found, {}, ModelOptions(), no_cache)
     kinds = {
         module: type(formats.format_of(f"model.layers.0.{module}", "linear")).__name__
         for module in ("mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj")

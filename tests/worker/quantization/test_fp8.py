@@ -10,7 +10,7 @@ from torch import Tensor
 
 from protocol.config import ModelOptions
 from protocol.errors import StartupError
-from tests.worker.quantization.checkpoints import Quantize, mean_difference, write_twins
+from tests.worker.quantization.checkpoints import Quantize, mean_difference, no_cache, write_twins
 from worker.kernels.matmul import dequantize_fp8
 from worker.parallel import Span, whole
 from worker.quantization.choice import formats_for
@@ -93,4 +93,4 @@ def test_a_split_through_blocks_makes_smaller_ones() -> None:
 )
 def test_what_is_not_supported_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StartupError, match=message):
-        formats_for({**BLOCKS, **changes}, {}, ModelOptions())
+        formats_for({**BLOCKS, **changes}, {}, ModelOptions(), no_cache)
