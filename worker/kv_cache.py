@@ -38,7 +38,7 @@ class KVCache:
         self.blank(np.array([self.null_block]))
 
     def blank(self, blocks: NDArray[np.int32]) -> None:
-        """Zero blocks that are granted: what a failed sequence left there may be NaN."""
+        """Zero blocks that are granted, for torch's kernels: what a failed sequence left may be NaN."""
         self.tensor.index_fill_(2, torch.from_numpy(blocks.astype(np.int64)), 0)
 
 
