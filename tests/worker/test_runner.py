@@ -29,9 +29,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-def driver(model: Path, tmp_path: Path) -> Driver:
-    return Driver(TorchRunner(worker_config(model, tmp_path, load_format="dummy"), quiet))
+@pytest.fixture(params=["auto", "torch"])
+def driver(model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Driver:
+    """With the kernels in C, and with torch's."""
+    config = worker_config(model, tmp_path, load_format="dummy")
+    parallel = msgspec.structs.replace(config.parallel, cpu_kernels=request.param)
+    return Driver(TorchRunner(msgspec.structs.replace(config, parallel=parallel), quiet))
 
 
 def test_facts(model: Path, tmp_path: Path) -> None:
