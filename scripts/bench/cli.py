@@ -10,7 +10,18 @@ import uvloop
 
 from scripts.model_path import BUNDLED
 
-from . import machine, overhead, overload, quality, quantization, recover, rest, structured, throughput
+from . import (
+    kernels,
+    machine,
+    overhead,
+    overload,
+    quality,
+    quantization,
+    recover,
+    rest,
+    structured,
+    throughput,
+)
 from .peers import compare
 from .peers.environments import ENVIRONMENTS, OWN
 from .stack import serving
@@ -69,6 +80,8 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
         case "growth":
             arguments = ["--worker", "stub", *serve_arguments]
             return await rest.measure_growth(arguments, options.requests, 256)
+        case "kernels":
+            return kernels.report(kernels.measure(options.rows, options.repetitions))
         case "quantization":
             return quantization.report(quantization.measure(options.per_task))
         case _:
@@ -124,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--at-once", type=int, default=4, help="of these, beside 128 streams that fill the server"
     )
+
+    one = benchmarks.add_parser("kernels", help="matrix multiplication alone, beside torch's")
+    one.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024], help="of activations")
+    one.add_argument("--repetitions", type=int, default=7)
 
     one = benchmarks.add_parser("growth", help="memory over many requests, with the stub worker")
     one.add_argument("--requests", type=int, default=10_000)

@@ -15,7 +15,6 @@ there are, nor on the number of threads. The `reference` of each matrix is plain
 weights, which is the truth of the tests and serves where there are no kernels in C.
 """
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native_matrix
 from .cpu.library import Library
+from .native_matrix import NativeMatrix, part_of
 
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -92,10 +93,10 @@ class DenseMatrix:
         self.parts = list(parts)
         self.bias = bias
         self.shape = sum(len(part) for part in parts), parts[0].shape[1]
-        self._native: _Native | None = None
+        self._native: NativeMatrix | None = None
         if kernels is not None:
-            rows = [_row(part) for part in parts]
-            self._native = _Native(kernels, _TYPES[parts[0].dtype], self.shape, rows, bias)
+            rows = [part_of(part) for part in parts]
+            self._native = NativeMatrix(kernels, native_matrix.TYPES[parts[0].dtype], self.shape, rows, bias)
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if self._native is None:
@@ -121,9 +122,18 @@ class Int8Matrix:
         self.quantize_input = quantize_input
         self.bias = bias
         self.shape = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
+        self._scales = [part.scales.float().contiguous() for part in parts]
+        self._native: NativeMatrix | None = None
+        if kernels is not None:
+            rows = [part_of(p.weight, scales=s.data_ptr()) for p, s in zip(parts, self._scales, strict=True)]
+            self._native = NativeMatrix(
+                kernels, native_matrix.INT8 if quantize_input else native_matrix.W8A16, self.shape, rows, bias
+            )
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        return self.reference(x, add, out_dtype)
+        if self._native is None:
+            return self.reference(x, add, out_dtype)
+        return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
         weight = torch.cat([part.weight for part in self.parts]).float()
@@ -151,9 +161,24 @@ class Int4Matrix:
         self.group = group
         self.bias = bias
         self.shape = sum(len(part.scales) for part in parts), columns
+        self._native: NativeMatrix | None = None
+        if kernels is not None:
+            self._of_groups = [(_by_block(p.scales), _by_block(p.zeros)) for p in parts]
+            rows = [
+                part_of(
+                    part.packed,
+                    rows=len(part.scales),
+                    scales=None if scales is None else scales.data_ptr(),
+                    zeros=None if zeros is None else zeros.data_ptr(),
+                )
+                for part, (scales, zeros) in zip(parts, self._of_groups, strict=True)
+            ]
+            self._native = NativeMatrix(kernels, native_matrix.INT4, self.shape, rows, bias, group)
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        return self.reference(x, add, out_dtype)
+        if self._native is None:
+            return self.reference(x, add, out_dtype)
+        return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
         columns = self.shape[1]
@@ -179,9 +204,19 @@ class NF4Matrix:
         self.group = group
         self.bias = bias
         self.shape = sum(len(part.absmax) for part in parts), columns
+        self._scales = [part.absmax.float().contiguous() for part in parts]
+        self._native: NativeMatrix | None = None
+        if kernels is not None:
+            rows = [
+                part_of(part.packed, scales=absmax.data_ptr(), scale_stride=absmax.shape[1])
+                for part, absmax in zip(parts, self._scales, strict=True)
+            ]
+            self._native = NativeMatrix(kernels, native_matrix.NF4, self.shape, rows, bias, group)
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        return self.reference(x, add, out_dtype)
+        if self._native is None:
+            return self.reference(x, add, out_dtype)
+        return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
         weight = torch.cat([dequantize_nf4(part, self.shape[1], self.group) for part in self.parts])
@@ -195,9 +230,21 @@ class FP8Matrix:
         self.parts = list(parts)
         self.bias = bias
         self.shape = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
+        self._scales = [part.scales.float().contiguous() for part in parts]
+        self._native: NativeMatrix | None = None
+        if kernels is not None:
+            columns = parts[0].block[1]
+            assert all(part.block[1] == columns for part in parts)
+            rows = [
+                part_of(p.weight, scales=s.data_ptr(), scale_rows=p.block[0], scale_stride=s.shape[1])
+                for p, s in zip(parts, self._scales, strict=True)
+            ]
+            self._native = NativeMatrix(kernels, native_matrix.FP8, self.shape, rows, bias, columns)
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        return self.reference(x, add, out_dtype)
+        if self._native is None:
+            return self.reference(x, add, out_dtype)
+        return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
         weight = torch.cat([dequantize_fp8(part) for part in self.parts])
@@ -222,8 +269,14 @@ def quantize_rows(x: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
 
 
 def pack_int4(codes: Tensor) -> Tensor:
-    """uint8[n, K] of 0 … 15 → what Int4Part holds."""
-    return _pack_nibbles(codes)
+    """uint8[n, K] of 0 … 15 → what Int4Part holds: uint8[blocks of 16 rows, 64 · ceil(K / 8)].
+
+    A block is [8 columns][16 rows][4 bytes]; byte j holds columns j (low) and j + 4 (high); 8 fills up.
+    """
+    n, k = codes.shape
+    blocks = F.pad(codes, (0, -k % 8, 0, -n % 16), value=8).view(-(-n // 16), 16, -(-k // 8), 2, 4)
+    packed = blocks[:, :, :, 0] | blocks[:, :, :, 1] << 4
+    return packed.transpose(1, 2).contiguous().view(len(blocks), -1)
 
 
 def pack_nf4(codes: Tensor) -> Tensor:
@@ -231,13 +284,15 @@ def pack_nf4(codes: Tensor) -> Tensor:
     return _pack_nibbles(codes)
 
 
-def unpack_int4(packed: Tensor, columns: int) -> Tensor:
-    return _unpack_nibbles(packed, columns)
+def unpack_int4(packed: Tensor, rows: int, columns: int) -> Tensor:
+    """→ uint8[rows, columns]"""
+    blocks = packed.view(len(packed), -1, 16, 4).transpose(1, 2)
+    return torch.stack((blocks & 15, blocks >> 4), 3).view(16 * len(packed), -1)[:rows, :columns]
 
 
 def dequantize_int4(part: Int4Part, columns: int, group: int) -> Tensor:
     """→ float32[n, K]"""
-    codes = unpack_int4(part.packed, columns).float()
+    codes = unpack_int4(part.packed, len(part.scales), columns).float()
     zeros = INT4_ZERO if part.zeros is None else _spread(part.zeros, group, columns)
     return (codes - zeros) * _spread(part.scales, group, columns)
 
@@ -285,97 +340,9 @@ def _finish(y: Tensor, bias: Tensor | None, add: Tensor | None, dtype: torch.dty
     return y.to(dtype)
 
 
-# ── the kernels in C ────────────────────────────────────────────────────────────────────────────
-
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""As matmul.h numbers the kinds; further kinds follow."""
-
-
-class _Part(ctypes.Structure):
-    """Part of matmul.h"""
-
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("zeros", ctypes.c_void_p),
-        ("rows", ctypes.c_long),
-        ("stride", ctypes.c_long),
-        ("scale_rows", ctypes.c_long),
-        ("scale_stride", ctypes.c_long),
-    )
-
-
-class _Matrix(ctypes.Structure):
-    """Matrix of matmul.h"""
-
-    _fields_ = (
-        ("parts", ctypes.POINTER(_Part)),
-        ("bias", ctypes.c_void_p),
-        ("num_parts", ctypes.c_long),
-        ("n", ctypes.c_long),
-        ("k", ctypes.c_long),
-        ("group", ctypes.c_long),
-        ("kind", ctypes.c_int),
-    )
-
-
-def _row(weight: Tensor, rows: int | None = None, **more: int) -> _Part:
-    """A part of which nothing but the weight is known yet."""
-    assert weight.stride(1) == 1 or weight.shape[1] == 1, weight.stride()
-    stride = weight.stride(0) * weight.element_size()
-    return _Part(weight=weight.data_ptr(), rows=len(weight) if rows is None else rows, stride=stride, **more)
-
-
-class _Native:
-    """A matrix as the kernels see it. Its tensors are kept by the Matrix."""
-
-    def __init__(
-        self,
-        kernels: Library,
-        kind: int,
-        shape: tuple[int, int],
-        parts: Sequence[_Part],
-        bias: Tensor | None,
-        group: int = 0,
-    ) -> None:
-        self.n, self.k = shape
-        self._bias = None if bias is None else bias.float().contiguous()
-        self._parts = (_Part * len(parts))(*parts)
-        self._matrix = _Matrix(
-            parts=self._parts,
-            bias=None if self._bias is None else self._bias.data_ptr(),
-            num_parts=len(parts),
-            n=self.n,
-            k=self.k,
-            group=group or self.k,
-            kind=kind,
-        )
-        self._address = ctypes.addressof(self._matrix)
-        pointer, integer, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-        self._call = kernels.function(
-            "tern_matmul", None, pointer, pointer, number, integer, integer, pointer, pointer, number
-        )
-
-    def multiply(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype) -> Tensor:
-        m, k = x.shape
-        assert k == self.k, (k, self.k)
-        y = torch.empty(m, self.n, dtype=out_dtype)
-        if not m:
-            return y
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        if add is not None:
-            add = add.contiguous()
-            assert add.shape == y.shape, (add.shape, y.shape)
-            assert add.dtype == out_dtype, (add.dtype, out_dtype)
-        self._call(
-            self._address,
-            x.data_ptr(),
-            _TYPES[x.dtype],
-            m,
-            x.stride(0),
-            None if add is None else add.data_ptr(),
-            y.data_ptr(),
-            _TYPES[out_dtype],
-        )
-        return y
+def _by_block(of_groups: Tensor | None) -> Tensor | None:
+    """[n, groups] → float32[blocks of 16 rows, groups, 16], as the kernels read it"""
+    if of_groups is None:
+        return None
+    n, groups = of_groups.shape
+    return F.pad(of_groups.float(), (0, 0, 0, -n % 16)).view(-1, 16, groups).transpose(1, 2).contiguous()

@@ -35,6 +35,7 @@ _COMPILE = (
     "-fno-trapping-math",
     "-ffp-contract=off",
     "-Wall",
+    "-Wno-psabi",
 )
 _LINK = ("-shared", "-pthread")
 

@@ -36,6 +36,20 @@ typedef struct {
 /* y[m][n0 … n0+count) from sums, whose rows are `stride` apart. */
 void tern_finish(const Matrix *w, const Call *call, long m, long n0, long count, const float *sums);
 
+/* The part that holds row n of the matrix, and which of its own it is. Rows behind the last are the last one:
+   tiles may compute them, and drop them. */
+INLINE const Part *tern_part_of(const Matrix *w, long n, long *row) {
+    if (n >= w->n) n = w->n - 1;
+    const Part *part = w->parts;
+    while (n >= part->rows) n -= part++->rows;
+    *row = n;
+    return part;
+}
+
+INLINE long tern_clamp(long value, long least, long most) {
+    return value < least ? least : value > most ? most : value;
+}
+
 void tern_matmul_int8(const Matrix *w, const Call *call);
 void tern_matmul_int4(const Matrix *w, const Call *call);
 void tern_matmul_float(const Matrix *w, const Call *call);

@@ -12,7 +12,7 @@
    With AVX512-BF16 a product of two bf16 vectors takes 32 columns at once (its pairs are summed first, in
    float32); without, bf16 is widened to float32 when loaded. */
 
-#include "matmul.h"
+#include "convert.h"
 #include "pool.h"
 
 #define NR 4
@@ -29,13 +29,6 @@
 #define MOST_COLUMNS 128     /* of y per chunk, a multiple of NR */
 #define X_BYTES (512 << 10)  /* of x per chunk: half of an L2 cache */
 #define W_BYTES (128 << 10)  /* of W per chunk when there are few rows of x */
-
-/* A vector that is used several times is loaded once: compilers like to fold each use into a load. */
-#if defined(TERN_AVX512) || defined(TERN_AVX2)
-#define IN_REGISTER(v) __asm__("" : "+v"(v))
-#else
-#define IN_REGISTER(v) (void)0
-#endif
 
 /* ── tiles ────────────────────────────────────────────────────────────────────────────────────── */
 
@@ -124,20 +117,11 @@ typedef struct {
     const Matrix *w;
     const Call *call;
     Tile tile;
-    int stored; /* bytes of a weight that is multiplied as it is stored; 0: it is converted */
+    Convert convert; /* NULL: weights are multiplied as they are stored */
+    int w_bytes; /* of a weight as it is multiplied */
     int x_bytes;
     long rows, columns, row_chunks;
 } Product;
-
-/* Where row n of the matrix begins. Rows behind the last one are the last one: their sums are dropped. */
-static const char *row_of(const Matrix *w, long n, const Part **part, long *row) {
-    if (n >= w->n) n = w->n - 1;
-    const Part *p = w->parts;
-    while (n >= p->rows) n -= p++->rows;
-    *part = p;
-    *row = n;
-    return (const char *)p->weight + n * p->stride;
-}
 
 static void multiply_chunk(const void *data, long index) {
     const Product *p = data;
@@ -148,16 +132,31 @@ static void multiply_chunk(const void *data, long index) {
     long columns = w->n - n0 < p->columns ? w->n - n0 : p->columns;
     long tiles = (rows + MR - 1) / MR;
     float sums[MOST_ROWS][MOST_COLUMNS + NR];
+    float converted[NR][K_BLOCK];
     for (long j = 0; j < columns; j += NR) {
         const char *begin[NR];
-        const Part *part;
-        long row;
-        for (int r = 0; r < NR; r++) begin[r] = row_of(w, n0 + j + r, &part, &row);
+        const Part *parts[NR];
+        long own[NR];
+        for (int r = 0; r < NR; r++) {
+            parts[r] = tern_part_of(w, n0 + j + r, &own[r]);
+            begin[r] = (const char *)parts[r]->weight + own[r] * parts[r]->stride;
+        }
         for (long k = 0; k < w->k; k += K_BLOCK) {
             long block = w->k - k < K_BLOCK ? w->k - k : K_BLOCK;
             const void *weights[NR];
-            for (int r = 0; r < NR; r++) weights[r] = begin[r] + k * p->stored;
-            long ahead = PREFETCH_BYTES;
+            for (int r = 0; r < NR; r++) {
+                weights[r] = begin[r] + k * p->w_bytes;
+                if (!p->convert) continue;
+                weights[r] = converted[r];
+                if (p->w_bytes == 4) {
+                    p->convert(w, parts[r], own[r], k, block, converted[r]);
+                } else {
+                    float wide[K_BLOCK];
+                    p->convert(w, parts[r], own[r], k, block, wide);
+                    for (long i = 0; i < block; i++) ((bf16 *)converted[r])[i] = float_to_bf16(wide[i]);
+                }
+            }
+            long ahead = p->convert ? 0 : PREFETCH_BYTES;
             for (long t = 0, m = 0; t < tiles; t++) { /* tiles as equal as can be */
                 int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
                 const char *x = (const char *)call->x + ((m0 + m) * call->x_stride + k) * p->x_bytes;
@@ -170,21 +169,19 @@ static void multiply_chunk(const void *data, long index) {
     for (long m = 0; m < rows; m++) tern_finish(w, call, m0 + m, n0, columns, sums[m]);
 }
 
-static long at_most(long a, long b) { return a < b ? a : b; }
-
 void tern_matmul_float(const Matrix *w, const Call *call) {
     Product p = {.w = w, .call = call};
-    p.stored = w->kind == F32 ? 4 : 2;
+    p.convert = tern_converter(w->kind);
+    /* Converted weights take the type of x, but for f16: that has little range, and gains nothing. */
+    int type = p.convert ? (call->x_type == BF16 ? BF16 : F32) : w->kind;
+    p.w_bytes = type == F32 ? 4 : 2;
     p.x_bytes = call->x_type == F32 ? 4 : 2;
-    p.tile = w->kind == F32 ? tile_f32_rows : w->kind == BF16 ? tile_bf16_rows : tile_f16_rows;
-    p.rows = at_most(MOST_ROWS, X_BYTES / (w->k * p.x_bytes)) / MR * MR;
-    if (p.rows < MR) p.rows = MR;
+    p.tile = type == BF16 ? tile_bf16_rows : type == F16 ? tile_f16_rows : tile_f32_rows;
+    if (type == F32 && call->x_type == F16) p.tile = tile_f32_f16_rows;
+    p.rows = tern_clamp(X_BYTES / (w->k * p.x_bytes) / MR * MR, MR, MOST_ROWS);
     p.row_chunks = (call->m + p.rows - 1) / p.rows;
     p.columns = MOST_COLUMNS;
-    if (p.row_chunks == 1) {
-        p.columns = at_most(MOST_COLUMNS, W_BYTES / (w->k * p.stored)) / NR * NR;
-        if (p.columns < NR) p.columns = NR;
-    }
+    if (p.row_chunks == 1) p.columns = tern_clamp(W_BYTES / (w->k * p.w_bytes) / NR * NR, NR, MOST_COLUMNS);
     long chunks = p.row_chunks * ((w->n + p.columns - 1) / p.columns);
     tern_parallel_for(multiply_chunk, &p, chunks);
 }

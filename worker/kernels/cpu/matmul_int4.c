@@ -1,2 +1,161 @@
-#include "matmul.h"
-void tern_matmul_int4(const Matrix *w, const Call *call) { (void)w, (void)call; }
+/* int4 weights whose groups of columns share a scale (and a zero), int8 activations with a scale per group.
+
+       y[m][n] = sum_g w_scale[n][g] · x_scale[m][g] · sum_{k in g} (code[n][k] - zero[n][g]) · x[m][k]
+
+   The sum within a group is an exact integer; groups are added up in float32, one after the other.
+   Weights are packed for 16 rows, so that no sum has to be gathered from the lanes of a vector:
+
+       [block of 16 rows][8 columns][row][4 bytes]     byte j: columns j (low nibble) and j + 4 (high)
+
+   and so are the scales and zeros: [block][group][row]. A tile is some rows of x by two blocks. */
+
+#include "activations.h"
+#include "pool.h"
+#include "simd_int.h"
+
+#define MR 6
+#define PREFETCH_BYTES 4096
+#define MOST_ROWS 96
+#define MOST_BLOCKS 8
+#define X_BYTES (384 << 10)
+#define W_BYTES (64 << 10)
+#define ZERO 8
+
+typedef struct {
+    const Matrix *w;
+    const Call *call;
+    Activations x;
+    long all_blocks, blocks, rows, row_chunks;
+} Product;
+
+typedef struct {
+    const uint8_t *weight;
+    const float *scales, *zeros;
+} Block;
+
+INLINE f32x16 load16(const float *p) {
+    f32x16 a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
+
+INLINE void tile(const int rows, const int blocks, const Block *block, const Matrix *w, const Activations *x,
+                 long m, int ahead, float *to, long stride) {
+    const int8_t *codes = x->codes + m * x->stride;
+    const float *x_scales = x->scales + m * x->groups;
+    const int32_t *x_sums = x->sums + m * x->groups;
+    f32x16 total[MR][2];
+    _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++)
+        _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) total[i][b] = (f32x16){0};
+    for (long g = 0; g < x->groups; g++) {
+        long begin = g * w->group, end = begin + w->group < w->k ? begin + w->group : w->k;
+        ints acc[MR][2];
+        _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
+            int32_t moved = block[0].zeros ? 0 : -ZERO * x_sums[i * x->groups + g];
+            _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) acc[i][b] = ints_set(moved);
+        }
+        for (long k = begin; k < end; k += 8) {
+            bytes low[2], high[2];
+            _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) {
+                const uint8_t *at = block[b].weight + k * 8;
+                if (ahead) __builtin_prefetch(at + PREFETCH_BYTES, 0, 3);
+                bytes both = bytes_load(at);
+                low[b] = low_nibbles(both), high[b] = high_nibbles(both);
+            }
+            _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
+                int32_t four[2];
+                memcpy(four, codes + i * x->stride + k, 8);
+                bytes first = bytes_repeat(four[0]), second = bytes_repeat(four[1]);
+                KEEP(first);
+                KEEP(second);
+                _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++)
+                    acc[i][b] = dot_u4(dot_u4(acc[i][b], low[b], first), high[b], second);
+            }
+        }
+        _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) {
+            f32x16 scales = load16(block[b].scales + g * 16);
+            _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
+                f32x16 sum = ints_to_float(acc[i][b]);
+                if (block[b].zeros) sum -= load16(block[b].zeros + g * 16) * (float)x_sums[i * x->groups + g];
+                total[i][b] += sum * (scales * x_scales[i * x->groups + g]);
+            }
+        }
+    }
+    _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++)
+        _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++)
+            memcpy(to + i * stride + 16 * b, &total[i][b], sizeof total[i][b]);
+}
+
+#define TILES(BLOCKS)                                                                        \
+    switch (rows) {                                                                          \
+    case 1: tile(1, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
+    case 2: tile(2, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
+    case 3: tile(3, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
+    case 4: tile(4, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
+    case 5: tile(5, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
+    case 6: tile(6, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
+    }
+
+static void two_blocks(int rows, const Block *block, const Matrix *w, const Activations *x, long m, int ahead,
+                       float *to, long stride) {
+    TILES(2)
+}
+
+static void one_block(int rows, const Block *block, const Matrix *w, const Activations *x, long m, int ahead,
+                      float *to, long stride) {
+    TILES(1)
+}
+
+/* The part that holds the block-th block of all, which of its own it is, and the matrix' row it begins at. */
+static const Part *part_of_block(const Matrix *w, long block, long *own, long *n) {
+    const Part *part = w->parts;
+    long at = 0;
+    while (block >= (part->rows + 15) / 16) {
+        block -= (part->rows + 15) / 16;
+        at += part++->rows;
+    }
+    *own = block;
+    *n = at + block * 16;
+    return part;
+}
+
+static void multiply_chunk(const void *data, long index) {
+    const Product *p = data;
+    const Matrix *w = p->w;
+    long m0 = index % p->row_chunks * p->rows, first = index / p->row_chunks * p->blocks;
+    long rows = p->call->m - m0 < p->rows ? p->call->m - m0 : p->rows;
+    long last = first + p->blocks < p->all_blocks ? first + p->blocks : p->all_blocks;
+    long tiles = (rows + MR - 1) / MR;
+    float sums[MOST_ROWS][32];
+    for (long b = first; b < last;) {
+        int pair = last - b >= 2 ? 2 : 1;
+        Block block[2];
+        long n[2], count[2];
+        for (int i = 0; i < pair; i++) {
+            long own;
+            const Part *part = part_of_block(w, b + i, &own, &n[i]);
+            block[i].weight = (const uint8_t *)part->weight + own * part->stride;
+            block[i].scales = part->scales + own * 16 * p->x.groups;
+            block[i].zeros = part->zeros ? part->zeros + own * 16 * p->x.groups : NULL;
+            count[i] = part->rows - own * 16 < 16 ? part->rows - own * 16 : 16;
+        }
+        if (pair == 2 && !block[0].zeros != !block[1].zeros) pair = 1;
+        for (long t = 0, m = 0; t < tiles; t++) {
+            int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
+            (pair == 2 ? two_blocks : one_block)(some, block, w, &p->x, m0 + m, t == 0, sums[m], 32);
+            m += some;
+        }
+        for (long m = 0; m < rows; m++)
+            for (int i = 0; i < pair; i++) tern_finish(w, p->call, m0 + m, n[i], count[i], sums[m] + 16 * i);
+        b += pair;
+    }
+}
+
+void tern_matmul_int4(const Matrix *w, const Call *call) {
+    Product p = {.w = w, .call = call, .x = tern_quantize_rows(call, w->k, w->group)};
+    for (long i = 0; i < w->num_parts; i++) p.all_blocks += (w->parts[i].rows + 15) / 16;
+    p.rows = tern_clamp(X_BYTES / p.x.stride / MR * MR, MR, MOST_ROWS);
+    p.row_chunks = (call->m + p.rows - 1) / p.rows;
+    p.blocks = p.row_chunks > 1 ? MOST_BLOCKS : tern_clamp(W_BYTES / (w->k * 8) / 2 * 2, 2, MOST_BLOCKS);
+    tern_parallel_for(multiply_chunk, &p, p.row_chunks * ((p.all_blocks + p.blocks - 1) / p.blocks));
+}

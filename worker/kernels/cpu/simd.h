@@ -22,6 +22,13 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* A vector that is used several times is loaded once: compilers like to fold each use into a load. */
+#if defined(TERN_AVX512) || defined(TERN_AVX2)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#else
+#define IN_REGISTER(v) (void)0
+#endif
+
 typedef uint16_t bf16;
 typedef struct {
     uint16_t bits;
