@@ -186,16 +186,16 @@ FP8_KINDS = ("fp8 tensor", "fp8 channel", "fp8 blocks")
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *FP8_KINDS])
-@pytest.mark.parametrize(("sizes", "k"), [([37], 100), ([16, 5, 20], 1312)])
-def test_quantized(kernels: Library, kind: str, sizes: list[int], k: int) -> None:
-    matrix, reference = quantized(kind, sizes, k, kernels), quantized(kind, sizes, k, None)
-    assert matrix.shape == (sum(sizes), k)
-    for dtype, m in zip(FLOATS, (1, 7, 70), strict=True):
-        assert_multiplies(matrix, reference, random(m, k, dtype=dtype))
+def test_quantized(kernels: Library, kind: str) -> None:
+    for sizes, k in (([37], 100), ([16, 5, 20], 1312)):
+        matrix, reference = quantized(kind, sizes, k, kernels), quantized(kind, sizes, k, None)
+        assert matrix.shape == (sum(sizes), k)
+        for dtype, m in zip(FLOATS, (1, 7, 70), strict=True):
+            assert_multiplies(matrix, reference, random(m, k, dtype=dtype))
     assert_multiplies(matrix, reference, random(19, k + 6, dtype=torch.bfloat16)[:, 3:-3], torch.float32)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *FP8_KINDS])
+@pytest.mark.parametrize("kind", ["w8a8", "zeros 32", "nf4 64", "fp8 blocks"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_quantized_keeps_nan_apart(kernels: Library, kind: str, bad: float) -> None:
     matrix = quantized(kind, [20], 96, kernels)
