@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
-from protocol import columns
 from protocol.config import EngineCoreConfig
 from protocol.errors import InternalError, NumericalError, RequestCrashedWorker, TernError, Unavailable
 from protocol.messages import (
@@ -76,6 +75,8 @@ class Engine:
         self.begun: deque[float] = deque()
         """When each step in flight was sent."""
         self.last_result = 0.0
+        self.awaited_masks: float | None = None
+        """Until when planning waits for masks."""
         self.cut_at: float | None = None
         """Since when the workers cannot be reached."""
         self.grammars = Grammars(config.tokenizer, hands)
@@ -139,7 +140,7 @@ class Engine:
         scheduler = self.scheduler
         if scheduler is None or not self.workers.attached:
             return
-        while len(scheduler.in_flight) < self.depth:
+        while len(scheduler.in_flight) < self.depth and not self._waits_for_masks(scheduler):
             planned = scheduler.plan(self.meter.prompt_budget())
             if planned is None:
                 return
@@ -147,6 +148,13 @@ class Engine:
             self.begun.append(self.clock())
             if self.journal is not None:
                 self.journal.write(planned.plan)
+
+    def _waits_for_masks(self, scheduler: Scheduler) -> bool:
+        """Whether rows that are about to get their masks should join the next step, not the one after: worth
+        a moment if nobody else waits, as a step of few rows takes nearly as long as one of many."""
+        together, in_flight = scheduler.some_are_behind, bool(scheduler.in_flight)
+        self.awaited_masks = self.grammars.patience(self.clock()) if together or in_flight else None
+        return self.awaited_masks is not None or (together and in_flight)
 
     def publish(self) -> None:
         """One message per client for whatever has happened."""
@@ -162,7 +170,8 @@ class Engine:
 
     def next_deadline(self) -> float | None:
         """When `advance` has something to do although nothing has arrived."""
-        deadlines = [self.desk.next_deadline(), None if self.cut_at is None else self.cut_at + CUT_PATIENCE_S]
+        cut = None if self.cut_at is None else self.cut_at + CUT_PATIENCE_S
+        deadlines = (self.desk.next_deadline(), self.awaited_masks, cut)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _watch_the_link(self) -> None:
@@ -275,7 +284,7 @@ class Engine:
         delivery = deliver(planned, result)
         self.meter.generation_tokens += delivery.num_tokens
         self._finish(delivery.finished)
-        self.grammars.advance(delivery.constrained)
+        self.grammars.advance(delivery.constrained, now)
         for row, code in result.failed_rows:
             request = planned.request_at(row)
             if request.state is not State.ENDED:
@@ -330,16 +339,8 @@ class Engine:
         if failed.code == OUT_OF_MEMORY and scheduler.num_running > 1:
             scheduler.run_fewer()
         else:
-            blamed = set(columns.unpack_ids(failed.slots))
-            requests = [
-                request
-                for step in scheduler.in_flight
-                if step.plan.step == failed.step
-                for slot, request in zip(
-                    columns.unpack_ids(step.plan.scheduled_slots), step.requests, strict=True
-                )
-                if slot in blamed
-            ]
+            steps = [step for step in scheduler.in_flight if step.plan.step == failed.step]
+            requests = [request for step in steps for request in step.requests_in(failed.slots)]
             memory = failed.code == OUT_OF_MEMORY
             what = "the device's memory does not suffice for" if memory else "the model failed on"
             message = f"{what} this request, also when it ran alone"

@@ -45,7 +45,7 @@ class Delivery:
             self._lane(lane, tokens[first:end], first, failed)
             first = end
         for row, request in enumerate(planned.chunks, first):
-            if tokens[row] != NO_TOKEN:
+            if tokens[row] != NO_TOKEN and row not in planned.echoes:
                 self._one(request, tokens[row], row)
         if result.embeddings:
             requests = planned.requests

@@ -29,6 +29,8 @@ class PlannedStep(Struct, frozen=True):
     num_tokens: int
     num_masked: int
     """Rows that continue an answer to a grammar."""
+    echoes: frozenset[int]
+    """Rows that sample, under masks of one token, what their requests have been told already."""
     last_tokens: tuple[Request, ...]
     """Decoding requests whose token of this step is the last that fits."""
     strays: set[Request]
@@ -38,6 +40,11 @@ class PlannedStep(Struct, frozen=True):
     def requests(self) -> list[Request]:
         """Of all rows, in their order."""
         return [request for lane in self.lanes for request in lane.view.requests] + list(self.chunks)
+
+    def requests_in(self, slots: bytes) -> list[Request]:
+        """Of the rows that have these slots."""
+        wanted, ours = set(columns.unpack_ids(slots)), columns.unpack_ids(self.plan.scheduled_slots)
+        return [request for slot, request in zip(ours, self.requests, strict=True) if slot in wanted]
 
     def request_at(self, row: int) -> Request:
         return self.requests[row]
@@ -50,9 +57,13 @@ class Draft:
     and must compute them again, is itself a running answer: only the whole step's budget limits it.
     """
 
-    def __init__(self, total: int, new: int, released: list[int]) -> None:
+    def __init__(self, total: int, new: int, released: list[int], vocab_size: int) -> None:
         """Tokens that the step may take besides those of decoding requests, and of new prompts. Slots that
         are released; emptied by `finish`."""
+        self._mask_width = -(-vocab_size // 32) * 4
+        self._masks: dict[int, bytes] = {}
+        """By place among the chunks."""
+        self._echoes: set[int] = set()
         self._total, self._new = total, new
         self._started_bytes, self._mask_bytes = MOST_STARTED_BYTES, MOST_MASK_BYTES
         self._embedding_bytes = MOST_EMBEDDING_BYTES
@@ -67,7 +78,7 @@ class Draft:
     def start(self, request: Request) -> None:
         """It carries all its ids, however few of them this step computes."""
         start = start_of(request)
-        request.forced = False
+        request.num_sent_tokens = request.num_tokens
         self.started.append(start)
         self._started_bytes -= len(start.token_ids) + len(start.block_tables)
 
@@ -85,9 +96,9 @@ class Draft:
 
     def of(self, request: Request) -> int:
         """How many tokens of this request the step may compute."""
-        if self._started_bytes <= 0 and (request.state is State.WAITING or request.forced):
+        if self._started_bytes <= 0 and (request.state is State.WAITING or request.grammar is not None):
             return 0
-        if request.grammar is not None and self._mask_bytes < len(request.grammar.mask):
+        if request.grammar is not None and self._mask_bytes < self._mask_width:
             return 0
         if request.embedding_bytes > self._embedding_bytes:
             return 0
@@ -99,8 +110,18 @@ class Draft:
         self._total -= count
         self._new -= count
         self._embedding_bytes -= request.embedding_bytes
-        if request.grammar is not None:
-            self._mask_bytes -= len(request.grammar.mask)
+
+    def mask(self, request: Request) -> None:
+        """The request, added last, samples under its grammar; a token that was forced is known already."""
+        assert request.grammar is not None
+        place, known = len(self.chunks) - 1, request.num_computed_tokens
+        if known < request.num_tokens:
+            self._masks[place] = (1 << request.token_ids[known]).to_bytes(self._mask_width, "little")
+            self._echoes.add(place)
+        else:
+            self._masks[place] = request.grammar.mask
+        self._mask_bytes -= self._mask_width
+        request.num_sent_tokens = known + 1
 
     def finish(
         self,
@@ -112,15 +133,9 @@ class Draft:
         """The step as it is sent, and as it is remembered; requests already count it as computed."""
         num_decodes = sum([len(lane.view.requests) for lane in lanes])
         slots, counts = b"".join([lane.view.slots for lane in lanes]), _ONE * num_decodes
-        masks: dict[int, bytes] = {}
         if self.chunks:
             slots += columns.pack_ids(request.slot for request, _ in self.chunks)
             counts += columns.pack_ids(count for _, count in self.chunks)
-            masks = {
-                row: request.grammar.mask
-                for row, (request, _) in enumerate(self.chunks, num_decodes)
-                if request.grammar is not None and request.num_computed_tokens == request.num_tokens
-            }
         plan = StepPlan(
             epoch=epoch,
             step=step,
@@ -130,8 +145,8 @@ class Draft:
             started=tuple(self.started),
             grown_slots=columns.pack_ids(self.grown_slots),
             grown_blocks=columns.pack_ids(self.grown_blocks),
-            masked_rows=columns.pack_ids(masks),
-            masks=b"".join(masks.values()),
+            masked_rows=columns.pack_ids([num_decodes + place for place in self._masks]),
+            masks=b"".join(self._masks.values()),
         )
         self._released.clear()
         return PlannedStep(
@@ -140,7 +155,8 @@ class Draft:
             chunks=tuple([request for request, _ in self.chunks]),
             num_decodes=num_decodes,
             num_tokens=num_decodes + sum([count for _, count in self.chunks]),
-            num_masked=len(masks),
+            num_masked=len(self._masks),
+            echoes=frozenset([num_decodes + place for place in self._echoes]),
             last_tokens=last_tokens,
             strays=set(),
         )

@@ -48,7 +48,6 @@ class Request:
         "embedding_bytes",
         "finish",
         "first_blocks",
-        "forced",
         "grammar",
         "key",
         "last_step",
@@ -58,6 +57,7 @@ class Request:
         "num_computed_tokens",
         "num_findable_blocks",
         "num_prompt_tokens",
+        "num_sent_tokens",
         "priority",
         "request_id",
         "sampling",
@@ -128,8 +128,9 @@ class Request:
         self.key = submit.key
         self.digest = submit.digest
         self.grammar = Grammar(submit.grammar) if submit.grammar else None
-        self.forced = False
-        """It has got ids that its worker has not been told of."""
+        self.num_sent_tokens = 0
+        """Tokens that its worker knows when all planned steps are done. With a grammar, one more than
+        `num_tokens` while the newest is in flight, and fewer after some were forced."""
         self.transcript: Transcript | None = None
         """What besides the ids is sent again to a client that needs it."""
 
@@ -148,8 +149,11 @@ class Request:
 
     @property
     def may_sample(self) -> bool:
-        """Its grammar, if it has one, has said what may come next."""
-        return self.grammar is None or self.grammar.mask_at == len(self.token_ids)
+        """Its grammar, if it has one, says what its worker may sample next."""
+        num_tokens = len(self.token_ids)
+        if self.grammar is None or num_tokens > self.num_sent_tokens:
+            return True
+        return num_tokens == self.num_sent_tokens == self.grammar.mask_at
 
     @property
     def order(self) -> tuple[int, int]:

@@ -27,6 +27,9 @@ from .request import Request, State
 from .suspects import Suspects
 from .waiting import WaitingQueue
 
+_MANY_FORCED = 4
+"""Tokens, and as many as requests run: computed at once, which takes everyone about a step more. Fewer are
+sampled one by one, under masks that allow nothing else."""
 _GOOD_STEPS = 64
 """After which twice as many requests may run again as the device's memory sufficed for."""
 
@@ -83,15 +86,12 @@ class Scheduler:
     # ── requests come and go ────────────────────────────────────────────────────────────────────
 
     def add(self, request: Request) -> None:
-        """Queue a request that fits the model's context (checked at the door). One with a grammar is
-        held until the first `go_on`."""
+        """Queue a request that fits the model's context; one with a grammar is held until `go_on`."""
         (self.waiting.push if request.grammar is None else self.waiting.hold)(request)
 
     def go_on(self, request: Request, num_forced: int) -> None:
         """A grammar has been asked: it has forced so many ids upon the request, and says what may follow."""
-        if request.state is State.RUNNING:
-            request.forced = request.forced or num_forced > 0
-        elif not request.suspect:
+        if request.state is State.WAITING and not request.suspect:
             self.waiting.num_tokens += num_forced
             self.waiting.release(request)
 
@@ -136,6 +136,13 @@ class Scheduler:
         yield from self.spent
 
     @property
+    def some_are_behind(self) -> bool:
+        """Only requests with grammars are there, and not all of them can be planned."""
+        if self.decoding or self.prefilling or self.waiting:
+            return False
+        return not all(request.may_sample for request in self.constrained)
+
+    @property
     def num_running(self) -> int:
         return len(self.decoding) + len(self.prefilling) + len(self.constrained) + len(self.spent)
 
@@ -158,7 +165,8 @@ class Scheduler:
         lanes, num_decodes = self.decoding.steps(), len(self.decoding)
         total = self.options.max_num_batched_tokens - num_decodes
         answering = num_decodes or self.constrained
-        draft = Draft(total, min(total, prompt_budget) if answering else total, self._released)
+        new = min(total, prompt_budget) if answering else total
+        draft = Draft(total, new, self._released, self.facts.vocab_size)
         for request in grown:
             draft.grow(request)
         for request in (*self.constrained, *self.prefilling):
@@ -274,7 +282,9 @@ class Scheduler:
 
     def _plan_chunk(self, request: Request, draft: Draft) -> None:
         """Plan the next stretch of known tokens, if there is one and the draft has room for it."""
-        remaining = request.num_tokens - request.num_computed_tokens
+        many_forced = request.num_tokens - request.num_sent_tokens >= max(_MANY_FORCED, self.num_running)
+        known = request.num_tokens if many_forced else request.num_sent_tokens
+        remaining = known - request.num_computed_tokens
         may_sample = request.may_sample
         plannable = remaining if may_sample else remaining - 1  # the last one's result is a sample
         count = min(plannable, draft.of(request))
@@ -288,7 +298,7 @@ class Scheduler:
             if request in self.constrained and not (self.in_flight and self.kv.pool.fenced):
                 self._preempt(request)  # else blocks come back with a result
             return
-        if request.forced:
+        if many_forced:
             draft.start_again(request)
         end = request.num_computed_tokens + room
         missing = -(-end // self.facts.block_size) - request.num_blocks
@@ -306,6 +316,7 @@ class Scheduler:
                 self._start_decoding(request, self._step + 1)
             else:
                 self.constrained[request] = None
+                draft.mask(request)
 
     def _room_for(self, request: Request, count: int) -> int:
         """For how many tokens of a chunk there are blocks. For all, as other requests leave them to it, but
