@@ -7,7 +7,7 @@ Knows nothing of processes and of what is right.
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,7 +159,7 @@ class Load:
 
     async def _read(self, place: int, response: httpx2.Response, answer: Answer) -> None:
         done = False
-        async for line in response.aiter_lines():
+        async for line in _lines(response):
             if not line:
                 continue
             assert not done, f"after [DONE]: {line}"
@@ -173,6 +173,17 @@ class Load:
             self._notify()
         if not done and not answer.error:
             answer.error = "cut"
+
+
+async def _lines(response: httpx2.Response) -> AsyncIterator[str]:
+    """By line feeds alone: texts may hold what else Unicode takes for the end of a line."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line.decode()
+    if rest:
+        yield rest.decode()
 
 
 Fault = Callable[[Load], Awaitable[object]]
