@@ -6,11 +6,10 @@ them, and each step spends a budget on letting the second number catch up with t
     waiting ──admit──▶ prefilling ──all known tokens planned──▶ decoding ──length reached──▶ spent
        ▲                   │                                │      │                           │
        └──────preempt──────┴────────────────────────────────┴──────┘        results end a request
-                                                    constrained: its next token is planned when the last
-                                                    one is known and its grammar has said what may follow
+                                                constrained: planned when the last token is known, and masked
 
-`plan` may run ahead of the results. It preempts only when nothing is in flight: short of blocks with a
-step in flight, it waits for that step's result, which is either relief or certainty.
+`plan` may run ahead of the results. Short of blocks with a step in flight, it waits for that step's
+result, which is either relief or certainty: then it preempts.
 """
 
 from collections import deque
@@ -138,9 +137,8 @@ class Scheduler:
     @property
     def some_are_behind(self) -> bool:
         """Only requests with grammars are there, and not all of them can be planned."""
-        if self.decoding or self.prefilling or self.waiting:
-            return False
-        return not all(request.may_sample for request in self.constrained)
+        others = self.decoding or self.prefilling or self.waiting
+        return not others and not all(request.may_sample for request in self.constrained)
 
     @property
     def num_running(self) -> int:
