@@ -41,6 +41,8 @@ def main() -> int:
     budget = StepBudget()
     try:
         runner = load(config, channel, progress, stub="--stub" in sys.argv[1:])
+        for num_tokens, context, seconds in runner.measured:
+            budget.record(num_tokens, context, seconds)
         runner = faulty(runner, config.rank, budget, os.environ)
         Worker(config, channel, runner, progress, budget).run()
     except Exception as error:

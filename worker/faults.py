@@ -159,6 +159,7 @@ class FaultyRunner:
         self.runner = runner
         self.facts: EngineFacts = runner.facts
         self.model_fingerprint = runner.model_fingerprint
+        self.measured = runner.measured
         self._faults = faults
         self._tokens = {fault.token for fault in faults} - {None}
         self._budget = budget

@@ -8,6 +8,7 @@ It knows no sockets and no requests; every rank of a group does the same and sam
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from .models.registry import build
 from .parallel import Group
 from .pooling import Pooling, instead_of_tokens, kind_of
 from .sampler import Sampler
+from .step_budget import StepSizes
 from .threads import StepThreads, physical_cores
 from .weights import Report, Wants, load, random_part, reader
 
@@ -93,6 +95,7 @@ class TorchRunner:
         self.pooling = Pooling(facts.max_num_seqs, facts.pooling)
         self._folder = Path(config.group_dir)
         self._profiler: torch.profiler.profile | None = None
+        self.measured: tuple[tuple[int, float, float], ...] = ()
         report("warming up", "", None)
         self._warm_up()
 
@@ -248,7 +251,8 @@ class TorchRunner:
         )
 
     def _warm_up(self) -> None:
-        """Run the common path once, so that libraries set themselves up before the first request."""
+        """Run the common path, so that libraries set themselves up before the first request, and once more to
+        measure it."""
         count = min(_WARM_UP_TOKENS, self.facts.max_model_len - 1)
         num_blocks = -(-(count + 1) // self.facts.block_size) * len(self.facts.kv_groups)
         start = SequenceStart(
@@ -260,7 +264,15 @@ class TorchRunner:
             sampling=SamplingParams(),
         )
         slot = columns.pack_ids([0])
-        if count > 0:
-            self.execute(StepPlan(0, 0, slot, columns.pack_ids([count]), started=(start,)))
-            self.execute(StepPlan(0, 1, slot, columns.pack_ids([1])))
-        self.reset()
+        prompt = StepPlan(0, 0, slot, columns.pack_ids([count]), started=(start,))
+        token = StepPlan(0, 1, slot, columns.pack_ids([1]))
+        for _ in range(2 if count > 0 else 0):
+            sizes = StepSizes()
+            self.measured = tuple([(*sizes.of(plan), self._seconds(plan)) for plan in (prompt, token)])
+            self.reset()
+
+    def _seconds(self, plan: StepPlan) -> float:
+        """That a step takes."""
+        begun = time.perf_counter()
+        self.execute(plan)
+        return time.perf_counter() - begun

@@ -14,7 +14,7 @@ from protocol.steps import StepPlan
 FLOOR_S = 0.75
 MARGIN = 4.0
 UNMEASURED_S = 30.0
-"""Before any step was measured: libraries set themselves up and memory is touched for the first time."""
+"""Before any step was measured, which a model does while it is loaded."""
 WEIGHT = 0.2
 """Of the newest measurement in a moving average."""
 
@@ -55,16 +55,16 @@ class StepBudget:
             self._averages[size] = _Average(seconds, num_tokens, context)
 
     def _predicted_s(self, num_tokens: int, context: float) -> float:
-        """Of a size never measured: as the next larger one, else at the slowest known rate."""
+        """Of a size never measured: as the next larger one, else at the rate of the largest known one, as a
+        token costs less in a larger step."""
         size = num_tokens.bit_length()
         like = [known for known in self._averages if known >= size]
         if like:
             nearest = self._averages[min(like)]
             return nearest.seconds * max(context / max(nearest.context, 1.0), 1.0)
-        return max(
-            average.seconds / average.num_tokens * num_tokens * max(context / max(average.context, 1.0), 1.0)
-            for average in self._averages.values()
-        )
+        largest = self._averages[max(self._averages)]
+        longer = max(context / max(largest.context, 1.0), 1.0)
+        return largest.seconds / largest.num_tokens * num_tokens * longer
 
 
 class StepSizes:

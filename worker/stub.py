@@ -90,6 +90,7 @@ class StubRunner:
             )
         limit = config.model.max_model_len or model.max_position_embeddings
         chunk = config.scheduler.largest_chunk(limit)
+        self.measured: tuple[tuple[int, float, float], ...] = ()
         self.facts = EngineFacts(
             model=(*config.model.served_model_name, "stub")[0],
             vocab_size=self.vocab_size,

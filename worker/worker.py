@@ -60,6 +60,8 @@ class Runner(Protocol):
 
     facts: EngineFacts
     model_fingerprint: str
+    measured: tuple[tuple[int, float, float], ...]
+    """Steps executed while loading, as StepBudget.record takes them: the first to come is judged by these."""
 
     def reset(self) -> None:
         """Forget every sequence and all KV, and give back what only a step needed; keep the weights."""

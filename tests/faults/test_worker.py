@@ -82,10 +82,13 @@ async def test_stopped(scene: "NewScene", worker: str, flags: tuple[str, ...], r
         await one.hears(r"worker( \d)? \(pid \d+\) is stopped and was not continued; killing it")
 
 
-@pytest.mark.parametrize(("kind", "worker"), [("hang", "stub"), ("hang_gil", "stub"), ("hang_gil", "torch")])
-async def test_hung(scene: "NewScene", tmp_path: Path, kind: str, worker: str) -> None:
-    """Scenario 6: the worker's main thread sleeps for ever, also with the interpreter's lock held."""
-    faults = {"TERN_FAULTS": f"{kind}:step=20,times=1", "TERN_FAULTS_DIR": str(tmp_path)}
+@pytest.mark.parametrize(
+    ("kind", "worker", "step"), [("hang", "stub", 20), ("hang_gil", "stub", 20), ("hang_gil", "torch", 1)]
+)
+async def test_hung(scene: "NewScene", tmp_path: Path, kind: str, worker: str, step: int) -> None:
+    """Scenario 6: the worker's main thread sleeps for ever, also with the interpreter's lock held, and in the
+    very first step."""
+    faults = {"TERN_FAULTS": f"{kind}:step={step},times=1", "TERN_FAULTS_DIR": str(tmp_path)}
     count, length = (32, LENGTH) if worker == "stub" else (12, 90)
     async with scene(worker=worker, restarts=ONE, **faults) as one:
         await one.load(many(count, length), no_fault)

@@ -17,7 +17,7 @@ from tests.worker.driver import GREEDY, Driver, Resident, quiet, worker_config, 
 from worker.failures import RowsFailed
 from worker.faults import faulty
 from worker.runner import TorchRunner
-from worker.step_budget import StepBudget
+from worker.step_budget import UNMEASURED_S, StepBudget
 from worker.threads import physical_cores
 
 PROMPT = [5, 9, 13, 17, 21, 25, 29]
@@ -53,6 +53,17 @@ def test_facts(model: Path, tmp_path: Path) -> None:
     assert ("loading weights", "15/15 weights", 1.0) in phases
     same = TorchRunner(worker_config(model, tmp_path, load_format="dummy"), quiet)
     assert same.model_fingerprint == runner.model_fingerprint
+
+
+def test_steps_are_measured_while_loading(driver: Driver) -> None:
+    """So that a hang in the very first step is seen as soon as in any other."""
+    budget = StepBudget()
+    for num_tokens, context, seconds in driver.runner.measured:
+        assert seconds > 0
+        budget.record(num_tokens, context, seconds)
+    assert [num_tokens for num_tokens, _, _ in driver.runner.measured] == [24, 1]
+    assert budget.budget_s(1, 20) < UNMEASURED_S
+    assert budget.budget_s(64, 64) < UNMEASURED_S
 
 
 @pytest.mark.parametrize(

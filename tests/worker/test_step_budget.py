@@ -23,11 +23,11 @@ def test_a_size_that_was_measured() -> None:
 
 
 def test_a_size_that_was_not() -> None:
-    """A larger one runs at the slowest known rate; a smaller one takes no longer than a larger one."""
+    """A larger one runs at the rate of the largest known; a smaller one takes no longer than a larger one."""
     budget = StepBudget()
     budget.record(8, 1, 0.08)
     budget.record(128, 1, 0.2)
-    assert budget.budget_s(1000, 1) == pytest.approx(FLOOR_S + MARGIN * 10.0)
+    assert budget.budget_s(1000, 1) == pytest.approx(FLOOR_S + MARGIN * 1000 * 0.2 / 128)
     assert budget.budget_s(1, 1) == pytest.approx(FLOOR_S + MARGIN * 0.08)
 
 
