@@ -77,6 +77,7 @@ class Campaign:
         self._count_outcomes()
         self.agenda.run(self.agenda.now + 60 + self.settings.detach_grace_s)
         self._check_end()
+        self._stop()
 
     @property
     def open_users(self) -> list[User]:
@@ -197,7 +198,7 @@ class Campaign:
         draw, cluster = self.draw, self.cluster
         process = draw.choice(cluster.processes) if cluster.processes else None
         worker = cluster.worker
-        kind = draw.choice(["kill", "kill", "kill in a turn", "hang", "stop", "step", "step", "slow"])
+        kind = draw.choice(["kill", "kill", "kill in a turn", "hang", "stop", "step", "step", "slow", "roll"])
         self.faults[kind] = self.faults.get(kind, 0) + 1
         if kind == "step" and worker is not None:
             fault = draw.choice(["exception", "exit", "out_of_memory"])
@@ -205,6 +206,8 @@ class Campaign:
         elif kind == "slow" and worker is not None:
             worker.faults.append("slow")
             cluster.look_for(4)
+        elif kind == "roll":
+            cluster.roll(draw.randrange(len(cluster.frontends)))
         elif process is None:
             pass
         elif kind == "kill":
@@ -249,12 +252,28 @@ class Campaign:
         assert pool.num_free == pool.num_blocks, f"{pool.num_free} of {pool.num_blocks} blocks are free"
         assert not len(engine.desk.kept), "kept requests did not expire"
         assert all(not client.requests for client in engine.desk.clients.values())
+        assert not self.cluster.retired, "a frontend that was replaced is still there"
         for frontend in self.cluster.frontends:
             assert frontend is not None
             assert not frontend.registry.streams
             assert not frontend.registry.malformed
             if self.clear:
                 assert not frontend.registry.gaps, "a gap where no frame is lost"
+
+    def _stop(self) -> None:
+        """SIGTERM with streams open: all of them end as they should, and then the frontends."""
+        for number in range(8):
+            name = f"last user {number} of seed {self.seed}"
+            task = self.draw.choice(self.tasks)
+            self._enter(User(name, task, self.agenda.now, None, "", "", "a", "", 0, strays=True, tight=True))
+        self.agenda.run(self.agenda.now + self.draw.choice([0.001, 0.05, 0.5]))
+        self.cluster.drain()
+        self.agenda.run(self.agenda.now + _LIVENESS_S)
+        assert not self.open_users, "a stream did not end while the server stopped"
+        assert not self.cluster.retired, "a frontend did not end while the server stopped"
+        outcomes = {user.outcome for user in self.users}
+        assert outcomes <= {"finished", "overloaded"}, outcomes
+        self._count_outcomes()
 
 
 def _draw_settings(draw: Random) -> Settings:

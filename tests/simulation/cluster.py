@@ -61,6 +61,10 @@ class Cluster:
         self.engine: EngineCore | None = None
         self.worker: Worker | None = None
         self.frontends: list[Frontend | None] = [None] * settings.num_frontends
+        self.retired: list[Frontend] = []
+        """They take nobody new, and exit once their streams have ended."""
+        self._successors: dict[int, Frontend] = {}
+        """By place: they start, to replace the one that serves there."""
         self.gave_up: str | None = None
         self.deaths: dict[Kind, int] = {"engine_core": 0, "worker": 0, "frontend": 0}
         self.verdicts = 0
@@ -89,12 +93,13 @@ class Cluster:
     @property
     def processes(self) -> list[Process]:
         """Those that live, also while they start."""
-        return [one for one in (self.engine, self.worker, *self.frontends) if one is not None]
+        frontends = (*self.frontends, *self._successors.values(), *self.retired)
+        return [one for one in (self.engine, self.worker, *frontends) if one is not None]
 
     # ── starting ────────────────────────────────────────────────────────────────────────────────
 
     def _start(self, kind: Kind, index: int = 0) -> None:
-        if self.gave_up is not None:
+        if self.gave_up is not None or (kind == "frontend" and self.frontends[index] is not None):
             return
         self._incarnations += 1
         process: Process
@@ -183,31 +188,78 @@ class Cluster:
         wire.connections[peer] = connection
         return connection
 
+    # ── rolling ─────────────────────────────────────────────────────────────────────────────────
+
+    def roll(self, index: int) -> None:
+        """Replace the frontend there, as Roll does: first its successor is ready, then it retires."""
+        old = self.frontends[index]
+        if old is None or not old.ready or index in self._successors:
+            return
+        self._incarnations += 1
+        successor = self._successors[index] = self._make_frontend(index)
+        seconds = START_S["frontend"] * self.draw.uniform(0.8, 1.5)
+        self.agenda.after(seconds, b"successor", partial(self._on_successor_ready, successor))
+
+    def _on_successor_ready(self, successor: Frontend) -> None:
+        if not successor.alive:
+            return
+        del self._successors[successor.index]
+        old, self.frontends[successor.index] = self.frontends[successor.index], successor
+        if old is not None:
+            self._retire(old)
+        self._add("rolled", 1)
+        self._on_ready(successor)
+
+    def drain(self) -> None:
+        """The server stops: nobody new is let in, and whoever is there gets its answer."""
+        for index, frontend in enumerate(self.frontends):
+            if frontend is not None:
+                self.frontends[index] = None
+                self._retire(frontend)
+
+    def _retire(self, frontend: Frontend) -> None:
+        self.retired.append(frontend)
+        if frontend.ready:
+            frontend.retire()
+        else:
+            self.kill(frontend)  # what was started in a dead one's place has nothing to finish
+
     # ── dying ───────────────────────────────────────────────────────────────────────────────────
 
     def kill(self, process: Process) -> None:
         process.exit(SIGKILL)
 
     def _on_exit(self, process: Process, exit_code: int) -> None:
-        self.deaths[process.kind] += 1
         self._lives.pop(process, None)
+        expected = isinstance(process, Frontend) and self._leaves_no_gap(process)
+        self.deaths[process.kind] += not expected
         if isinstance(process, EngineCore):
             self._count(process.engine)
             self.engine = None
         elif process is self.worker:
             self.worker = None
         elif isinstance(process, Frontend):
-            self.frontends[process.index] = None
+            if not expected:
+                self.frontends[process.index] = None
             self._add("gaps", process.registry.gaps)
             self.on_frontend_gone(process)
         seen_s = self.draw.uniform(0.0005, 0.005)
-        self.agenda.after(seen_s, b"death", partial(self._on_death, process, exit_code))
+        self.agenda.after(seen_s, b"death", partial(self._on_death, process, exit_code, expected))
 
-    def _on_death(self, process: Process, exit_code: int) -> None:
+    def _leaves_no_gap(self, frontend: Frontend) -> bool:
+        """One that was replaced has gone, or a successor never got ready: another serves there."""
+        if frontend in self.retired:
+            self.retired.remove(frontend)
+            return True
+        return self._successors.get(frontend.index) is frontend and bool(self._successors.pop(frontend.index))
+
+    def _on_death(self, process: Process, exit_code: int, expected: bool) -> None:
         """The supervisor sees it."""
         if process.kind != "engine_core" and self.engine is not None:
             crashed = exit_code > 0 or exit_code == SIGSEGV
             self.engine.tell(PeerGone(process.incarnation, crashed, f"exit code {exit_code}"))
+        if expected:
+            return
         match self._policy.on_death(process.kind, exit_code, process.was_ready, self.agenda.now):
             case Restart(delay_s):
                 index = process.index if isinstance(process, Frontend) else 0

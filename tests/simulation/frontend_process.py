@@ -34,6 +34,12 @@ class Frontend(Process):
         self._inbox: list[EngineMessage] = []
         self._todo: list[Callable[[], object]] = []
         self._look_at = math.inf
+        self._retiring = False
+
+    def retire(self) -> None:
+        """Exit as soon as no stream is open. Whoever is about to submit still may."""
+        self._retiring = True
+        self.wake(self.agenda.now + TURN_S)
 
     def connect(self, connection: Connection) -> None:
         """As EngineClient.reattach, once it takes its turn."""
@@ -110,6 +116,8 @@ class Frontend(Process):
             self._look_at = now + _LOOK_AGAIN_S
         if self._look_at < math.inf:
             self.wake(self._look_at)
+        if self._retiring and not self.users and self.idle:
+            self.exit(0)
 
     def _connect(self, connection: Connection) -> None:
         if not connection.open:

@@ -48,7 +48,7 @@ def test_a_hundred_hours(first: int) -> None:
         *("finished", "aborted", "left", "reset", "deadline_exceeded", "overloaded", "unavailable"),
         *("numerical_error", "internal_error", "request_crashed_worker", "idempotency_key_reused"),
         *("steps", "preemptions", "prefix_cache_hits", "resubmissions", "gaps", "crashed_requests"),
-        *("engine_core", "worker", "frontend", "verdicts"),
+        *("engine_core", "worker", "frontend", "verdicts", "rolled"),
     ):
         assert seen[name], f"no {name} in {SEEDS_PER_BLOCK} lives: the simulation does not reach it"
 
