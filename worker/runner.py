@@ -19,17 +19,18 @@ from torch import Tensor
 
 from protocol import columns
 from protocol.config import WorkerConfig
-from protocol.errors import NumericalError, OutOfMemory, StartupError
+from protocol.errors import NumericalError, OutOfMemory
 from protocol.messages import NO_TOKEN, EngineFacts, LogprobBlock
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan, StepResult
 
-from . import checksums
+from . import checksums, devices
 from .batch import Batch, Rows
 from .checkpoint import Checkpoint
 from .failures import RowsFailed
 from .kernels.attention import AttentionPlanner, KVShape, StepLayout
 from .kernels.cpu import library
+from .kernels.device import StepPlanner
 from .kv_cache import KVBudget, KVCache, available_memory, fit
 from .kv_layout import lay_out
 from .logprobs import LogprobReports
@@ -51,8 +52,8 @@ class TorchRunner:
 
     def __init__(self, config: WorkerConfig, report: Report) -> None:
         """Loads the model and takes the KV memory. Raises StartupError or OutOfMemory."""
-        if config.parallel.device == "cuda":
-            raise StartupError("--device cuda: this build computes on the CPU", hint="use --device cpu")
+        self.device_kernels = devices.kernels_of(config.parallel.device)
+        self.device = devices.CPU if self.device_kernels is None else self.device_kernels.device
         size = config.parallel.tensor_parallel_size
         threads = config.parallel.threads or max(physical_cores() // size, 1)
         torch.set_num_threads(threads)
@@ -71,7 +72,8 @@ class TorchRunner:
         if size > 1:
             report("waiting for the other ranks", "", None)
         self.group = Group(config.rank, size, Path(config.group_dir))
-        self.model, wants = build(checkpoint, config.model, self.group, self.kernels)
+        with self.device:
+            self.model, wants = build(checkpoint, config.model, self.group, self.kernels, self.device_kernels)
         self.layout = lay_out(self.model.windows)
         read = random_part if dummy else reader(wants, checkpoint)
         working_bytes = wants.working_bytes(checkpoint.tensors)
@@ -85,10 +87,15 @@ class TorchRunner:
 
         facts = self.facts
         shape = KVShape(facts.num_blocks, self.model.num_kv_heads, facts.block_size, self.model.head_dim)
-        self.model.cover(facts.max_model_len)
-        self.cache = KVCache(self.layout, shape, wants.dtype)
+        with self.device:
+            self.model.cover(facts.max_model_len)
+            self.cache = KVCache(self.layout, shape, wants.dtype)
         windows = [group.window for group in self.layout.groups]
-        self.planner = AttentionPlanner(self.cache.shape, wants.dtype, windows, self.kernels)
+        self.planner: StepPlanner = (
+            AttentionPlanner(self.cache.shape, wants.dtype, windows, self.kernels)
+            if self.device_kernels is None
+            else self.device_kernels.planner(facts.block_size, windows)
+        )
         self.batch = Batch(facts)
         self.sampler = Sampler(facts.max_num_seqs, facts.vocab_size, facts.eos_token_ids, self.kernels)
         self.reports = LogprobReports(facts.max_num_seqs)
@@ -115,7 +122,7 @@ class TorchRunner:
         granted = batch.edit(plan)
         for start in plan.started:
             self._start(start)
-        if len(granted) and self.planner.native is None:  # what a failed sequence left there may be NaN
+        if len(granted) and self.planner.needs_blank_blocks:  # what a failed sequence left there may be NaN
             self.cache.blank(granted)
         rows = batch.arrange(plan)
         self.threads.begin(len(rows.token_rows))
@@ -126,7 +133,9 @@ class TorchRunner:
         layout = StepLayout(rows.query_start, rows.token_rows, positions, context_lens, rows.num_decodes)
         plans = self.planner.plan(layout, tables)
         metadata = [plans[group] for group in self.layout.group_of]
-        x = self.model(token_ids, torch.from_numpy(positions), self.cache.layers, metadata)
+        where = torch.from_numpy(positions).to(self.device)
+        with self.device:
+            x = self.model(token_ids.to(self.device), where, self.cache.layers, metadata)
         prompts = self._prompt_logprobs(x, rows)
         vectors = self.pooling.pool(x, rows, self.model.states)
         ends = x if rows.last_tokens is None else x[rows.last_tokens]

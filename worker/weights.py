@@ -24,6 +24,7 @@ from protocol.errors import StartupError
 
 from .checkpoint import StoredTensor, TensorPart
 from .kernels.cpu.library import Library
+from .kernels.device import DeviceKernels
 from .quantization.format import Formats
 from .quantization.unquantized import Unquantized
 
@@ -61,6 +62,8 @@ class Wants:
     """Of the checkpoint's matrices."""
     kernels: Library | None = None
     """In C, for layers that have a use for them; None: torch's."""
+    device: DeviceKernels | None = None
+    """Of the device that the model is built for; None: the CPU"""
     requests: list[Request] = field(default_factory=list)
     surplus: set[str] = field(default_factory=set)
     """Names that a checkpoint may have and that are not needed."""
@@ -113,6 +116,7 @@ class Scope:
         self.dtype = wants.dtype
         self.formats = wants.formats
         self.kernels = wants.kernels
+        self.device = wants.device
 
     def __truediv__(self, name: str) -> "Scope":
         return Scope(self._wants, f"{self._prefix}{name}.")

@@ -199,6 +199,11 @@ class AttentionPlanner:
             for window, tables in zip(self.windows, block_tables, strict=True)
         ]
 
+    @property
+    def needs_blank_blocks(self) -> bool:
+        """Torch multiplies what is not seen by zero, and it must be finite; in C it is not read."""
+        return self.native is None
+
     def release(self) -> None:
         """Give the scratch memory back."""
         self._scratch = torch.empty(0, dtype=self._scratch.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import activation
 from .activation import Activation
 from .cpu.library import Library
+from .device import DeviceKernels
 from .native_attention import DTYPES
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
@@ -56,8 +57,10 @@ class RowNorm:
         return out
 
 
-def fused(function: Activation, kernels: Library | None) -> Activation:
-    """The same activation in C; itself where there is none."""
+def fused(function: Activation, kernels: Library | None, device: DeviceKernels | None = None) -> Activation:
+    """The same activation of the device, or in C; itself where there is neither."""
+    if device is not None:
+        return device.activation(function)
     if kernels is None or function not in _KINDS:
         return function
     kind, gated = _KINDS[function]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..kernels.attention import StepMetadata, paged_attention, write_kv
+from ..kernels.device import AttentionKernel
 from ..kernels.native_attention import FusedAttention, HeadNorms
 from ..parallel import Group
 from ..weights import Scope
@@ -65,6 +66,7 @@ class Attention:
         self.k_norm = spec.head_norm(scope / "k_norm", dim) if spec.head_norm else None
         (scope / "rotary_emb").allow("inv_freq")  # a table that older checkpoints hold
         self.fused = self._fuse(scope, dim)
+        self.on_device = self._on_device(scope)
         q, kv = heads.times(dim), kv_heads.times(dim)
         merged = {spec.fused: [q, kv, kv]} if spec.fused else {"q_proj": [q], "k_proj": [kv], "v_proj": [kv]}
         self.qkv_proj = ColumnLinear(scope, hidden_size, merged, bias=spec.bias, transposed=spec.transposed)
@@ -76,6 +78,8 @@ class Attention:
         """[tokens, hidden] → residual + attention(x)"""
         qkv = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
         cache, metadata = step.caches[self.layer], step.metadata[self.layer]
+        if self.on_device is not None:
+            return self.o_proj(self.on_device(qkv, cache, metadata, step.cos, step.sin), residual)
         if self.fused is not None and metadata.attend is not None:
             return self.o_proj(self.fused(qkv, cache, metadata.native, step.cos, step.sin), residual)
         if self.q_norm is not None and self.k_norm is not None:
@@ -91,7 +95,16 @@ class Attention:
     def _fuse(self, scope: Scope, dim: int) -> FusedAttention | None:
         if scope.kernels is None:
             return None
-        norms = None
-        if self.q_norm is not None and self.k_norm is not None:
-            norms = HeadNorms(query=self.q_norm.weight, key=self.k_norm.weight, eps=self.q_norm.eps)
-        return FusedAttention(scope.kernels, self.num_heads, self.scale, self.rotary_dim or dim, norms)
+        return FusedAttention(
+            scope.kernels, self.num_heads, self.scale, self.rotary_dim or dim, self._head_norms()
+        )
+
+    def _on_device(self, scope: Scope) -> AttentionKernel | None:
+        if scope.device is None:
+            return None
+        return scope.device.attention(self.num_heads, self.scale, self._head_norms())
+
+    def _head_norms(self) -> HeadNorms | None:
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return HeadNorms(query=self.q_norm.weight, key=self.k_norm.weight, eps=self.q_norm.eps)

@@ -53,7 +53,7 @@ class Weight:
             for name in form.surplus:
                 place.allow(name)
         place = rows[0][0]
-        self._dtype, self._kernels = place.dtype, place.kernels
+        self._dtype, self._kernels, self._device = place.dtype, place.kernels, place.device
         wanted = [list(f.parts(cut)) for f, cut in zip(self._formats, self._cuts, strict=True)]
         self._counts = [len(parts) for parts in wanted]
         pairs = zip(self._formats, self._cuts, strict=True)
@@ -79,7 +79,10 @@ class Weight:
             _, cuts, parts = zip(*same, strict=True)
             below = above + sum(cut.rows.length for cut in cuts)
             its_bias = None if bias is None else bias[above:below]
-            matrices.append(form.join(parts, cuts, its_bias, self._kernels))
+            if self._device is not None:
+                matrices.append(self._device.matrix(parts, its_bias))
+            else:
+                matrices.append(form.join(parts, cuts, its_bias, self._kernels))
             above = below
         self.matrix = matrices[0] if len(matrices) == 1 else StackedMatrix(matrices)
 

@@ -28,7 +28,7 @@ class GatedMLP:
         `group` for the rank's own part of the sum."""
         gate, up, down = names
         merged = {fused: [inner, inner]} if fused else {gate: [inner], up: [inner]}
-        self.activation = fused_activation(activation, scope.kernels)
+        self.activation = fused_activation(activation, scope.kernels, scope.device)
         self.gate_up_proj = ColumnLinear(scope, size, merged, bias=bias)
         self.down_proj = RowLinear(scope, down, inner, size, group, bias=bias)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.device import NormKernel
 from ..kernels.rows import RowNorm
 from ..weights import Scope
 
@@ -72,7 +73,11 @@ class LayerNorm:
         return y if add is None else y + add
 
 
-def _fuse(scope: Scope, weight: Tensor, bias: Tensor | None, eps: float, *, centred: bool) -> RowNorm | None:
+def _fuse(
+    scope: Scope, weight: Tensor, bias: Tensor | None, eps: float, *, centred: bool
+) -> NormKernel | None:
+    if scope.device is not None:
+        return scope.device.norm(weight, bias, eps)
     if scope.kernels is None or not RowNorm.supports(len(weight)):
         return None
     return RowNorm(scope.kernels, weight, bias, eps, centred=centred)

@@ -77,7 +77,7 @@ class GPT2Layer:
         self.ln_1 = LayerNorm(scope / "ln_1", size, eps)
         self.attn = Attention(attn, index, config.attention(index), group)
         self.ln_2 = LayerNorm(scope / "ln_2", size, eps)
-        self.activation = fused(gelu_tanh, scope.kernels)
+        self.activation = fused(gelu_tanh, scope.kernels, scope.device)
         self.c_fc = ColumnLinear(mlp, size, {"c_fc": [inner]}, bias=True, transposed=True)
         self.c_proj = RowLinear(mlp, "c_proj", inner, size, group, bias=True, transposed=True)
         attn.allow("bias")  # the causal mask

@@ -15,6 +15,7 @@ from protocol.errors import StartupError
 from ..checkpoint import Checkpoint
 from ..kernels.attention import StepMetadata
 from ..kernels.cpu.library import Library
+from ..kernels.device import DeviceKernels
 from ..kv_layout import Window
 from ..parallel import Group
 from ..quantization.cache import Cache
@@ -111,20 +112,31 @@ def _family(architecture: str) -> Family | None:
 
 
 def build(
-    checkpoint: Checkpoint, options: ModelOptions, group: Group, kernels: Library | None = None
+    checkpoint: Checkpoint,
+    options: ModelOptions,
+    group: Group,
+    kernels: Library | None = None,
+    device: DeviceKernels | None = None,
 ) -> tuple[Model, Wants]:
     """The model with its weights still to be loaded. Raises StartupError naming what is not supported."""
     header = checkpoint.config(_Header)
     if header.auto_map:
         raise StartupError("config.json has an auto_map: the model needs its own code, which Tern never runs")
     kind = next(filter(None, map(_family, header.architectures)), None)
-    if options.model_impl == "transformers" or (kind is None and options.model_impl == "auto"):
+    in_transformers = options.model_impl == "transformers" or (kind is None and options.model_impl == "auto")
+    if in_transformers and device is not None:
+        raise StartupError(
+            "a model in transformers' own code is served on the CPU only", hint="use --device cpu"
+        )
+    if in_transformers:
         return _build_in_transformers(checkpoint, header, options, group)
     if kind is None:
         raise StartupError(
             f"architectures {list(header.architectures)} are not declared; Tern declares {', '.join(MODELS)}",
             hint="use --model-impl transformers, or auto",
         )
+    if device is not None and (header.quantization_config or options.quantization != "none"):
+        raise StartupError("quantized weights are served on the CPU only", hint="use --device cpu")
     dtype = resolve_dtype(options.dtype, header)
 
     def cache(scheme: str) -> Cache:
@@ -133,7 +145,7 @@ def build(
         return Cache(Path(options.quantization_cache).expanduser(), fingerprint, files, group)
 
     formats = formats_for(header.quantization_config, checkpoint.tensors, options, cache)
-    wants = Wants(dtype, formats, kernels=kernels)
+    wants = Wants(dtype, formats, kernels=kernels, device=device)
     wrapped = not WRAPPERS.keys().isdisjoint(header.architectures)
     config = _text_config(checkpoint, kind, wants) if wrapped else checkpoint.config(kind.config_type)
     config.check()
