@@ -148,6 +148,11 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def asks_grammar(self) -> bool:
+        """Its grammar has yet to say what follows the tokens that are known."""
+        return self.grammar is not None and self.grammar.mask_at != len(self.token_ids)
+
+    @property
     def may_sample(self) -> bool:
         """Its grammar, if it has one, says what its worker may sample next."""
         num_tokens = len(self.token_ids)

@@ -85,8 +85,8 @@ class Scheduler:
     # ── requests come and go ────────────────────────────────────────────────────────────────────
 
     def add(self, request: Request) -> None:
-        """Queue a request that fits the model's context; one with a grammar is held until `go_on`."""
-        (self.waiting.push if request.grammar is None else self.waiting.hold)(request)
+        """Queue a request that fits the model's context (checked at the door)."""
+        self.waiting.push(request)
 
     def go_on(self, request: Request, num_forced: int) -> None:
         """A grammar has been asked: it has forced so many ids upon the request, and says what may follow."""
@@ -280,15 +280,15 @@ class Scheduler:
 
     def _plan_chunk(self, request: Request, draft: Draft) -> None:
         """Plan the next stretch of known tokens, if there is one and the draft has room for it."""
+        if not request.may_sample:
+            return
         many_forced = request.num_tokens - request.num_sent_tokens >= max(_MANY_FORCED, self.num_running)
         known = request.num_tokens if many_forced else request.num_sent_tokens
         remaining = known - request.num_computed_tokens
-        may_sample = request.may_sample
-        plannable = remaining if may_sample else remaining - 1  # the last one's result is a sample
-        count = min(plannable, draft.of(request))
+        count = min(remaining, draft.of(request))
         if not self.options.enable_chunked_prefill and count < remaining:
             # Whole or not at all; too long a prompt gets its own step.
-            count = remaining if may_sample and not draft.chunks else 0
+            count = 0 if draft.chunks else remaining
         if count <= 0:
             return
         room = self._room_for(request, count)
@@ -351,7 +351,7 @@ class Scheduler:
     def _candidate(self) -> Request | None:
         """Who may be admitted next."""
         if (first := self.suspects.first) is not None:
-            return first if first.state is State.WAITING else None
+            return first if first.state is State.WAITING and not first.asks_grammar else None
         return self.waiting.peek() if self.num_running < self.most_running else None
 
     # ── inside: suspects ────────────────────────────────────────────────────────────────────────

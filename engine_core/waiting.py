@@ -42,23 +42,21 @@ class WaitingQueue:
                 yield from (request for _, _, request in tenant.heap if request.state is State.WAITING)
 
     def push(self, request: Request) -> None:
-        """Queue a request; one that was preempted keeps its arrival and so its place."""
+        """Queue a request; one that was preempted keeps its arrival and so its place. One whose grammar is
+        being asked is counted in, and must not run before `release`."""
+        self._size += 1
+        self.num_tokens += request.num_tokens
+        if request.asks_grammar:
+            self._held[request] = None
+            return
         tenants = self._levels.setdefault(request.priority, {})
         tenant = tenants.get(request.tenant)
         if tenant is None:
             tenant = tenants[request.tenant] = _Tenant(self._virtual_time)
         heapq.heappush(tenant.heap, (request.arrival, next(self._tie), request))
-        self._size += 1
-        self.num_tokens += request.num_tokens
-
-    def hold(self, request: Request) -> None:
-        """Count a request in that must not run before `release`."""
-        self._held[request] = None
-        self._size += 1
-        self.num_tokens += request.num_tokens
 
     def release(self, request: Request) -> None:
-        """Queue a request, if it was held."""
+        """Its grammar has answered: queue a request, if it was held."""
         if request in self._held:
             del self._held[request]
             self._size -= 1

@@ -3,7 +3,7 @@
 from typing import Any
 
 from engine_core.engine import Engine
-from engine_core.grammar import Inline
+from engine_core.grammar import Hands, Inline
 from engine_core.invariants import check
 from protocol import columns
 from protocol.config import (
@@ -51,7 +51,9 @@ class Wire:
 class Rig:
     """One engine core, one worker, and clients by name."""
 
-    def __init__(self, *, model: str = "", max_model_len: int = 512, **config: Any) -> None:
+    def __init__(
+        self, *, model: str = "", max_model_len: int = 512, hands: Hands | None = None, **config: Any
+    ) -> None:
         """`model`: the folder of a config.json and a tokenizer.json; grammars need one."""
         self.now = 1000.0
         cache = config.pop("cache", CacheOptions(num_kv_blocks=256))
@@ -66,7 +68,9 @@ class Rig:
             tokenizer=model,
             **config,
         )
-        self.engine = Engine(engine_config, self.clients_wire, self.workers_wire, lambda: self.now, Inline())
+        self.engine = Engine(
+            engine_config, self.clients_wire, self.workers_wire, lambda: self.now, hands or Inline()
+        )
         worker_config = WorkerConfig(
             incarnation=7,
             rank=0,

@@ -1,6 +1,7 @@
 """Answers to grammars: always valid, whatever dies, and nobody else's matter when one goes wrong."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,68 @@ def test_aborted_ones_leave_nothing(rig: Rig) -> None:
     scheduler = scheduler_of(rig)
     assert scheduler.num_running == scheduler.num_waiting == scheduler.waiting.num_tokens == 0
     assert scheduler.kv.pool.num_free + len(scheduler.kv.pool.fenced) == scheduler.kv.pool.num_blocks
+
+
+class Later:
+    """Hands that do nothing until they are told to."""
+
+    def __init__(self) -> None:
+        self.works: list[Callable[[], None]] = []
+
+    def do(self, work: Callable[[], None], *, slow: bool) -> None:
+        self.works.append(work)
+
+    def catch_up(self) -> None:
+        works, self.works = self.works, []
+        for work in works:
+            work()
+
+
+def settle(rig: Rig, hands: Later) -> None:
+    while rig.turn() or hands.works:
+        hands.catch_up()
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("kill_after", range(1, 12))
+def test_a_worker_dies_while_a_grammar_is_asked(chunked: bool, kill_after: int) -> None:
+    """Whoever waits for its grammar then is started with the next worker as everyone else is."""
+    hands = Later()
+    rig = Rig(model=MODEL, scheduler=SchedulerOptions(enable_chunked_prefill=chunked), hands=hands)
+    rig.client(b"client")
+    stream = rig.submit(b"client", PROMPT, params(), grammar=GRAMMAR)
+    for turn in range(kill_after):
+        rig.turn()
+        if turn < kill_after - 1:
+            hands.catch_up()
+    rig.kill_worker()
+    for _ in range(6):
+        rig.turn()
+    settle(rig, hands)
+    check_valid(stream)
+    free = Rig(model=MODEL)
+    free.client(b"client")
+    same = free.submit(b"client", PROMPT, params(), grammar=GRAMMAR)
+    free.settle()
+    assert stream.token_ids == same.token_ids
+
+
+def test_what_is_forced_on_many_at_once_finds_blocks() -> None:
+    """Several that were started again while their grammars were asked, which then force long texts."""
+    hands = Later()
+    grammar = 'start: /[ab]/ "' + "0123456789" * 4 + '" /[ab]/'
+    rig = Rig(model=MODEL, cache=CacheOptions(num_kv_blocks=14, block_size=8), max_model_len=100, hands=hands)
+    rig.client(b"client")
+    streams = [
+        rig.submit(b"client", [40 + seed, *PROMPT], params(seed=seed), grammar=grammar) for seed in range(4)
+    ]
+    rig.turn()
+    hands.catch_up()
+    while not hands.works and rig.turn():
+        pass
+    rig.kill_worker()
+    for _ in range(6):
+        rig.turn()
+    settle(rig, hands)
+    for stream in streams:
+        assert stream.finish is Finish.STOP
