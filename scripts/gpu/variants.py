@@ -22,12 +22,14 @@ from worker.kernels.triton import (
     rope_kv,
     sampling,
 )
+from worker.kernels.triton.advance import DecodeInputs, advance
 from worker.kernels.triton.decode_attention import DecodePlan, Scores
 from worker.kernels.triton.gemv import gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
 from worker.kernels.triton.paged import PagedKV
 from worker.kernels.triton.quantize_rows import quantize_rows
+from worker.kernels.triton.uniform import uniforms
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FP8, INT8 = torch.float8_e4m3fn, torch.int8
@@ -177,6 +179,9 @@ def _sampling() -> Iterator[Variant]:
     yield Variant("plain", partial(sampling.edit, logits, p))
     yield Variant("mask and penalties", partial(penalized, logits, p, mask=mask))
     yield Variant("any row", partial(sampling.sample, logits, p))
+    inputs = DecodeInputs(longs, longs, ints, longs, empty(ROWS, 512, dtype=i32))
+    yield Variant("next inputs", partial(advance, inputs, longs, 16, 1 << 20))
+    yield Variant("64 numbers", partial(uniforms, longs, longs))
     yield Variant("20 likeliest", partial(logprobs.top_logprobs, logits, longs, 20))
 
 
