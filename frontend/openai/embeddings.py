@@ -10,10 +10,10 @@ import math
 import sys
 from array import array
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 from starlette.types import Receive, Scope, Send
 
 from protocol.errors import InvalidRequest, TernError, Unsupported
@@ -88,9 +88,7 @@ class Embeddings:
         size = _size(request.dimensions, facts)
         prompts = await self._prompts(request, facts)
         self._service.metrics.prompt_tokens.inc(sum(len(prompt.token_ids) for prompt in prompts))
-        vectors = await self._vectors(prompts, request, terms)
-        write = _base64 if request.encoding_format == "base64" else array.tolist
-        data = [Embedding(i, write(_shortened(vector, size))) for i, vector in enumerate(vectors)]
+        data = cast("list[Embedding]", await self._written(prompts, request, terms, size))
         count = sum(len(prompt.token_ids) for prompt in prompts)
         await send_json(send, EmbeddingResponse(data, model, EmbeddingUsage(count, count)))
 
@@ -119,13 +117,17 @@ class Embeddings:
             check_embedded(prompt.token_ids, facts, "input")
         return prompts
 
-    async def _vectors(
-        self, prompts: Sequence[Prompt], request: EmbeddingRequest, terms: Terms
-    ) -> list["array[float]"]:
-        """In the order of the prompts. The first error ends the others."""
-        turn = asyncio.Semaphore(MOST_AT_ONCE)
+    async def _written(
+        self, prompts: Sequence[Prompt], request: EmbeddingRequest, terms: Terms, size: int
+    ) -> list[Raw]:
+        """An Embedding as JSON of each prompt, in their order. The first error ends the others.
 
-        async def one(prompt: Prompt) -> "array[float]":
+        Each is written when it has come: all 2048 at once would block the event loop for seconds.
+        """
+        turn = asyncio.Semaphore(MOST_AT_ONCE)
+        write = _base64 if request.encoding_format == "base64" else array.tolist
+
+        async def one(index: int, prompt: Prompt) -> Raw:
             async with turn:
                 watch, reason = Stopwatch(self._service.metrics), "abort"
                 try:
@@ -137,14 +139,14 @@ class Embeddings:
                         cache_salt=request.cache_salt or "",
                     )
                     reason = "stop"
-                    return vector
+                    return Raw(msgspec.json.encode(Embedding(index, write(_shortened(vector, size)))))
                 except TernError:
                     reason = "error"
                     raise
                 finally:
                     watch.stop(0, reason)
 
-        tasks = [asyncio.ensure_future(one(prompt)) for prompt in prompts]
+        tasks = [asyncio.ensure_future(one(index, prompt)) for index, prompt in enumerate(prompts)]
         try:
             return await asyncio.gather(*tasks)
         finally:

@@ -167,7 +167,7 @@ def _of_format(given: ResponseFormat) -> Iterator[Constraint]:
             yield Constraint(param, "json_schema", _text_of(given.json_schema.schema, param))
         case "structural_tag":
             tag = b'{"structures":%b,"triggers":%b}' % (bytes(given.structures), bytes(given.triggers))
-            yield Constraint("response_format", "structural_tag", tag.decode())
+            yield Constraint("response_format", "structural_tag", _text_of(Raw(tag), "response_format"))
 
 
 def _of_fields(

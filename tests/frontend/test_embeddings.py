@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import struct
+from array import array
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import msgspec
 import openai
 import pytest
 
+from frontend.openai import embeddings
 from frontend.openai.embeddings import MAX_INPUTS, MOST_AT_ONCE
 from frontend.service import Service
 from protocol import columns
@@ -149,6 +152,29 @@ async def test_a_client_that_goes_away_is_not_computed_for(
 async def test_all_of_many_inputs_have_their_turn(http: httpx2.AsyncClient, engine: FakeEngine) -> None:
     answer = await post(http, input=[[n % 9 + 1] for n in range(300)])
     assert [one["embedding"][0] > 0 for one in answer["data"]] == [n % 9 % 2 == 1 for n in range(300)]
+
+
+async def test_many_vectors_are_not_written_in_one_turn_of_the_loop(
+    http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or large ones would block it for seconds, and a blocked event loop is taken for a hang."""
+    loop, turn, turns = asyncio.get_running_loop(), 0, set[int]()
+
+    def tick() -> None:
+        nonlocal turn
+        turn += 1
+        ticking.append(loop.call_soon(tick))
+
+    def shortened(vector: "array[float]", size: int) -> "array[float]":
+        turns.add(turn)
+        return vector[:size]
+
+    ticking: deque[asyncio.Handle] = deque(maxlen=1)
+    tick()
+    monkeypatch.setattr(embeddings, "_shortened", shortened)
+    await post(http, input=[[1]] * (4 * MOST_AT_ONCE))
+    ticking.pop().cancel()
+    assert len(turns) >= 4
 
 
 async def test_the_request_goes_on_with_another_engine_core(

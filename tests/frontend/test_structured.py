@@ -133,3 +133,18 @@ async def test_a_long_grammar_for_many_answers(http: httpx2.AsyncClient, engine:
     response = await http.post(TEXT_URL, json=body)
     assert response.status_code == 400
     assert "too long for 1024 answers" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        (b'"guided_json":{"const":"\xff"}', "guided_json"),
+        (
+            b'"response_format":{"type":"structural_tag","structures":["\xff"],"triggers":[]}',
+            "response_format",
+        ),
+    ],
+)
+async def test_what_is_no_utf8_is_refused_by_name(http: httpx2.AsyncClient, field: bytes, param: str) -> None:
+    response = await http.post(TEXT_URL, content=b'{"prompt":"x",%b}' % field)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
