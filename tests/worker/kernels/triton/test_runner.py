@@ -50,7 +50,7 @@ def serve(folder: Path, family: str) -> list[Any]:
     first, second = driver.add(list(range(5, 14)), sampling), driver.add([1, 60, 3], sampling)
     driver.step({first: 5})
     driver.step({first: 4, second: 3})
-    driver.run([first, second], 4)
+    driver.run([first, second], 2)
     return [[seq.outputs, seq.logprobs] for seq in (first, second)]
 
 
