@@ -167,7 +167,7 @@ class Desk:
         for request_id in leave.request_ids:
             if client is not None and (request := client.requests.pop(request_id, None)) is not None:
                 if leave.done:
-                    request.finish = Finish.STOP
+                    request.finish = Finish.LENGTH  # its last token is none that ends an answer, but text
                     self._end(request)
                     self._keep(request)
                 else:

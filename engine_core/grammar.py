@@ -226,8 +226,9 @@ class Threads:
 
     def close(self) -> None:
         """What has not been begun is not done any more."""
-        for thread, queue in zip(self._threads, self._queues(), strict=False):
+        for _, queue in zip(self._threads, self._queues(), strict=False):
             queue.put(None)
+        for thread in self._threads:  # the slow ones share a queue: either may take the first word
             thread.join(CLOSE_S)
 
     def _start(self) -> None:

@@ -48,7 +48,7 @@ class Finish(IntEnum):
     STOP = 1
     """A stop or end-of-sequence token; it is the row's token, and the last."""
     LENGTH = 2
-    """max_tokens or the context is full."""
+    """max_tokens or the context is full, or its client has had enough (Leave)."""
     ABORT = 3
     """The client asked for it. The row has no token."""
 

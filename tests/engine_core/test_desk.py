@@ -105,7 +105,7 @@ def test_an_answer_that_is_complete_for_its_client_ends_and_is_kept() -> None:
     rig.settle()
     assert isinstance(error_of(other), KeyReused)
     assert again.token_ids[:17] == first.token_ids[:17]
-    assert again.finish is Finish.STOP
+    assert again.finish is Finish.LENGTH, "its last token would be taken for a stop token, and left out"
     assert rig.engine.meter.generation_tokens == computed, "it was computed again"
     rig.pass_time(31)
     assert rig.engine.stats().detached == 0
