@@ -286,8 +286,8 @@ class Later:
     def do(self, work: Callable[[], None], *, slow: bool) -> None:
         self.works.append(work)
 
-    def catch_up(self) -> None:
-        works, self.works = self.works, []
+    def catch_up(self, most: int | None = None) -> None:
+        works, self.works = self.works[:most], [] if most is None else self.works[most:]
         for work in works:
             work()
 
