@@ -24,7 +24,11 @@ _LEAST_PRODUCTS = 48_000_000
 _TRY_EVERY = 48
 _TRIES = 3
 """Steps in a row for which the slower number is timed again, and how often: 6 % of the steps, which costs
-2 % where one is a third slower."""
+2 % where one is a third slower. A decode step of 0.6 billion weights takes twice as long on one thread as on
+two, so each time that it is found far slower, it rests for twice as many steps."""
+_FAR_SLOWER = 1.25
+_MOST_REST = 16 * _TRY_EVERY
+"""Steps. When the better number becomes the slower, its own times tell at once."""
 _WEIGHT = 0.3
 """Of the newest step in the moving averages."""
 
@@ -35,20 +39,31 @@ class _Size:
     def __init__(self, first: int) -> None:
         self.seconds: list[float | None] = [None, None]
         self.best = first
+        self.try_every = _TRY_EVERY
         self.steps = 0
+        """Since the last tries."""
 
     def choose(self) -> int:
         """0: one thread, 1: all of them."""
+        if self.steps == self.try_every + _TRIES:
+            self._plan_tries()
         self.steps += 1
-        trying = self.steps % _TRY_EVERY < _TRIES
-        return 1 - self.best if trying and self.steps >= _TRY_EVERY else self.best
+        return 1 - self.best if self.steps > self.try_every else self.best
+
+    def _plan_tries(self) -> None:
+        self.steps = 0
+        best, other = self.seconds[self.best], self.seconds[1 - self.best]
+        far_slower = best is not None and other is not None and other > _FAR_SLOWER * best
+        self.try_every = min(2 * self.try_every, _MOST_REST) if far_slower else _TRY_EVERY
 
     def record(self, choice: int, seconds: float) -> None:
         before = self.seconds[choice]
         self.seconds[choice] = seconds if before is None else before + _WEIGHT * (seconds - before)
         one, all_of_them = self.seconds
         if one is not None and all_of_them is not None:
-            self.best = int(all_of_them < one)
+            best = int(all_of_them < one)
+            if best != self.best:
+                self.best, self.try_every, self.steps = best, _TRY_EVERY, 0
 
 
 class StepThreads:

@@ -57,6 +57,17 @@ def test_the_faster_number_is_found_and_the_other_is_tried_rarely(faster: int, n
     assert 0.9 < chosen.count(faster) / 480 < 1
 
 
+def test_a_number_that_is_far_slower_is_tried_ever_more_rarely() -> None:
+    machine = Machine({1: 2.0, 2: 1.0})
+    threads = on(machine)
+    chosen = machine.steps(threads, 128, 3000)
+    assert [chosen[:1500].count(1), chosen[1500:].count(1)] == [12, 6]
+    machine.seconds = {1: 2.0, 2: 6.0}
+    assert machine.steps(threads, 128, 60)[-1] == 1, "it is left at once when it gets worse"
+    machine.seconds = {1: 2.0, 2: 1.0}
+    assert machine.steps(threads, 128, 300)[-1] == 2, "and tried again soon"
+
+
 def test_it_follows_a_machine_that_changes() -> None:
     machine = Machine({1: 1.5, 2: 1.0})
     threads = on(machine)
