@@ -137,7 +137,7 @@ class Engine:
 
     def dispatch(self) -> None:
         """Plan and send steps, up to one ahead of the results."""
-        scheduler = self.scheduler
+        scheduler, self.awaited_masks = self.scheduler, None
         if scheduler is None or not self.workers.attached:
             return
         while len(scheduler.in_flight) < self.depth and not self._waits_for_masks(scheduler):

@@ -340,3 +340,21 @@ def test_what_is_forced_on_many_at_once_finds_blocks() -> None:
     settle(rig, hands)
     for stream in streams:
         assert stream.finish is Finish.STOP
+
+
+def test_nothing_is_awaited_while_there_is_no_worker() -> None:
+    """Or the loop would spin until there is one."""
+    hands = Later()
+    rig = Rig(model=MODEL, hands=hands)
+    rig.client(b"client")
+    stream = rig.submit(b"client", PROMPT, params(), grammar=GRAMMAR)
+    while rig.engine.awaited_masks is None:
+        hands.catch_up(0 if rig.engine.grammars.patience(rig.now) else None)
+        rig.turn()
+    rig.kill_worker()
+    rig.workers_wire.drain()
+    rig.turn()
+    assert rig.engine.next_deadline() is None
+    rig.start_worker()
+    settle(rig, hands)
+    check_valid(stream)
