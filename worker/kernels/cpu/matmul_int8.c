@@ -2,7 +2,13 @@
 
        y[m][n] = sum_k w[n][k] · code[m][k] · w_scale[n] · x_scale[m]
 
-   Both operands are read along K, 64 columns at once, in tiles of some rows of x by NR rows of W. */
+   Few rows of x: both operands are read along K, 64 columns at once, in tiles of some rows of x by NR rows
+   of W. Many, where there is VNNI: K_BLOCK columns of a panel of 2 · 16 rows of W are packed,
+
+       [16 rows of W][4 columns][row][column]     64 bytes per 4 columns, which stay in L2
+
+   and multiplied by 4 columns of a row of x in all lanes, so that no sum has to be gathered from the lanes of
+   a vector and a tile reads little for what it computes. Meanwhile the next weights are prefetched. */
 
 #include "activations.h"
 #include "pool.h"
@@ -11,10 +17,17 @@
 #define NR 4
 #define MR 5
 #define PREFETCH_BYTES 8192
-#define MOST_ROWS 80
+#define MOST_ROWS 192
 #define MOST_COLUMNS 128
 #define X_BYTES (384 << 10)
 #define W_BYTES (128 << 10)
+
+#if W8_MOVED
+#define PANEL 32
+#define PANEL_MR 12
+#define K_BLOCK 1024
+#define MANY 16 /* rows of x: packing costs about as much as four of them */
+#endif
 
 typedef struct {
     const Matrix *w;
@@ -68,6 +81,110 @@ static void some_rows(int rows, const int8_t *const w[NR], const Activations *x,
     }
 }
 
+#if W8_MOVED
+
+/* k columns of 16 rows. Behind the last column is a weight of 0, moved. */
+static void pack(const int8_t *const w[16], long at, long k, uint8_t *to) {
+    for (long c = 0; c < k; c += 64) {
+        bytes rows[16];
+        __mmask64 some = k - c >= 64 ? ~0ull : (1ull << (k - c)) - 1;
+        _Pragma("GCC unroll 16") for (int r = 0; r < 16; r++)
+            rows[r] = weights8(_mm512_maskz_loadu_epi8(some, w[r] + at + c));
+        ints_transpose16(rows);
+        _Pragma("GCC unroll 16") for (int r = 0; r < 16; r++) _mm512_store_si512(to + c * 16 + r * 64, rows[r]);
+    }
+}
+
+/* `next`: 16 rows of weights that will be packed next. */
+INLINE void panel_tile(const int rows, const uint8_t *panel, const int8_t *codes, long x_stride, long k,
+                       const int8_t *const *next, long next_at, int32_t *sums, long stride, int first) {
+    ints acc[PANEL_MR][2];
+    _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)
+        _Pragma("GCC unroll 2") for (int b = 0; b < 2; b++)
+            acc[i][b] = first ? ints_set(0) : bytes_load(sums + i * stride + 16 * b);
+    const int8_t *x[PANEL_MR / 3]; /* every third row: what an address can hold */
+    for (int i = 0; i < PANEL_MR / 3; i++) x[i] = codes + 3 * i * x_stride;
+    for (long at = 0; at < k; at += 4) {
+        _Pragma("GCC unroll 4") for (int i = 0; i < PANEL_MR / 3; i++) __asm__("" : "+r"(x[i]));
+        if (next) __builtin_prefetch(next[at / 64] + next_at + at % 64 * 16, 0, 2);
+        bytes b0 = bytes_load(panel + at * 16), b1 = bytes_load(panel + 16 * K_BLOCK + at * 16);
+        KEEP(b0);
+        KEEP(b1);
+        _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++) {
+            int32_t four;
+            memcpy(&four, x[i / 3] + i % 3 * x_stride, 4);
+            bytes a = bytes_repeat(four);
+            KEEP(a);
+            acc[i][0] = dot_w8(acc[i][0], b0, a);
+            acc[i][1] = dot_w8(acc[i][1], b1, a);
+        }
+        _Pragma("GCC unroll 4") for (int i = 0; i < PANEL_MR / 3; i++) x[i] += 4;
+    }
+    _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)
+        _Pragma("GCC unroll 2") for (int b = 0; b < 2; b++)
+            memcpy(sums + i * stride + 16 * b, &acc[i][b], sizeof acc[i][b]);
+}
+
+static void panel_rows(int rows, const uint8_t *panel, const int8_t *codes, long x_stride, long k,
+                       const int8_t *const *next, long next_at, int32_t *sums, long stride, int first) {
+#define ROWS(N) case N: panel_tile(N, panel, codes, x_stride, k, next, next_at, sums, stride, first); break;
+    switch (rows) {
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+    }
+#undef ROWS
+}
+
+static void panel_weights(const Matrix *w, long n, const int8_t *weights[PANEL]) {
+    for (int r = 0; r < PANEL; r++) {
+        long row;
+        const Part *part = tern_part_of(w, n + r, &row);
+        weights[r] = (const int8_t *)part->weight + row * part->stride;
+    }
+}
+
+static void multiply_panels(const void *data, long index) {
+    const Product *p = data;
+    const Matrix *w = p->w;
+    long m0 = index % p->row_chunks * p->rows, n0 = index / p->row_chunks * p->columns;
+    long rows = p->call->m - m0 < p->rows ? p->call->m - m0 : p->rows;
+    long columns = w->n - n0 < p->columns ? w->n - n0 : p->columns;
+    long tiles = (rows + PANEL_MR - 1) / PANEL_MR;
+    _Alignas(64) uint8_t panel[PANEL * K_BLOCK];
+    int32_t sums[MOST_ROWS][MOST_COLUMNS];
+    const int8_t *weights[2][PANEL]; /* of this panel, and of the next */
+    panel_weights(w, n0, weights[0]);
+    for (long j = 0; j < columns; j += PANEL) {
+        panel_weights(w, n0 + j + PANEL, weights[1]);
+        for (long k = 0; k < w->k; k += K_BLOCK) {
+            long block = w->k - k < K_BLOCK ? w->k - k : K_BLOCK, next = k + K_BLOCK < w->k ? k + K_BLOCK : 0;
+            pack(weights[0], k, block, panel);
+            pack(weights[0] + 16, k, block, panel + 16 * K_BLOCK);
+            for (long t = 0, m = 0; t < tiles; t++) {
+                int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
+                const int8_t *const *ahead = t < 2 ? weights[!next] + 16 * t : NULL;
+                panel_rows(some, panel, p->x.codes + (m0 + m) * p->x.stride + k, p->x.stride, block, ahead, next,
+                           &sums[m][j], MOST_COLUMNS, k == 0);
+                m += some;
+            }
+        }
+        memcpy(weights[0], weights[1], sizeof weights[0]);
+    }
+    float scales[MOST_COLUMNS];
+    for (long j = 0; j < columns; j++) {
+        long row;
+        const Part *part = tern_part_of(w, n0 + j, &row);
+        scales[j] = part->scales[row];
+    }
+    for (long m = 0; m < rows; m++) {
+        float row[MOST_COLUMNS], x_scale = p->x.scales[m0 + m];
+        int32_t moved = W8_MOVED * p->x.sums[m0 + m];
+        for (long j = 0; j < columns; j++) row[j] = (float)(sums[m][j] - moved) * scales[j] * x_scale;
+        tern_finish(w, p->call, m0 + m, n0, columns, row);
+    }
+}
+
+#endif
+
 static void multiply_chunk(const void *data, long index) {
     const Product *p = data;
     const Matrix *w = p->w;
@@ -101,6 +218,16 @@ static void multiply_chunk(const void *data, long index) {
 
 void tern_matmul_int8(const Matrix *w, const Call *call) {
     Product p = {.w = w, .call = call, .x = tern_quantize_rows(call, w->k, w->k)};
+#if W8_MOVED
+    if (call->m >= MANY) {
+        long most = tern_clamp(X_BYTES / p.x.stride, PANEL_MR, MOST_ROWS);
+        p.row_chunks = (call->m + most - 1) / most;
+        p.rows = (call->m + p.row_chunks - 1) / p.row_chunks;
+        p.columns = MOST_COLUMNS;
+        tern_parallel_for(multiply_panels, &p, p.row_chunks * ((w->n + p.columns - 1) / p.columns));
+        return;
+    }
+#endif
     p.rows = tern_clamp(X_BYTES / p.x.stride / MR * MR, MR, MOST_ROWS);
     p.row_chunks = (call->m + p.rows - 1) / p.rows;
     p.columns = p.row_chunks > 1 ? MOST_COLUMNS : tern_clamp(W_BYTES / w->k / NR * NR, NR, MOST_COLUMNS);
