@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_a_broken_compiler(tmp_path: Path, body: str, said: str) -> None:
     with pytest.raises(StartupError) as error:
         library.load("native", broken)
     assert said in str(error.value)
-    assert error.value.hint == "install gcc or clang, or use --cpu-kernels auto"
+    assert error.value.hint == "install gcc, or use --cpu-kernels auto"
     assert not (tmp_path / "tern" / "kernels").exists() or files(tmp_path) == []
 
 
@@ -133,6 +134,65 @@ def test_a_file_that_others_may_write_is_not_loaded(
     other, temporary = library.build(folder, environ(built))
     assert temporary
     assert other.parent != folder
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002])
+def test_a_generous_umask_does_not_cost_the_cache(
+    umask: int, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Path] = []
+
+    def compile_one(_: str, __: Sequence[str], ___: Sequence[Path], into: Path) -> None:
+        compiled.append(into)
+        into.touch(0o777)
+
+    monkeypatch.setattr(library, "_compile", compile_one)
+    folder, before = tmp_path / "missing" / "kernels", os.umask(umask)
+    try:
+        paths = [library.build(folder, environ(built)) for _ in range(2)]
+    finally:
+        os.umask(before)
+    assert paths[0] == paths[1]
+    assert len(compiled) == 1
+    for path in (paths[0][0], folder, folder.parent):
+        assert not path.stat().st_mode & 0o077
+
+
+def test_a_folder_that_others_could_replace_is_not_trusted(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_compile", lambda compiler, flags, sources, into: into.write_bytes(b"x"))
+    folder = tmp_path / "open" / "kernels"
+    assert not library.build(folder, environ(built))[1]
+    folder.parent.chmod(0o777)
+    assert library.build(folder, environ(built))[1]
+    folder.parent.chmod(0o1777)  # as /tmp: others cannot rename what is ours
+    assert not library.build(folder, environ(built))[1]
+
+
+def test_a_file_that_does_not_load_is_made_again(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a machine that loses power leaves it, or as a folder that is mounted noexec has it."""
+    whole = (library.cache_folder(environ(built)) / files(built)[0]).read_bytes()
+    folder = library.cache_folder(environ(tmp_path))
+    monkeypatch.setattr(library, "_compile", lambda compiler, flags, sources, into: into.touch())
+    here, _ = library.build(folder, environ(tmp_path))
+    monkeypatch.setattr(library, "_compile", lambda compiler, flags, sources, into: into.write_bytes(whole))
+    loaded, which = library.load("native", environ(tmp_path))
+    assert loaded is not None
+    assert "tern-kernels-" in which
+    assert not here.exists()
+    assert library.build(folder, environ(tmp_path)) == (here, False)
+
+
+def test_what_never_loads_leaves_torch(tmp_path: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_compile", lambda compiler, flags, sources, into: into.write_bytes(b"x"))
+    loaded, which = library.load("auto", environ(tmp_path))
+    assert loaded is None
+    assert "cannot be loaded" in which
+    with pytest.raises(StartupError, match=r"--cpu-kernels native: .+ cannot be loaded"):
+        library.load("native", environ(tmp_path))
 
 
 def test_torch_is_a_choice(tmp_path: Path) -> None:

@@ -75,18 +75,30 @@ def load(choice: Choice, environ: Mapping[str, str]) -> tuple[Library | None, st
     if choice == "torch":
         return None, "kernels of torch, as --cpu-kernels torch asks"
     try:
-        path, temporary = build(cache_folder(environ), environ)
+        library = _open(cache_folder(environ), environ)
     except NoCompiler as error:
         if choice == "native":
             raise StartupError(
-                f"--cpu-kernels native: {error}", hint="install gcc or clang, or use --cpu-kernels auto"
+                f"--cpu-kernels native: {error}", hint="install gcc, or use --cpu-kernels auto"
             ) from error
         return None, f"kernels of torch, which are slower: {error}"
-    try:
-        return Library(path), f"own kernels, {path}"
-    finally:
-        if temporary:  # what is loaded stays
-            shutil.rmtree(path.parent, ignore_errors=True)
+    return library, f"own kernels, {library.path}"
+
+
+def _open(folder: Path, environ: Mapping[str, str]) -> Library:
+    """A file that does not load (a machine stopped while it was written, its folder is mounted noexec) is
+    deleted and made again, once, in a temporary folder. Raises NoCompiler."""
+    for attempt in (folder, None):
+        path, temporary = build(attempt, environ)
+        try:
+            return Library(path)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            failed = f"{path} cannot be loaded: {error}"
+        finally:
+            if temporary:  # what is loaded stays
+                shutil.rmtree(path.parent, ignore_errors=True)
+    raise NoCompiler(failed)
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
@@ -97,27 +109,24 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return Path(base) / "tern" / "kernels"
 
 
-def build(folder: Path, environ: Mapping[str, str], march: str | None = None) -> tuple[Path, bool]:
+def build(folder: Path | None, environ: Mapping[str, str], march: str | None = None) -> tuple[Path, bool]:
     """The library's file, compiled if it is not in `folder` yet; and whether it is a temporary one.
 
-    A folder that cannot be written (or trusted) is replaced by a new temporary one. `march` other than the
-    processor's own is for tests. Raises NoCompiler.
+    A folder that cannot be written (or trusted), or None, is replaced by a new temporary one. `march` other
+    than the processor's own is for tests. Raises NoCompiler.
     """
     compiler = find_compiler(environ)
     flags = [*_COMPILE, f"-march={march}" if march else _native_flag()]
     sources = sorted(SOURCES.glob("*.c"))
     name = f"tern-{_key(compiler, flags, sources)}.so"
-    if _is_ours(folder / name):
+    if folder is not None and _is_ours(folder / name):
         return folder / name, False
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        work = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
-    except OSError:
-        work = Path(tempfile.mkdtemp(prefix="tern-kernels-"))
+    work = _work_folder(folder)
     built = work / name
     try:
         _compile(compiler, flags, sources, built)
-        if work.parent == folder and _is_private(folder):
+        built.chmod(0o700)  # whatever the umask is, or _is_ours would refuse it at the next start
+        if folder is not None and work.parent == folder and _is_private(folder):
             os.replace(built, folder / name)
             return folder / name, False
         return built, True
@@ -127,6 +136,22 @@ def build(folder: Path, environ: Mapping[str, str], march: str | None = None) ->
     finally:
         if not built.exists():
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _work_folder(folder: Path | None) -> Path:
+    """A new one, of this user alone, in `folder` if that can be."""
+    if folder is not None:
+        with suppress(OSError):
+            _make_private(folder)
+            return Path(tempfile.mkdtemp(prefix="build-", dir=folder))
+    return Path(tempfile.mkdtemp(prefix="tern-kernels-"))
+
+
+def _make_private(folder: Path) -> None:
+    """With whatever is missing above it, which mkdir(parents=True) would leave to the umask."""
+    if not folder.exists():
+        _make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def find_compiler(environ: Mapping[str, str]) -> str:
@@ -222,5 +247,11 @@ def _is_ours(path: Path) -> bool:
 
 
 def _is_private(folder: Path) -> bool:
-    stat = folder.stat()
-    return stat.st_uid in (os.geteuid(), 0) and not stat.st_mode & 0o022
+    """And nobody else can put another folder in its place. (Groups of the folders above are trusted: where
+    each user has a group of their own, homes are often writable for it.)"""
+    own = folder.stat()
+    return (
+        own.st_uid in (os.geteuid(), 0)
+        and not own.st_mode & 0o022
+        and all(above.stat().st_mode & 0o1002 != 0o002 for above in folder.resolve().parents)
+    )
