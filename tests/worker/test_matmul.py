@@ -5,6 +5,7 @@ The kernels run as this machine has them, and as built for lesser processors.
 
 import os
 import platform
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -219,6 +220,18 @@ def test_quantized_by_any_number_of_threads(kernels: Library, kind: str) -> None
         for _ in range(10):
             assert torch.equal(matrix.multiply(x), alone)
     kernels.set_threads(2)
+
+
+def test_int4_scales_are_in_memory_once() -> None:
+    """By block of rows, as the kernels read them: one in 32 columns is a fifth of the matrix."""
+    loaded, _ = library.load("native", os.environ)
+    part = int4_part(40, 512, 32, zeros=True)
+    assert part.zeros is not None
+    given = [weakref.ref(part.scales), weakref.ref(part.zeros)]
+    matrix = Int4Matrix([part], 512, 32, kernels=loaded)
+    del part
+    assert [tensor() for tensor in given] == [None, None]
+    assert matrix.multiply(random(1, 512)).isfinite().all()
 
 
 def test_every_fp8_number() -> None:

@@ -40,6 +40,13 @@ def test_norms(native: Library, dtype: torch.dtype, rows: int, size: int) -> Non
     assert torch.equal(rms(x, add)[-1], rms(x[-1:], add[-1:])[0]), "a row does not depend on its company"
 
 
+def test_what_is_added_need_not_be_in_one_piece(native: Library) -> None:
+    """So large that the system takes a copy back at once that nobody holds."""
+    x, add = torch.randn(3000, 4096), torch.randn(4096, 3000).t()
+    norm = RowNorm(native, torch.ones(4096), None, 1e-5, centred=False)
+    assert torch.equal(norm(x, add), norm(x, add.contiguous()))
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("size", [1, 96, 512, 9000])
 @pytest.mark.parametrize(

@@ -174,6 +174,7 @@ class Int4Matrix:
                 for part, (scales, zeros) in zip(parts, self._of_groups, strict=True)
             ]
             self._native = NativeMatrix(kernels, native_matrix.INT4, self.shape, rows, bias, group)
+            self.parts, self._packed = [], [part.packed for part in parts]  # scales are there by block
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if self._native is None:
@@ -181,6 +182,7 @@ class Int4Matrix:
         return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
+        """Without kernels only: those keep scales as they read them."""
         columns = self.shape[1]
         weight = torch.cat([dequantize_int4(part, columns, self.group) for part in self.parts])
         codes, scales = quantize_rows(x, self.group)

@@ -39,6 +39,7 @@ class RowNorm:
     def __call__(self, x: Tensor, add: Tensor | None) -> Tensor:
         """x, and `add` if given, [rows, size] of one type."""
         x = x.contiguous()
+        add = None if add is None else add.contiguous()  # a copy must live until the call returns
         out = torch.empty_like(x)
         size = x.shape[-1]
         self._call(
@@ -46,7 +47,7 @@ class RowNorm:
             x.data_ptr(),
             self._weight.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
-            None if add is None else add.contiguous().data_ptr(),
+            None if add is None else add.data_ptr(),
             out.data_ptr(),
             DTYPES[x.dtype],
             DTYPES[self._weight.dtype],
