@@ -7,7 +7,6 @@ block behind the last is the null block: always zero, it fills unused places of 
 Memory is touched when a block is granted, not before.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,19 +115,31 @@ def _affordable(budget: KVBudget, limit: int) -> tuple[int, str]:
     return min(memory // budget.block_bytes, useful), share
 
 
-def available_memory() -> int:
-    """Bytes that this process can still take: of the machine, or of its control group if less."""
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(meminfo["MemAvailable"].split()[0]) * 1024
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process can still take: of the machine, or of its control group if less.
+
+    A group's usage counts the pages of files that it has read, which the kernel takes back when memory is
+    wanted. Most are weights that the last worker has mapped: they must not keep the next one from starting.
+    """
+    available = _numbers(proc / "meminfo")["MemAvailable:"] * 1024
+    for limit, usage, stat, prefix in (
+        ("memory.max", "memory.current", "memory.stat", ""),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
     ):
-        if os.path.exists(limit) and os.path.exists(usage):
-            most = Path(limit).read_text().strip()
-            if most != "max":
-                available = min(available, int(most) - int(Path(usage).read_text()))
+        if not (cgroup / limit).exists() or not (cgroup / usage).exists():
+            continue
+        most = (cgroup / limit).read_text().strip()
+        if most != "max":
+            kinds = _numbers(cgroup / stat)
+            files = sum(kinds.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+            available = min(available, int(most) - int((cgroup / usage).read_text()) + files)
     return max(available, 0)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines of a name and a number; none if there is no such file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: int(number) for name, number, *_ in map(str.split, lines)}
 
 
 def _mib(number: int) -> str:

@@ -15,18 +15,25 @@ TELLS = SamplingParams(temperature=0, logprobs=8, prompt_logprobs=0)
 OUTPUTS = 24
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"architectures": ["Qwen3ForCausalLM"], "head_dim": 32, "num_attention_heads": 6}],
-    ids=["llama", "qwen3"],
-)
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 32, "num_attention_heads": 6},
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+    },
+}
+CASES = [(family, dtype, "none") for family in FAMILIES for dtype in ("float32", "bfloat16")]
+CASES += [("llama", "bfloat16", scheme) for scheme in ("int8", "int4", "nf4", "fp8")]
+
+
+@pytest.mark.parametrize(("family", "dtype", "quantization"), CASES)
 def test_company_chunks_hits_and_recomputation_change_no_bit(
-    dtype: str, changes: dict[str, object], tmp_path: Path
+    family: str, dtype: str, quantization: str, tmp_path: Path
 ) -> None:
-    config = worker_config(
-        write_config(tmp_path / "model", **changes), tmp_path, load_format="dummy", dtype=dtype
-    )
+    model = write_config(tmp_path / "model", **FAMILIES[family])
+    config = worker_config(model, tmp_path, load_format="dummy", dtype=dtype, quantization=quantization)
     parallel = ParallelOptions(threads=1, cpu_kernels="native")
     driver = Driver(TorchRunner(msgspec.structs.replace(config, parallel=parallel), quiet))
     alone = driver.add(PROMPT, TELLS)

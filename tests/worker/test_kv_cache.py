@@ -1,6 +1,7 @@
 """How many blocks fit, and what is said when too few do."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,26 @@ def test_more_than_there_is(options: dict[str, int]) -> None:
 
 def test_available_memory_is_a_plausible_number() -> None:
     assert MIB < available_memory() < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "usage", "prefix"),
+    [("", "max", "current", ""), ("memory", "limit_in_bytes", "usage_in_bytes", "total_")],
+)
+def test_pages_of_mapped_weights_do_not_keep_a_worker_from_starting_again(
+    folder: str, limit: str, usage: str, prefix: str, tmp_path: Path
+) -> None:
+    """A container of 8 GiB whose last worker has mapped 5."""
+    group = tmp_path / "cgroup" / folder
+    group.mkdir(parents=True)
+    (tmp_path / "meminfo").write_text(
+        f"MemTotal: {64 << 20} kB\nMemAvailable: {60 << 20} kB\nHugePages_Free: 0\n"
+    )
+    (group / f"memory.{limit}").write_text(f"{8192 * MIB}\n")
+    (group / f"memory.{usage}").write_text(f"{6144 * MIB}\n")
+    (group / "memory.stat").write_text(
+        f"anon {1024 * MIB}\n{prefix}active_file {2048 * MIB}\n{prefix}inactive_file {3072 * MIB}\n"
+    )
+    assert available_memory(tmp_path, tmp_path / "cgroup") == 7168 * MIB
+    (group / "memory.stat").unlink()
+    assert available_memory(tmp_path, tmp_path / "cgroup") == 2048 * MIB
