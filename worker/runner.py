@@ -58,7 +58,7 @@ class TorchRunner:
         size = config.parallel.tensor_parallel_size
         threads = config.parallel.threads or max(physical_cores() // size, 1)
         torch.set_num_threads(threads)
-        report("preparing kernels", "", None)
+        report("preparing kernels", "(the first start compiles them)", None)
         self.kernels, which = library.load(config.parallel.cpu_kernels, os.environ)
         report("preparing kernels", which, None)
         if self.kernels is not None:

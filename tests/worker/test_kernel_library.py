@@ -1,6 +1,7 @@
 """The library of C kernels is built once, by whoever comes first, and what goes wrong is said."""
 
 import os
+import select
 import stat
 import subprocess
 import sys
@@ -102,6 +103,34 @@ def test_a_broken_compiler(tmp_path: Path, body: str, said: str) -> None:
     assert said in str(error.value)
     assert error.value.hint == "install gcc, or use --cpu-kernels auto"
     assert not (tmp_path / "tern" / "kernels").exists() or files(tmp_path) == []
+
+
+def test_a_compiler_that_hangs_is_ended_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that hangs is a child of what was started, and holds its output open."""
+    monkeypatch.setattr(library, "COMPILE_TIMEOUT_S", 0.1)
+    body = '[ "$1" = --version ] && exit 0; tail -f /dev/null & echo $! >> "$0.children"; wait'
+    hangs = environ(tmp_path, CC=fake_compiler(tmp_path, body))
+    loaded, which = library.load("auto", hangs)
+    assert loaded is None
+    assert "takes longer than 0.1 s" in which
+    assert files(tmp_path) == []
+    children = tmp_path / "fake-cc.children"
+    for child in children.read_text().split() if children.exists() else ():
+        assert has_ended(int(child))
+
+
+def has_ended(pid: int) -> bool:
+    """Or does so within 20 s."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 20)[0])
+    finally:
+        os.close(descriptor)
 
 
 def test_a_compiler_that_is_not_there(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +28,9 @@ Choice = Literal["auto", "native", "torch"]
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
-COMPILE_TIMEOUT_S = 300
+COMPILE_TIMEOUT_S = 100.0
+"""Less than the supervisor gives to a part of loading: a compiler that hangs costs the kernels only."""
+VERSION_TIMEOUT_S = 10.0
 _COMPILE = (
     "-O3",
     "-std=gnu11",
@@ -171,7 +175,8 @@ def _native_flag() -> str:
 
 def _key(compiler: str, flags: Sequence[str], sources: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for text in (compiler, _run([compiler, "--version"]), *flags, *_LINK, platform.machine(), _cpu_flags()):
+    version = _finish(_start([compiler, "--version"]), VERSION_TIMEOUT_S)
+    for text in (compiler, version, *flags, *_LINK, platform.machine(), _cpu_flags()):
         digest.update(text.encode() + b"\0")
     for path in sorted([*sources, *SOURCES.glob("*.h")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -188,48 +193,57 @@ def _cpu_flags() -> str:
 
 def _compile(compiler: str, flags: Sequence[str], sources: Sequence[Path], into: Path) -> None:
     """Each file by a process of its own, side by side; then linked."""
+    until = time.monotonic() + COMPILE_TIMEOUT_S
     objects = [into.with_name(source.stem + ".o") for source in sources]
     running = [
-        subprocess.Popen(
-            [compiler, *flags, "-c", str(source), "-o", str(made)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        _start([compiler, *flags, "-c", str(source), "-o", str(made)])
         for source, made in zip(sources, objects, strict=True)
     ]
-    failed = ""
-    for process in running:
-        try:
-            said, _ = process.communicate(timeout=COMPILE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said, _ = process.communicate()
-        if process.returncode and not failed:
-            failed = f"{compiler} failed ({process.returncode}): {_first_lines(said)}"
-    if failed:
-        raise NoCompiler(failed)
-    _run([compiler, *_LINK, *map(str, objects), "-o", str(into), "-lm"])
-
-
-def _run(command: Sequence[str]) -> str:
-    """Its output. Raises NoCompiler when it fails."""
     try:
-        done = subprocess.run(
+        for process in running:
+            _finish(process, until - time.monotonic())
+    finally:
+        for process in running:
+            _end(process)
+    link = _start([compiler, *_LINK, *map(str, objects), "-o", str(into), "-lm"])
+    _finish(link, until - time.monotonic())
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[str]:
+    """Raises NoCompiler."""
+    try:
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=COMPILE_TIMEOUT_S,
-            check=False,
+            start_new_session=True,  # so that it can be ended with the processes that it starts
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         raise NoCompiler(f"{command[0]} does not run: {error}") from error
-    if done.returncode:
-        raise NoCompiler(f"{command[0]} failed ({done.returncode}): {_first_lines(done.stdout)}")
-    return done.stdout
+
+
+def _finish(process: subprocess.Popen[str], timeout_s: float) -> str:
+    """Its output. Raises NoCompiler when it fails or takes longer."""
+    compiler = str(process.args[0])  # type: ignore[index]
+    try:
+        said, _ = process.communicate(timeout=max(timeout_s, 0.0))
+    except subprocess.TimeoutExpired:
+        _end(process)
+        raise NoCompiler(f"{compiler} takes longer than {COMPILE_TIMEOUT_S:g} s") from None
+    if process.returncode:
+        raise NoCompiler(f"{compiler} failed ({process.returncode}): {_first_lines(said)}")
+    return said
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """With what it has started, which would keep its pipe open."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 def _first_lines(text: str) -> str:
