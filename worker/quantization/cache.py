@@ -6,9 +6,11 @@
 The key is a hash of everything that decides the numbers: the model's fingerprint (config, tensors' headers,
 dtype, scheme), size and time of modification of each file, the rank and how many there are, and VERSION. A
 file that is truncated or malformed is written again; flipped bits are not noticed, as in the checkpoint
-itself. Nothing is ever deleted here. A disk that is full costs the cache, not the start.
+itself. Nothing is ever deleted here but what a killed writer left. A disk that is full costs the cache, not
+the start.
 """
 
+import fcntl
 import hashlib
 import os
 import sys
@@ -113,8 +115,11 @@ class _Writer:
     def __init__(self, path: Path, header_bytes: int) -> None:
         self._path = path
         self._start = -(-(8 + header_bytes) // PAGE) * PAGE
-        descriptor, self._name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        prefix = f".writing-{path.stem}-"
+        _remove_unfinished(path.parent, prefix)
+        descriptor, self._name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
         self._file = os.fdopen(descriptor, "wb")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # until this process closes the file, or dies
         self._file.seek(self._start)
         self._entries: dict[str, dict[str, Any]] = {}
         self._end = 0
@@ -147,6 +152,14 @@ class _Writer:
         with suppress(OSError):
             os.unlink(self._name)
             self._file.close()
+
+
+def _remove_unfinished(folder: Path, prefix: str) -> None:
+    """What writers of the same file left that were killed: nobody holds its lock."""
+    for path in folder.glob(f"{prefix}*"):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Rounded weights on disk: the same numbers, no second rounding, and nothing that is damaged is used."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -92,6 +93,19 @@ def test_a_full_disk_costs_the_cache_only(
     assert torch.equal(answer(folder, "int8"), logprobs(folder, folder.parent, quantization="int8"))
     assert "is not written: No space left on device" in capsys.readouterr().err
     assert kept(folder) == []
+
+
+def test_what_killed_writers_left_is_deleted(folder: Path) -> None:
+    """Up to the size of the model each time; but not what somebody still writes."""
+    answer(folder, "int8")
+    (path,) = kept(folder)
+    path.unlink()
+    left, held = (path.with_name(f".writing-{path.stem}-{who}") for who in ("killed", "alive"))
+    left.touch()
+    with held.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        answer(folder, "int8")
+        assert kept(folder) == [held, path]
 
 
 def test_bad_options_are_refused(folder: Path) -> None:
