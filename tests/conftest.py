@@ -9,9 +9,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from protocol.control import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 60.0
@@ -26,6 +29,7 @@ class Program:
         self._process = subprocess.Popen(
             argv, cwd=ROOT, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=partial(die_with_parent, os.getpid()),  # however the tests end
         )  # fmt: skip
         assert self._process.stdout is not None
         self._pipe = self._process.stdout
