@@ -93,6 +93,9 @@ EMBEDDINGS: dict[str, Refusal] = {
 _LONGEST_HARMLESS_BYTES = 256
 
 
+_ANY: msgspec.json.Decoder[Any] = msgspec.json.Decoder()
+
+
 class Refusals:
     """One endpoint's table, ready to be looked for."""
 
@@ -109,6 +112,6 @@ class Refusals:
             if raw == b"null":
                 continue
             small = len(raw) <= _LONGEST_HARMLESS_BYTES
-            if small and msgspec.json.decode(raw) in refusal.harmless:
+            if small and parse(_ANY, raw) in refusal.harmless:
                 continue
             raise Unsupported(f"{name} is not supported: {refusal.remedy}", param=name)

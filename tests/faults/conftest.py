@@ -1,6 +1,6 @@
 """Servers to be hurt, beside one that never is: `scene(*flags, restarts={"worker": 1})` and its oracles."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,7 @@ def scene(serve: Serve, reference: Reference, request: pytest.FixtureRequest) ->
         *flags: str,
         worker: str = "stub",
         restarts: dict[str, int] | None = None,
-        tracebacks: int = 0,
+        tracebacks: Collection[int] = (0,),
         stopped: bool = False,
         rolled: bool = False,
         abandoned: bool = False,

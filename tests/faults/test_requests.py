@@ -22,7 +22,7 @@ def fault(text: str, folder: Path) -> dict[str, str]:
 
 async def test_its_step_raises(scene: "NewScene", tmp_path: Path) -> None:
     """Scenario 8: the worker raises in each step with one request: with all others, and again alone."""
-    async with scene(tracebacks=2, **fault(f"raise:token={MARK}", tmp_path)) as one:
+    async with scene(tracebacks=[2], **fault(f"raise:token={MARK}", tmp_path)) as one:
         await one.load([*many(COUNT, LENGTH), MARKED], no_fault, failing={COUNT: "internal_error"})
 
 
@@ -31,7 +31,7 @@ async def test_the_device_is_lost(scene: "NewScene", tmp_path: Path, worker: str
     """Scenario 9: an error that poisons the device's context, once: exit 70, and everyone goes on."""
     faults = fault(f"poison:token={MARK},times=1", tmp_path)
     count, length = (COUNT, LENGTH) if worker == "stub" else (8, 40)
-    async with scene(worker=worker, restarts={"worker": 1}, tracebacks=1, **faults) as one:
+    async with scene(worker=worker, restarts={"worker": 1}, tracebacks=[1], **faults) as one:
         await one.load([*many(count, length), MARKED], no_fault)
         await one.hears("exited with code 70")
 

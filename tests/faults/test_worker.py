@@ -57,7 +57,8 @@ async def test_killed_in_the_middle_of_a_prompt(scene: "NewScene", worker: str) 
 @pytest.mark.parametrize(("worker", "count", "length"), [("stub", 16, 600), ("torch", 4, 60)])
 async def test_rank_1_killed(scene: "NewScene", worker: str, count: int, length: int) -> None:
     """Scenario 3: kill -9 of rank 1 of 2: the group is replaced as a unit (Scene checks that)."""
-    async with scene(*TWO_RANKS, worker=worker, restarts=ONE) as one:
+    told = (0, 1)  # by rank 0, if it finds its collective broken before it is killed, too
+    async with scene(*TWO_RANKS, worker=worker, restarts=ONE, tracebacks=told) as one:
         await one.load(many(count, length), at(20 * count, one, KILL, "worker", 1))
         async with Core.of(one.stack) as core:
             assert (await core.stats()).epochs == 2

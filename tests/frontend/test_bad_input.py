@@ -143,7 +143,7 @@ async def test_bad_completion_requests(http: httpx2.AsyncClient, fields: dict[st
     assert (await refused(http, TEXT_URL, fields))["param"] == param
 
 
-@pytest.mark.parametrize("url", [CHAT_URL, TEXT_URL, "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("url", [CHAT_URL, TEXT_URL, "/v1/embeddings", "/tokenize", "/detokenize"])
 @pytest.mark.parametrize(
     "body",
     [
@@ -153,6 +153,7 @@ async def test_bad_completion_requests(http: httpx2.AsyncClient, fields: dict[st
         b"null",
         b"\xff",
         b'{"messages": "\xff"}',
+        b'{"prompt": "\xc0\x80", "messages": "\xff", "suffix": "\xff", "tools": "\xff"}',
         b'{"messages": [{"role": "user", "content": "\\ud800"}], "prompt": "\\ud800"}',
         b'{"x": ' + b"[" * 100_000,
         b'{"temperature": NaN}',

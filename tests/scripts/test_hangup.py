@@ -31,6 +31,7 @@ def test_the_terminal_is_lost_once(nohup: bool, meaning: str) -> None:
     ours, theirs = os.openpty()
 
     def take_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with
         os.setsid()
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 

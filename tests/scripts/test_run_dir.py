@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from scripts.run_dir import RunDir
 
 
 @pytest.fixture(autouse=True)
-def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "t"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A shorter one than `tmp_path`, which is there before: paths of sockets are short."""
+    with tempfile.TemporaryDirectory(prefix="tern-test-") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+        monkeypatch.undo()
 
 
 def test_a_temporary_one_is_private_and_leaves_nothing(own_temporary_folder: Path) -> None:
@@ -49,7 +51,7 @@ def test_a_folder_that_was_there_stays_with_what_is_not_ours(tmp_path: Path) -> 
     run_dir.write_endpoint("ipc://x")
     Path(run_dir.clients_endpoint(7).removeprefix("ipc://")).touch()
     run_dir.remove()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "t"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes"]
 
 
 def test_leftovers_of_a_server_that_was_killed_are_cleared(tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_leftovers_of_a_server_that_was_killed_are_cleared(tmp_path: Path) -> No
         (tmp_path / name).touch()
     (tmp_path / "g1").mkdir()
     run_dir = RunDir.open(str(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "metrics", "t"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "metrics"]
     run_dir.remove()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.worker.kernels import Sequences, kernels, threads
+from tests.worker.native import Sequences, kernels, threads
 from worker.kernels.cpu.library import Library
 from worker.kernels.native_attention import FusedAttention, HeadNorms, NativeAttention, NativeStep
 from worker.layers.rotary import RopeParameters, Rotary, rotate_

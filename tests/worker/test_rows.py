@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.worker.kernels import kernels, threads
+from tests.worker.native import kernels, threads
 from worker.kernels import activation
 from worker.kernels.cpu.library import Library
 from worker.kernels.rows import RowNorm, fused

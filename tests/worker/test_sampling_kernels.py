@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.worker.kernels import kernels, threads
+from tests.worker.native import kernels, threads
 from tests.worker.test_sampler import kept
 from worker.kernels.cpu.library import Library
 from worker.kernels.sampling import Limits, SamplingKernels

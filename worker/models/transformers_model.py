@@ -140,6 +140,12 @@ def build_transformers(checkpoint: Checkpoint, wants: Wants) -> TransformersMode
         raise StartupError(f"model_type {model_type!r} has an encoder, which is not supported")
     if config.get_text_config(decoder=True) is not config or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise StartupError(f"model_type {model_type!r} is not a text decoder, which is all that is served")
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    known, named = kind.__name__, config.architectures or []
+    if named and known not in named:
+        raise StartupError(
+            f"architectures {named} are not supported; transformers' own for {model_type!r} is {known}"
+        )
     return TransformersModel(config, wants)
 
 
