@@ -26,7 +26,7 @@
 #define PANEL 32
 #define PANEL_MR 12
 #define K_BLOCK 1024
-#define MANY 16 /* rows of x: packing costs about as much as four of them */
+#define MANY 16 /* rows of x: packing costs about as much as five of them */
 #endif
 
 typedef struct {
