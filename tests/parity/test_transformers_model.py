@@ -126,12 +126,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_right_is_refused_before_weights_are_read(case: str, tmp_path: Path) -> None:
     model_type, changes, message = REFUSED[case]
-    folder = write_config(
-        tmp_path / "model", architectures=["Some"], model_type=model_type, **SHAPE | changes
-    )
+    folder = write_config(tmp_path / "model", architectures=[], model_type=model_type, **SHAPE | changes)
     checkpoint = Checkpoint(folder, with_weights=False)
     with pytest.raises(StartupError, match=message):
         build(checkpoint, ModelOptions(model_impl="transformers"), Group())
+
+
+def test_an_architecture_that_transformers_does_not_name_is_refused(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", architectures=["BirdForCausalLM"], model_type="llama", **SHAPE)
+    checkpoint = Checkpoint(folder, with_weights=False)
+    with pytest.raises(StartupError, match=r"\['BirdForCausalLM'\] are not .* 'llama' is LlamaForCausalLM"):
+        build(checkpoint, ModelOptions(), Group())
 
 
 def test_several_workers_are_refused(tmp_path: Path) -> None:
