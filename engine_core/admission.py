@@ -1,8 +1,11 @@
 """What any client must be told about a request at the door, whether or not its frontend has looked."""
 
+import itertools
+
 from protocol.config import SchedulerOptions
 from protocol.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unsupported
 from protocol.messages import EngineFacts, Submit
+from protocol.sampling import NOT_WITH_GRAMMAR
 
 from .request import Request
 from .waiting import WaitingQueue
@@ -34,6 +37,12 @@ def check(submit: Submit, request: Request, facts: EngineFacts, *, grammars: boo
     for token_id, _ in submit.sampling.logit_bias:
         if token_id >= facts.vocab_size:
             raise InvalidRequest(f"logit_bias names token {token_id}: {ids}", param="logit_bias")
+    for name, ids_of in (
+        ("allowed_token_ids", submit.sampling.allowed_token_ids),
+        ("bad_words", itertools.chain.from_iterable(submit.sampling.bad_words)),
+    ):
+        if (most := max(ids_of, default=0)) >= facts.vocab_size:
+            raise InvalidRequest(f"{name} names token {most}: {ids}", param=name)
     if submit.embed:
         _check_embedding(submit, facts)
     elif not facts.generates:
@@ -43,10 +52,9 @@ def check(submit: Submit, request: Request, facts: EngineFacts, *, grammars: boo
     if submit.grammar:
         if not grammars:
             raise Unsupported("grammar: this engine core has been given no tokenizer", param="grammar")
-        for field in ("min_tokens", "ignore_eos"):
+        for field, what in NOT_WITH_GRAMMAR.items():
             if getattr(submit.sampling, field):
-                rule = "not together with a grammar, which alone says where the answer may end"
-                raise InvalidRequest(f"{field}: {rule}", param=field)
+                raise InvalidRequest(f"{field}: not together with a grammar, which alone {what}", param=field)
 
 
 def _check_embedding(submit: Submit, facts: EngineFacts) -> None:

@@ -11,7 +11,14 @@ from collections.abc import Callable
 from typing import assert_never
 
 from protocol.config import EngineCoreConfig
-from protocol.errors import InternalError, NumericalError, RequestCrashedWorker, TernError, Unavailable
+from protocol.errors import (
+    InternalError,
+    NoTokenAllowed,
+    NumericalError,
+    RequestCrashedWorker,
+    TernError,
+    Unavailable,
+)
 from protocol.messages import (
     PROTOCOL_VERSION,
     Abort,
@@ -288,7 +295,7 @@ class Engine:
         for row, code in result.failed_rows:
             request = planned.request_at(row)
             if request.state is not State.ENDED:
-                self.desk.fail(request, _row_error(code), trusted=False)
+                self.desk.fail(request, _row_error(code), trusted=code == NoTokenAllowed.code)
         if self.journal is not None:
             self.journal.write(result)
 
@@ -392,4 +399,7 @@ class Engine:
 def _row_error(code: str) -> TernError:
     if code == NumericalError.code:
         return NumericalError("the model produced NaN or infinity for this request")
+    if code == NoTokenAllowed.code:
+        rule = "allowed_token_ids, bad_words and min_tokens leave no token to go on with"
+        return NoTokenAllowed(rule, param="bad_words")
     return InternalError("the model failed on this request")

@@ -5,6 +5,7 @@
     │   ├── InvalidRequest           400  a value breaks a rule; `param` names the field
     │   │   ├── ContextLengthExceeded  400  prompt and answer cannot fit the model's context
     │   │   └── Unsupported          400  a field that would change the answer and is not honoured
+    │   ├── NoTokenAllowed           400  the request's own rules leave no token to go on with
     │   ├── Unauthorized             401  no key, or a wrong one
     │   ├── ModelNotFound            404  a model name that is not served
     │   ├── KeyReused                409  an Idempotency-Key that belongs to another request
@@ -67,6 +68,13 @@ class Unsupported(InvalidRequest):
     """A field that would change the answer and is not honoured. Never silently ignored."""
 
     code = "unsupported_parameter"
+
+
+class NoTokenAllowed(RequestError):
+    """`allowed_token_ids` and `bad_words` leave nothing to go on with. Seen by the client, perhaps in
+    mid-stream; do not retry."""
+
+    code = "no_token_allowed"
 
 
 class Unauthorized(RequestError):

@@ -13,7 +13,18 @@ MAX_TOKENS = 1 << 20
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKENS = 256
+MAX_ALLOWED_TOKENS = 1 << 13
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_TOKENS = 64
 MAX_SEED = (1 << 63) - 1
+
+NOT_WITH_GRAMMAR = {
+    "min_tokens": "says where the answer may end",
+    "ignore_eos": "says where the answer may end",
+    "allowed_token_ids": "says what may follow",
+    "bad_words": "says what may follow",
+}
+"""Fields that a grammar leaves no room for, some of whose tokens are never sampled: (field, what it says)."""
 
 TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 
@@ -46,3 +57,10 @@ class SamplingParams(Struct, frozen=True, array_like=True, gc=False):
     """Report the sampled token's log-probability and this many likeliest; None reports nothing."""
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     """The same for every prompt token but the first; such a request skips prefix-cache hits."""
+    allowed_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_ALLOWED_TOKENS)] = ()
+    """Not empty: only these are possible, the end of sequence included."""
+    bad_words: Annotated[
+        tuple[Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=MAX_BAD_WORD_TOKENS)], ...],
+        Meta(max_length=MAX_BAD_WORDS),
+    ] = ()
+    """Sequences of which the last token is impossible where the output ends with all before it."""

@@ -1,8 +1,11 @@
 """Masks of a step: the tokens that each constrained row may sample, as bits from the wire.
 
 A mask concerns one sampling of one row. It is applied to logits after bias and penalties, so that nothing
-can bring a forbidden token back; log-probabilities are reported from the raw logits, without it.
+can bring a forbidden token back; log-probabilities are reported from the raw logits, without it. What a
+request itself allows (`allowed_token_ids`) is such a mask, too, the same in each step.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,6 +43,17 @@ class Masks:
         allowed = np.unpackbits(bits, axis=1, count=vocab_size, bitorder="little")
         rows = np.array([row_of[row] for row in masked.tolist()], dtype=np.int64)
         return cls(rows, torch.from_numpy(allowed == 0))
+
+    @classmethod
+    def allowing(cls, allowed: Sequence[tuple[int, ...]], vocab_size: int) -> "Masks | None":
+        """The tokens that each row may sample; empty: all."""
+        rows = [row for row, ids in enumerate(allowed) if ids]
+        if not rows:
+            return None
+        forbidden = torch.ones(len(rows), vocab_size, dtype=torch.bool)
+        for mask, row in zip(forbidden, rows, strict=True):
+            mask[[token for token in allowed[row] if token < vocab_size]] = False
+        return cls(np.array(rows, dtype=np.int64), forbidden)
 
     def apply(self, logits: Tensor) -> None:
         """Make what is forbidden impossible, in place."""

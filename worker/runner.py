@@ -20,7 +20,7 @@ from torch import Tensor
 
 from protocol import columns
 from protocol.config import WorkerConfig
-from protocol.errors import NumericalError, OutOfMemory
+from protocol.errors import NoTokenAllowed, NumericalError, OutOfMemory
 from protocol.messages import NO_TOKEN, EngineFacts, LogprobBlock
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan, StepResult
@@ -185,10 +185,13 @@ class TorchRunner:
         masks = Masks.of(plan, plan_rows, self.facts.vocab_size)
         positions = batch.num_tokens[slots] - batch.num_prompt[slots]
         tokens = self.sampler.sample(logits, slots, positions, masks, likeliest)
+        stuck = np.flatnonzero(tokens.numpy() == NO_TOKEN)
+        if len(stuck):
+            tokens[torch.from_numpy(stuck)] = 0  # any valid token to feed back
         batch.advance(rows, tokens)
         token_ids = np.full(len(rows.slots), NO_TOKEN, dtype=np.int32)
         token_ids[plan_rows] = tokens.numpy()
-        token_ids[plan_rows[failed]] = NO_TOKEN
+        token_ids[plan_rows[failed]] = token_ids[plan_rows[stuck]] = NO_TOKEN
         block = None
         if len(asked):
             block = self.reports.block(raw, tokens[torch.from_numpy(asked)], plan_rows[asked], slots[asked])
@@ -198,7 +201,10 @@ class TorchRunner:
             token_ids=token_ids.tobytes(),
             logprobs=block,
             prompt_logprobs=prompts,
-            failed_rows=tuple((row, NumericalError.code) for row in plan_rows[failed].tolist()),
+            failed_rows=(
+                *((row, NumericalError.code) for row in plan_rows[failed].tolist()),
+                *((row, NoTokenAllowed.code) for row in plan_rows[stuck].tolist()),
+            ),
         )
 
     def _prompt_logprobs(self, x: Tensor, rows: Rows) -> tuple[tuple[int, int, LogprobBlock], ...]:

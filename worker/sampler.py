@@ -1,7 +1,8 @@
 """The sampler: logits → tokens, as a list of steps, each skipped when no row asks for it.
 
-    logit bias → no end before min_tokens → penalties → mask → greedy rows: the likeliest
-                                                             └ others: temperature → floors → draw
+    logit bias → no end before min_tokens → only what is allowed → no bad word → penalties → mask
+      → greedy rows: the likeliest
+      → others: temperature → floors → draw
 
 It keeps the parameters of each slot; what it needs of a step is gathered once and kept while the same
 slots sample. Everything is a function of the prompt ids, the output ids and the parameters.
@@ -15,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocol.messages import NO_TOKEN
 from protocol.sampling import SamplingParams
 
+from .bad_words import BadWords, Words
 from .filters import draw, min_p_floor, top_k_top_p_floor
 from .kernels.cpu.library import Library
 from .kernels.sampling import Limits, SamplingKernels
@@ -38,6 +41,8 @@ class Selection:
     bias: tuple[Tensor, Tensor, Tensor] | None
     """(rows, token ids, values)"""
     min_tokens: Ints | None
+    allowed: Masks | None
+    bad_words: Words | None
     penalized: Tensor | None
     penalized_slots: Tensor
     penalties: tuple[Tensor, Tensor, Tensor]
@@ -54,7 +59,8 @@ class Selection:
     @property
     def edits(self) -> bool:
         """Whether logits are changed for anybody."""
-        return any(rows is not None for rows in (self.bias, self.min_tokens, self.penalized))
+        steps = (self.bias, self.min_tokens, self.allowed, self.bad_words, self.penalized)
+        return any(rows is not None for rows in steps)
 
 
 class Sampler:
@@ -69,6 +75,7 @@ class Sampler:
         self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.penalties = Penalties(max_num_seqs, vocab_size)
+        self.bad_words = BadWords(max_num_seqs, vocab_size)
         self._params: list[SamplingParams] = [SamplingParams(temperature=0)] * max_num_seqs
         self._plain = np.ones(max_num_seqs, dtype=np.bool_)
         """Greedy and nothing else: such rows need no gathering at all."""
@@ -80,7 +87,14 @@ class Sampler:
         penalized = Penalties.wanted(params)
         if penalized:
             self.penalties.start(slot, token_ids, num_prompt)
-        edited = penalized or params.logit_bias or params.min_tokens
+        self.bad_words.start(slot, params.bad_words, token_ids[num_prompt:])
+        edited = (
+            penalized
+            or params.logit_bias
+            or params.min_tokens
+            or params.allowed_token_ids
+            or params.bad_words
+        )
         self._plain[slot] = params.temperature < GREEDY_BELOW and not edited
         self._selection = None
 
@@ -103,7 +117,8 @@ class Sampler:
         """float32 logits [n, vocab] of n slots, which may be changed → int64[n].
 
         The output position of a row is the number of output tokens before the one to be sampled. `likeliest`
-        are the tokens that `examine` found, if it was asked.
+        are the tokens that `examine` found, if it was asked. NO_TOKEN for a row whose own rules (allowed
+        tokens, bad words) leave none.
         """
         if self._plain[slots].all():
             if masks is not None:
@@ -113,8 +128,9 @@ class Sampler:
         if self._selection is None or self._selection.slots is not slots:
             self._selection = self._select(slots)
         selection = self._selection
-        for edit in (_add_bias, self._forbid_ends, self._penalize):
+        for edit in (_add_bias, self._forbid_ends, self._restrict, self._penalize):
             edit(logits, selection, output_positions)
+        stuck = _stuck(logits, selection)
         if masks is not None:
             masks.apply(logits)
         edited = selection.edits or masks is not None
@@ -123,6 +139,10 @@ class Sampler:
             tokens[selection.drawn] = self._draw(logits, selection.drawn, selection, output_positions)
         if selection.penalized is not None:
             self.penalties.count(selection.penalized_slots, tokens[selection.penalized])
+        if selection.bad_words is not None:
+            self.bad_words.count(selection.bad_words, slots, tokens.numpy())
+        if stuck is not None:
+            tokens[stuck] = NO_TOKEN
         return tokens
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────
@@ -134,6 +154,12 @@ class Sampler:
             stops = self._params[selection.slots[row]].stop_token_ids
             ends = [token for token in (*self.eos_token_ids, *stops) if token < self.vocab_size]
             logits[row, ends] = -torch.inf
+
+    def _restrict(self, logits: Tensor, selection: Selection, _: Ints) -> None:
+        if selection.allowed is not None:
+            selection.allowed.apply(logits)
+        if selection.bad_words is not None:
+            self.bad_words.forbid(logits, selection.bad_words)
 
     def _penalize(self, logits: Tensor, selection: Selection, _: Ints) -> None:
         if (rows := selection.penalized) is not None:
@@ -165,6 +191,8 @@ class Sampler:
             slots=slots,
             bias=self._bias(params),
             min_tokens=min_tokens if min_tokens.any() else None,
+            allowed=Masks.allowing([p.allowed_token_ids for p in params], self.vocab_size),
+            bad_words=self.bad_words.select(slots),
             penalized=torch.tensor(penalized) if penalized else None,
             penalized_slots=torch.from_numpy(slots[penalized]),
             penalties=(
@@ -201,6 +229,15 @@ def _add_bias(logits: Tensor, selection: Selection, _: Ints) -> None:
     if selection.bias is not None:
         rows, tokens, values = selection.bias
         logits.index_put_((rows, tokens), values, accumulate=True)
+
+
+def _stuck(logits: Tensor, selection: Selection) -> Tensor | None:
+    """Rows whose own rules leave no token. Such a row is made valid, so that sampling goes on."""
+    if selection.allowed is None and selection.bad_words is None:
+        return None
+    rows = torch.nonzero(logits.amax(-1) == -torch.inf).squeeze(1)
+    logits[rows] = 0.0
+    return rows if len(rows) else None
 
 
 def _floors(params: list[SamplingParams]) -> list[Callable[[Tensor], Tensor]]:

@@ -20,7 +20,7 @@ import msgspec
 
 from protocol import columns
 from protocol.config import WorkerConfig
-from protocol.errors import StartupError
+from protocol.errors import NoTokenAllowed, StartupError
 from protocol.kv_groups import KVGroup, longest
 from protocol.messages import NO_TOKEN, EngineFacts, LogprobBlock
 from protocol.steps import SequenceStart, StepPlan, StepResult
@@ -145,7 +145,7 @@ class StubRunner:
         token_ids = no_tokens(len(rows))
         logprobs = _Logprobs()
         prompts = []
-        vectors = []
+        vectors, failed = [], []
         for row, (sequence, count) in enumerate(zip(rows, counts, strict=True)):
             if sequence.sampling.prompt_logprobs is not None:
                 prompts += self._prompt_logprobs(row, sequence, count)
@@ -156,8 +156,12 @@ class StubRunner:
                 vectors.append((row, _vector(word)))
                 continue
             token = self._choose(word, sequence, masks.get(row))
+            if token == NO_TOKEN:
+                failed.append((row, NoTokenAllowed.code))
+                token = 0
+            else:
+                token_ids[row] = token
             sequence.token_ids.append(token)
-            token_ids[row] = token
             if sequence.sampling.logprobs is not None:
                 logprobs.add(row, token, word, sequence.sampling.logprobs, self.vocab_size)
         return StepResult(
@@ -166,6 +170,7 @@ class StubRunner:
             token_ids=token_ids.tobytes(),
             logprobs=logprobs.block() if logprobs.entries else None,
             prompt_logprobs=tuple(prompts),
+            failed_rows=tuple(failed),
             embeddings=tuple(vectors),
         )
 
@@ -215,13 +220,17 @@ class StubRunner:
         if allowed is not None:
             ends = [token for token in allowed if token in self.eos_token_ids]
             return ends[0] if ends and word % _MASKED_EOS_ODDS == 0 else allowed[(word >> 8) % len(allowed)]
-        may_end = not sampling.ignore_eos and num_outputs >= sampling.min_tokens
+        bad = _ends_of_words(sampling.bad_words, sequence.token_ids[sequence.num_prompt_tokens :])
+        early = num_outputs < sampling.min_tokens
+        if sampling.allowed_token_ids:
+            ends = {*self.eos_token_ids, *sampling.stop_token_ids} if early else set()
+            left = [token for token in sampling.allowed_token_ids if token not in bad | ends]
+            return left[(word >> 8) % len(left)] if left else NO_TOKEN
+        may_end = not sampling.ignore_eos and not early and bad.isdisjoint(self.eos_token_ids)
         if may_end and self.eos_token_ids and word % _EOS_ODDS == 0:
             return self.eos_token_ids[0]
         token = (word >> 8) % self.vocab_size
-        while token in self.eos_token_ids or (
-            num_outputs < sampling.min_tokens and token in sampling.stop_token_ids
-        ):
+        while token in self.eos_token_ids or token in bad or (early and token in sampling.stop_token_ids):
             token = (token + 1) % self.vocab_size
         return token
 
@@ -260,6 +269,16 @@ class _Logprobs:
             top_ids=columns.pack_ids(token for top in padded for token, _ in top),
             top_values=columns.pack(columns.FLOAT32, (value for top in padded for _, value in top)),
         )
+
+
+def _ends_of_words(words: Sequence[Sequence[int]], outputs: Sequence[int]) -> set[int]:
+    """Tokens that would complete one of the words."""
+    ends = set()
+    for word in words:
+        length = len(word) - 1
+        if length <= len(outputs) and list(outputs[len(outputs) - length :]) == list(word[:-1]):
+            ends.add(word[-1])
+    return ends
 
 
 def _vector(word: int) -> bytes:

@@ -60,6 +60,8 @@ def make_task(draw: Random, windows: Sequence[Window], mark: Mark | None = None)
         stop_token_ids=tuple(draw.sample(range(512), draw.choice([0, 0, 5]))),
         logprobs=draw.choice([None, None, 1, 2]),
         prompt_logprobs=draw.choice([None] * 9 + [1]),
+        allowed_token_ids=tuple(range(100, 104)) if (few := draw.random() < 0.1) else (),
+        bad_words=((100, 101), (103, 103, 102)) if few and draw.random() < 0.5 else (),
     )
     prompt = (head + tail)[: MAX_MODEL_LEN - 1]
     answer = alone(Submit(0, columns.pack_ids(prompt), sampling), MAX_MODEL_LEN, windows)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from protocol.messages import NO_TOKEN
 from protocol.sampling import SamplingParams
 from worker.filters import draw, min_p_floor, top_k_top_p_floor
 from worker.randomness import _mix, uniform
@@ -126,6 +127,8 @@ MIXED = [
     SamplingParams(repetition_penalty=1.5, seed=5),
     SamplingParams(logit_bias=((7, 3.0), (8, -5.0)), seed=6),
     SamplingParams(min_tokens=9, stop_token_ids=(4,), seed=7),
+    SamplingParams(allowed_token_ids=(1, 5, 6, 7), seed=8),
+    SamplingParams(bad_words=((6,), (7,), (9, 9)), seed=9),
 ]
 
 
@@ -196,3 +199,54 @@ def test_penalties_count_on_and_replay_exactly() -> None:
     frequent = sampler(SamplingParams(temperature=0, frequency_penalty=2.0))
     flat = torch.zeros(1, VOCAB)
     assert len({sample(frequent, flat, [0], i)[0] for i in range(VOCAB)}) == VOCAB
+
+
+def test_only_allowed_tokens() -> None:
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(1))
+    best = int(logits.argmax())
+    greedy = SamplingParams(temperature=0, allowed_token_ids=tuple(set(range(VOCAB)) - {best}))
+    assert sample(sampler(greedy), logits, [0]) == [int(logits.topk(2).indices[0, 1])]
+    drawn = sampler(SamplingParams(allowed_token_ids=(7, 9, VOCAB + 1), logit_bias=((3, 100.0),), seed=2))
+    assert {sample(drawn, logits, [0], i)[0] for i in range(50)} == {7, 9}
+
+
+words = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple), max_size=6).map(tuple)
+
+
+@settings(max_examples=60, deadline=None)
+@given(bad=st.lists(words, min_size=1, max_size=4), seed=st.integers(0, 100), begun=st.integers(0, 9))
+def test_bad_words_against_their_definition(
+    bad: list[tuple[tuple[int, ...], ...]], seed: int, begun: int
+) -> None:
+    """Over four tokens, so that words begin all the time; the prompt holds beginnings that do not count."""
+    params = [
+        SamplingParams(bad_words=one, allowed_token_ids=(0, 1, 2, 3), seed=seed + slot)
+        for slot, one in enumerate(bad)
+    ]
+    found = sampler(*params, tokens=[1, 2, 3])
+    outputs: list[list[int]] = [[] for _ in bad]
+    logits = torch.randn(20, len(bad), VOCAB, generator=torch.Generator().manual_seed(seed))
+    for position in range(20):
+        if position == begun:  # everything starts again
+            for slot, p in enumerate(params):
+                ids = np.array([1, 2, 3, *outputs[slot]], dtype=np.int32)
+                found.start(slot, p, ids, 3)
+        tokens = sample(found, logits[position], list(range(len(bad))), position)
+        for slot, token in enumerate(tokens):
+            if NO_TOKEN in outputs[slot]:
+                continue
+            so_far = outputs[slot]
+            ends = {w[-1] for w in bad[slot] if tuple([*so_far, w[-1]][-len(w) :]) == w}
+            left = {0, 1, 2, 3} - ends
+            assert token in left if left else token == NO_TOKEN
+            outputs[slot].append(token)
+
+
+def test_a_row_without_any_allowed_token_does_not_disturb_others() -> None:
+    stuck = SamplingParams(allowed_token_ids=(7,), bad_words=((7,),), frequency_penalty=1.0)
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(1))
+    found = sampler(SamplingParams(seed=3), stuck, SamplingParams(temperature=0))
+    tokens = sample(found, logits, [0, 1, 2])
+    assert tokens[1] == NO_TOKEN
+    assert tokens[0] == sample(sampler(SamplingParams(seed=3)), logits[:1], [0])[0]
+    assert tokens[2] == int(logits[2].argmax())
