@@ -223,8 +223,9 @@ class StubRunner:
         bad = _ends_of_words(sampling.bad_words, sequence.token_ids[sequence.num_prompt_tokens :])
         early = num_outputs < sampling.min_tokens
         if sampling.allowed_token_ids:
-            ends = {*self.eos_token_ids, *sampling.stop_token_ids} if early else set()
-            left = [token for token in sampling.allowed_token_ids if token not in bad | ends]
+            if early:
+                bad |= {*self.eos_token_ids, *sampling.stop_token_ids}
+            left = [token for token in sampling.allowed_token_ids if token not in bad]
             return left[(word >> 8) % len(left)] if left else NO_TOKEN
         may_end = not sampling.ignore_eos and not early and bad.isdisjoint(self.eos_token_ids)
         if may_end and self.eos_token_ids and word % _EOS_ODDS == 0:

@@ -45,7 +45,6 @@ def test_rules_that_leave_nothing_end_the_request_alone() -> None:
     other = rig.submit(b"a", [5], SAMPLING)
     stuck = rig.submit(b"a", [6], SamplingParams(allowed_token_ids=(100,), bad_words=((100, 100),)))
     rig.settle()
-    assert stuck.token_ids == [100]
     assert (error_of(stuck).code, error_of(stuck).status) == ("no_token_allowed", 400)
     assert other.token_ids == expected([5], SAMPLING)
     assert_all_free(rig)
