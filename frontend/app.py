@@ -69,6 +69,7 @@ def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
         get("/health", status.ready),
         get("/health/live", status.live),
         get("/health/ready", status.ready),
+        get("/load", status.load),
         get("/version", status.version),
         get("/metrics", status.metrics),
         get("/openapi.json", document.get),

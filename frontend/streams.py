@@ -49,6 +49,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     """What each answer has to follow, as `Grammars.compile` gives it."""
     silent: bool = False
     """Only the prompt is of interest: the one token that has to be sampled is thrown away."""
+    stream_interval: int = 1
+    """Tokens that a piece after the first waits for."""
     timeout_s: float | None = None
     key: Key | None = None
     positions: tuple[int, ...] = ()
@@ -67,8 +69,15 @@ class Choice:
     """One answer. Iterate it once for its pieces, of which the last has a finish_reason."""
 
     def __init__(
-        self, index: int, prompt: Prompt, stream: TokenStream, answer: Answer, watch: Stopwatch
+        self,
+        index: int,
+        prompt: Prompt,
+        stream: TokenStream,
+        answer: Answer,
+        watch: Stopwatch,
+        interval: int = 1,
     ) -> None:
+        """`interval`: tokens that a piece after the first waits for."""
         self.index = index
         self.prompt = prompt
         self.stream = stream
@@ -77,6 +86,9 @@ class Choice:
         self._open = True
         self._rest: TokenBatch | None = None
         """What came together with the last token that was skipped."""
+        self._interval = interval
+        self._num_told = 0
+        self._sum_logprobs = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -90,6 +102,16 @@ class Choice:
     def position(self) -> int:
         """Output tokens that its pieces so far, and what is held back, are made of."""
         return self._answer.num_tokens or int(self.finish_reason is not None)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Per token used, if log-probabilities were asked for."""
+        return self._sum_logprobs / self.num_tokens if self.num_tokens else 0.0
+
+    def new_token_ids(self) -> list[int]:
+        """Those used since the last call, whether or not their text has gone out."""
+        told, self._num_told = self._num_told, self.num_tokens
+        return self.stream.token_ids[told : self.num_tokens]
 
     async def skip(self, count: int) -> None:
         """Take the first tokens, whose pieces the client has. Raises InvalidRequest if there are fewer.
@@ -115,6 +137,7 @@ class Choice:
         self._answer.take(TokenBatch(token_ids[:count], finish, logprobs[:count] or None))
         if self.finish_reason is not None:
             self.close(self.finish_reason, Parting.DONE)
+        self._num_told = self.num_tokens
         if self.position != count:
             raise InvalidRequest(
                 f"Last-Event-ID: {count} is beyond the {self.position} tokens of the answer",
@@ -131,7 +154,12 @@ class Choice:
             if batch.finish is Finish.ABORT:
                 raise self._aborted()
             self._watch.lap(len(batch.token_ids))
+            if self._interval > 1 and self.num_tokens:
+                batch = await self._filled(batch)
+            before = self.num_tokens
             piece = self._answer.take(batch)
+            if batch.logprobs is not None:
+                self._sum_logprobs += sum(one.logprob for one in batch.logprobs[: self.num_tokens - before])
             if piece.finish_reason is not None:
                 self.close(piece.finish_reason, Parting.DONE)
                 return piece
@@ -145,6 +173,17 @@ class Choice:
             self._open = False
             self.stream.close(parting)
             self._watch.stop(self._answer.num_tokens, reason)
+
+    async def _filled(self, batch: TokenBatch) -> TokenBatch:
+        """With what comes behind it, up to the interval or the end."""
+        while len(batch.token_ids) < self._interval and not batch.finish:
+            more = await self.stream.__anext__()
+            self._watch.lap(len(more.token_ids))
+            logprobs = [*(batch.logprobs or ()), *(more.logprobs or ())]
+            batch = TokenBatch(batch.token_ids + more.token_ids, more.finish, logprobs or None)
+        if batch.finish is Finish.ABORT:
+            raise self._aborted()
+        return batch
 
     def _aborted(self) -> Unavailable:
         self.close("error")
@@ -235,4 +274,4 @@ def _start(
         key=wish.key.of_choice(index) if wish.key is not None else "",
         digest=wish.key.digest if wish.key is not None else "",
     )
-    return Choice(index, prompt, stream, answer, Stopwatch(service.metrics))
+    return Choice(index, prompt, stream, answer, Stopwatch(service.metrics), wish.stream_interval)

@@ -9,10 +9,11 @@ from ..service import Service
 from ..streams import Generation, Prompt, Wish
 from .chat_events import ChatEvents
 from .endpoint import GeneratingEndpoint
+from .extras import Extras
 from .fields import GenerationFields, NumLogprobs, make_wish
 from .headers import Terms
 from .messages import Messages
-from .prompting import check_not_empty, encode_chat
+from .prompting import check_not_empty, encode_chat, truncated
 from .refused import CHAT
 
 
@@ -39,13 +40,16 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
             raise InvalidRequest("top_logprobs: only allowed with logprobs: true", param="top_logprobs")
         prompt = await encode_chat(self.service, request.messages, request, facts)
         check_not_empty([prompt], "messages")
+        answer = request.max_completion_tokens or request.max_tokens
+        (prompt,) = truncated([prompt], request, facts, answer)
         return [prompt], self._wish(request, prompt, facts, terms)
 
     def respond(
         self, request: ChatRequest, generation: Generation, model: str, response_id: str
     ) -> ChatEvents:
         width = (request.top_logprobs or 0) if request.logprobs else None
-        return ChatEvents(self.service, generation, model, response_id, width)
+        extras = Extras.of(request, self.service.tokenizer)
+        return ChatEvents(self.service, generation, model, response_id, width, extras)
 
     def _wish(self, request: ChatRequest, prompt: Prompt, facts: EngineFacts, terms: Terms) -> Wish:
         asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens

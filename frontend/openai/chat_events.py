@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from ..answer import Piece, TokenEntry
 from ..service import Service
 from ..streams import Choice, Generation, Usage
-from .events import NULL_FINISH, ChunkFrame
-from .logprobs import ChatLogprobs, chat_logprobs
+from .events import NULL_FINISH, ChunkFrame, token_ids_member
+from .extras import Extras, or_unset
+from .logprobs import ChatLogprobs, PromptLogprobsBody, chat_logprobs
 from .usage import UsageBody, usage_body
 
 
@@ -24,6 +25,7 @@ class ChatChoice(Struct, frozen=True):
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: str
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatResponse(Struct, frozen=True, tag_field="object", tag="chat.completion"):
@@ -32,18 +34,28 @@ class ChatResponse(Struct, frozen=True, tag_field="object", tag="chat.completion
     model: str
     choices: list[ChatChoice]
     usage: UsageBody
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobsBody | UnsetType = UNSET
 
 
 class ChatEvents:
     """One response's id and shapes."""
 
     def __init__(
-        self, service: Service, generation: Generation, model: str, response_id: str, width: int | None
+        self,
+        service: Service,
+        generation: Generation,
+        model: str,
+        response_id: str,
+        width: int | None,
+        extras: Extras,
     ) -> None:
         """`width`: likeliest tokens beside the chosen one in log-probabilities; None: none are wanted."""
         self._service = service
         self._generation = generation
         self._width = width
+        self._extras = extras
+        self.plain = not extras.token_ids
         self._id = f"chatcmpl-{response_id}"
         self._created = service.now()
         self._model = model
@@ -51,22 +63,26 @@ class ChatEvents:
 
     def opening(self, choice: Choice) -> bytes:
         delta = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,' % choice.index
-        return self._frame.head + delta + NULL_FINISH + self._frame.tail(None)
+        begin = self._frame.begin(self._extras.prompt_token_ids(choice))
+        return begin + delta + NULL_FINISH + self._frame.tail(None)
 
     def around(self, choice: Choice) -> tuple[bytes, bytes]:
         before = self._frame.head + b'{"index":%d,"delta":{"content":' % choice.index
         return before, b'},"logprobs":null,' + NULL_FINISH + self._frame.tail(None)
 
     def full(self, choice: Choice, piece: Piece, usage: Usage | None) -> bytes:
-        event, tail = b"", self._frame.tail(usage)
+        event, tail, ids = b"", self._frame.tail(usage), self._extras.new_token_ids(choice)
         if piece.text or piece.entries:
-            before, _ = self.around(choice)
+            before = self._frame.head + b"{" + token_ids_member(ids)
+            before += b'"index":%d,"delta":{"content":' % choice.index
+            ids = None if ids is None else []
             logprobs = msgspec.json.encode(self._logprobs(piece.entries) if piece.entries else None)
             text = msgspec.json.encode(piece.text)
             event = before + text + b'},"logprobs":' + logprobs + b"," + NULL_FINISH + tail
         if piece.finish_reason is not None:
-            delta = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":' % choice.index
-            event += self._frame.head + delta + msgspec.json.encode(piece.finish_reason) + b"}" + tail
+            delta = b'"index":%d,"delta":{},"logprobs":null,"finish_reason":' % choice.index
+            before = self._frame.head + b"{" + token_ids_member(ids) + delta
+            event += before + msgspec.json.encode(piece.finish_reason) + b"}" + tail
         return event
 
     def joined(self, choice: Choice, piece: Piece, usage: Usage | None, *, first: bool) -> bytes:
@@ -79,7 +95,10 @@ class ChatEvents:
             "logprobs": self._logprobs(piece.entries) if piece.entries else None,
             "finish_reason": piece.finish_reason,
         }
-        return self._frame.head + msgspec.json.encode(body) + self._frame.tail(usage)
+        if (ids := self._extras.new_token_ids(choice)) is not None:
+            body["token_ids"] = ids
+        begin = self._frame.begin(self._extras.prompt_token_ids(choice) if first else None)
+        return begin + msgspec.json.encode(body) + self._frame.tail(usage)
 
     def usage(self, usage: Usage) -> bytes:
         return self._frame.usage(usage)
@@ -101,11 +120,21 @@ class ChatEvents:
                 AnswerMessage("".join(texts[choice.index])),
                 self._logprobs(entries[choice.index]) if self._width is not None else None,
                 choice.finish_reason or "stop",
+                or_unset(self._extras.new_token_ids(choice)),
             )
             for choice in self._generation.choices
         ]
         usage = usage_body(self._generation.usage())
-        return ChatResponse(self._id, self._created, self._model, choices, usage)
+        first = self._generation.choices[0]
+        return ChatResponse(
+            self._id,
+            self._created,
+            self._model,
+            choices,
+            usage,
+            or_unset(self._extras.prompt_token_ids(first)),
+            self._extras.prompt_logprobs(first),
+        )
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> ChatLogprobs:
-        return chat_logprobs(entries, self._width or 0, self._service.tokenizer)
+        return chat_logprobs(entries, self._width or 0, self._extras.vocabulary)

@@ -1,7 +1,7 @@
 """POST /v1/completions: prompts in (texts or ids, one or many). What comes out is in completion_events.py.
 
-`max_tokens: 0` with `echo` scores the prompt only: one token is sampled, because a step samples, and
-thrown away.
+`max_tokens: 0` scores the prompt only (`echo` with `logprobs`, or `prompt_logprobs`): one token is sampled,
+because a step samples, and thrown away.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ from ..service import Service
 from ..streams import Generation, Prompt, Wish
 from .completion_events import CompletionEvents
 from .endpoint import GeneratingEndpoint
-from .fields import GenerationFields, NumLogprobs, make_wish
+from .extras import Extras
+from .fields import MAX_N, GenerationFields, NumLogprobs, make_wish
 from .headers import Terms
-from .prompting import check_not_empty, encode_texts
+from .prompting import check_not_empty, encode_texts, truncated
 from .refused import COMPLETIONS
 
 DEFAULT_MAX_TOKENS = 16
@@ -29,7 +30,8 @@ MAX_CHOICES = 1024
 class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
     prompt: str | list[str | int | Annotated[list[int], Meta(min_length=1)]] | None = None
     """A text, several, the ids of one, or the ids of several."""
-    best_of: int | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    """So many answers are made, and the n with the highest log-probability per token given, best first."""
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
     add_special_tokens: bool | None = None
@@ -43,7 +45,7 @@ class Completions(GeneratingEndpoint[CompletionRequest]):
 
     async def plan(
         self, request: CompletionRequest, facts: EngineFacts, terms: Terms
-    ) -> tuple[list[Prompt], Wish]:
+    ) -> tuple[Sequence[Prompt], Wish]:
         prompts = await self._prompts(request, facts)
         return prompts, self._wish(request, prompts, facts, terms)
 
@@ -58,9 +60,12 @@ class Completions(GeneratingEndpoint[CompletionRequest]):
             width=request.logprobs,
             echo=bool(request.echo),
             skip_special=request.skip_special_tokens is not False,
+            extras=Extras.of(request, self.service.tokenizer),
+            num_kept=request.n or 1,
+            num_made=_num_made(request),
         )
 
-    async def _prompts(self, request: CompletionRequest, facts: EngineFacts) -> list[Prompt]:
+    async def _prompts(self, request: CompletionRequest, facts: EngineFacts) -> Sequence[Prompt]:
         special = request.add_special_tokens is not False
         service, given = self.service, request.prompt
         if given is None or given == []:
@@ -72,27 +77,30 @@ class Completions(GeneratingEndpoint[CompletionRequest]):
         ids = [one for one in given if isinstance(one, int)]
         if len(given) not in (len(texts), len(id_lists), len(ids)):
             raise InvalidRequest("prompt: texts, ids and lists of ids cannot be mixed", param="prompt")
-        count = (1 if ids else len(given)) * (request.n or 1)
+        count = (1 if ids else len(given)) * _num_made(request)
         if count > MAX_CHOICES:
             raise InvalidRequest(
-                f"prompt: {count} answers (prompts times n) are over {MAX_CHOICES}", param="prompt"
+                f"prompt: {count} answers (prompts times n or best_of) are over {MAX_CHOICES}", param="prompt"
             )
         if texts:
             prompts = await encode_texts(service, texts, facts, add_special_tokens=special)
         else:
             prompts = [Prompt(one) for one in id_lists or [ids]]
         check_not_empty(prompts, "prompt")
-        return prompts
+        return truncated(prompts, request, facts, request.max_tokens)
 
     def _wish(
         self, request: CompletionRequest, prompts: Sequence[Prompt], facts: EngineFacts, terms: Terms
     ) -> Wish:
-        n, best_of = request.n or 1, request.best_of
-        if best_of is not None and best_of != n:
-            raise InvalidRequest(f"best_of: {best_of} is not n ({n}); ask for n answers", param="best_of")
-        silent = request.max_tokens == 0
-        if silent and not request.echo:
-            raise InvalidRequest("max_tokens: 0 is only allowed together with echo", param="max_tokens")
+        n, num_made, silent = request.n or 1, _num_made(request), request.max_tokens == 0
+        if num_made < n:
+            raise InvalidRequest(f"best_of: {num_made} is less than n, which is {n}", param="best_of")
+        if num_made > n and request.stream:
+            rule = "which answers are the best is known at their end, so not together with stream: true"
+            raise InvalidRequest(f"best_of: {rule}", param="best_of")
+        logprobs = request.logprobs
+        if num_made > n and logprobs is None:
+            logprobs = 0  # to compare them
         return make_wish(
             request,
             prompts,
@@ -102,7 +110,13 @@ class Completions(GeneratingEndpoint[CompletionRequest]):
             terms=terms,
             max_tokens=1 if silent else request.max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
-            logprobs=request.logprobs,
-            prompt_logprobs=request.logprobs if request.echo else None,
+            logprobs=logprobs,
+            echo_logprobs=request.logprobs if request.echo else None,
+            num_choices=num_made,
             silent=silent,
         )
+
+
+def _num_made(request: CompletionRequest) -> int:
+    """Answers to each prompt."""
+    return request.best_of or request.n or 1

@@ -26,7 +26,7 @@ from .headers import (
     TIMEOUT,
 )
 from .models import ModelCard, ModelList
-from .status import Live, Ready, Version
+from .status import Live, Load, Ready, Version
 from .tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
 Json = dict[str, Any]
@@ -64,6 +64,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("get", "/health"): Operation(summary="The same as /health/ready", answer=Ready),
     ("get", "/health/live"): Operation(summary="Whether this process answers", answer=Live),
     ("get", "/health/ready"): Operation(summary="Whether requests are computed", answer=Ready),
+    ("get", "/load"): Operation(summary="How much runs and waits", answer=Load),
     ("get", "/version"): Operation(summary="The server's version", answer=Version),
     ("get", "/metrics"): Operation(summary="For Prometheus", media_type="text/plain"),
     ("get", "/openapi.json"): Operation(summary="This document"),

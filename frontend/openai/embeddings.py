@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from protocol.errors import InvalidRequest, TernError, Unsupported
 from protocol.messages import EngineFacts
+from protocol.sampling import MAX_TOKENS
 
 from ..metrics import Stopwatch
 from ..responses import send_json
@@ -26,7 +27,7 @@ from ..streams import Prompt
 from .fields import check_embedded
 from .headers import Terms, read_terms
 from .parse import parse, read_body
-from .prompting import check_not_empty, encode_texts
+from .prompting import check_not_empty, encode_texts, truncated
 from .refused import EMBEDDINGS, Refusals
 
 MAX_INPUTS = 2048
@@ -44,6 +45,8 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=1 << 16)] | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | None = None
+    """Only the last so many tokens of each input are read; -1: as many as fit."""
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
     cache_salt: Annotated[str, Meta(max_length=256)] | None = None
 
@@ -92,7 +95,7 @@ class Embeddings:
         count = sum(len(prompt.token_ids) for prompt in prompts)
         await send_json(send, EmbeddingResponse(data, model, EmbeddingUsage(count, count)))
 
-    async def _prompts(self, request: EmbeddingRequest, facts: EngineFacts) -> list[Prompt]:
+    async def _prompts(self, request: EmbeddingRequest, facts: EngineFacts) -> Sequence[Prompt]:
         given = request.input
         if given is None or given == []:
             raise InvalidRequest("input: required, but empty or missing", param="input")
@@ -113,9 +116,10 @@ class Embeddings:
         else:
             prompts = [Prompt(one) for one in id_lists or [ids]]
         check_not_empty(prompts, "input")
-        for prompt in prompts:
+        cut = truncated(prompts, request, facts, 1)
+        for prompt in cut:
             check_embedded(prompt.token_ids, facts, "input")
-        return prompts
+        return cut
 
     async def _written(
         self, prompts: Sequence[Prompt], request: EmbeddingRequest, terms: Terms, size: int

@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 from starlette.types import Receive, Scope, Send
 
 from protocol.messages import EngineFacts
+from protocol.sampling import NOT_WITH_GRAMMAR
 
 from ..responses import send_json
 from ..service import Service
@@ -63,7 +64,7 @@ class GeneratingEndpoint(ABC, Generic[Fields]):
 
     async def _constrain(self, request: Fields, wish: Wish, facts: EngineFacts) -> Wish:
         """With the grammar that the answers have to follow, if they have to follow any."""
-        constraint = constraint_of(request, min_tokens=request.min_tokens, ignore_eos=request.ignore_eos)
+        constraint = constraint_of(request, {name: getattr(request, name) for name in NOT_WITH_GRAMMAR})
         if constraint is None:
             return wish
         num_choices = len(wish.sampling) * wish.n

@@ -6,7 +6,7 @@ event, the usage and [DONE] as one write. The response starts with the first tok
 which the engine core refuses gets its status, not a broken stream.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -27,8 +27,17 @@ NULL_FINISH = b'"finish_reason":null}'
 _encode = msgspec.json.Encoder().encode
 
 
+def token_ids_member(token_ids: Sequence[int] | None, name: str = "token_ids") -> bytes:
+    """A member of a choice, before its others; nothing for None."""
+    return b"" if token_ids is None else b'"%b":%b,' % (name.encode(), _encode(token_ids))
+
+
 class Events(Protocol):
     """An endpoint's events, as bytes that end with an empty line."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether a piece that is only text may be written with `around`."""
 
     def opening(self, choice: Choice) -> bytes:
         """Before the first piece of a choice; may be empty."""
@@ -58,6 +67,12 @@ class ChunkFrame:
         """`kind` is the `object` of every chunk."""
         head = {"id": response_id, "object": kind, "created": created, "model": model}
         self.head = b"data: " + _encode(head)[:-1] + b',"choices":['
+
+    def begin(self, prompt_token_ids: Sequence[int] | None) -> bytes:
+        """`head`, with ids of the prompt if there are any to tell."""
+        if prompt_token_ids is None:
+            return self.head
+        return b'data: {"prompt_token_ids":' + _encode(prompt_token_ids) + b"," + self.head[len(b"data: {") :]
 
     def tail(self, usage: Usage | None) -> bytes:
         """Behind the choices."""
@@ -111,11 +126,11 @@ class EventStream(Sender):
         return self._generation.run(self._write)
 
     async def _write(self, choice: Choice) -> None:
-        send = self._send
+        send, plain = self._send, self._events.plain and not self._continuous
         opened = False
         before, behind = self._events.around(choice)
         async for piece in choice:
-            if piece.finish_reason is None and not piece.entries and not self._continuous:
+            if plain and piece.finish_reason is None and not piece.entries:
                 event = before + _encode(piece.text) + behind
             else:
                 event = self._full(choice, piece)

@@ -12,6 +12,9 @@ from msgspec import Meta, Struct
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 from protocol.messages import EngineFacts
 from protocol.sampling import (
+    MAX_ALLOWED_TOKENS,
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_SEED,
@@ -23,6 +26,7 @@ from protocol.sampling import (
 
 from ..service import GenerationDefaults, Service
 from ..streams import Prompt, Wish
+from ..tokenizer import Tokenizer
 from .headers import LAST_EVENT_ID, Terms
 from .structured import ConstrainedFields
 
@@ -31,7 +35,11 @@ MAX_STOPS = 16
 CHARS_PER_TOKEN = 16
 """Longer texts than this many characters per token of context cannot fit, and are not even tokenized."""
 
+ALL_CHOICES_ALLOWED_TOKENS = 1 << 20
+"""Over all answers of a request: each is a request of its own to the engine core."""
+
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 
@@ -72,6 +80,22 @@ class GenerationFields(ConstrainedFields, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_ALLOWED_TOKENS)] | None = (
+        None
+    )
+    """Nothing else is sampled, not even the end of sequence unless it is among them."""
+    bad_words: Annotated[list[BadWord], Meta(max_length=MAX_BAD_WORDS // 2)] | None = None
+    """Never written, neither at a word's beginning (with a space before) nor within: as their tokens."""
+    prompt_logprobs: NumLogprobs | None = None
+    """Log-probabilities of the prompt's tokens, with so many likeliest ones beside each (vLLM's shape)."""
+    return_tokens_as_token_ids: bool | None = None
+    """Log-probabilities name tokens as `token_id:17`."""
+    return_token_ids: bool | None = None
+    """The ids of prompt and answer, beside the text."""
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | None = None
+    """Only the last so many tokens of the prompt are read; -1: as many as fit beside the answer."""
+    stream_interval: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    """Events after the first wait for so many tokens."""
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
     cache_salt: Annotated[str, Meta(max_length=256)] | None = None
 
@@ -95,19 +119,27 @@ def make_wish(
     max_tokens: int | None,
     default_max_tokens: int,
     logprobs: int | None,
-    prompt_logprobs: int | None = None,
+    echo_logprobs: int | None = None,
+    num_choices: int | None = None,
     silent: bool = False,
 ) -> Wish:
     """Check what types cannot say, and fill in defaults. Raises InvalidRequest.
 
-    `default_max_tokens` of 0: what fits the context.
+    `default_max_tokens` of 0: what fits the context. `echo_logprobs`: of the prompt, which is sent back.
+    `num_choices` per prompt, if not n.
     """
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options: only allowed with stream: true", param="stream_options")
+    if request.prompt_logprobs is not None and request.stream:
+        raise InvalidRequest("prompt_logprobs: not together with stream: true", param="prompt_logprobs")
     for prompt in prompts:
         _check_ids(prompt.token_ids, facts, prompt_field)
     _check_ids(request.stop_token_ids or (), facts, "stop_token_ids")
     _check_ids(tuple(request.logit_bias or ()), facts, "logit_bias")
+    n = num_choices or request.n or 1
+    allowed_token_ids = _allowed(request, facts, len(prompts) * n)
+    bad_words = _bad_words(request.bad_words or (), service.tokenizer)
+    wanted = [width for width in (request.prompt_logprobs, echo_logprobs) if width is not None]
     if request.seed is not None:
         seed = request.seed & MAX_SEED
     else:
@@ -120,12 +152,13 @@ def make_wish(
                 len(prompt.token_ids), max_tokens, default_max_tokens, facts.max_model_len, prompt_field
             ),
             seed,
-            logprobs,
-            prompt_logprobs,
+            logprobs=logprobs,
+            prompt_logprobs=max(wanted, default=None),
+            allowed_token_ids=allowed_token_ids,
+            bad_words=bad_words,
         )
         for prompt in prompts
     ]
-    n = request.n or 1
     positions = _positions(request, terms, [one.max_tokens for one in sampling for _ in range(n)])
     return Wish(
         sampling=tuple(sampling),
@@ -137,6 +170,7 @@ def make_wish(
         tenant=terms.tenant,
         cache_salt=request.cache_salt or "",
         silent=silent,
+        stream_interval=request.stream_interval or 1,
         timeout_s=terms.timeout_s,
         key=terms.key,
         positions=positions,
@@ -169,8 +203,11 @@ def _sampling(
     defaults: GenerationDefaults,
     max_tokens: int,
     seed: int,
+    *,
     logprobs: int | None,
     prompt_logprobs: int | None,
+    allowed_token_ids: tuple[int, ...],
+    bad_words: tuple[tuple[int, ...], ...],
 ) -> SamplingParams:
     min_tokens = request.min_tokens or 0
     if min_tokens > max_tokens:
@@ -194,7 +231,34 @@ def _sampling(
         logit_bias=tuple((request.logit_bias or {}).items()),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        allowed_token_ids=allowed_token_ids,
+        bad_words=bad_words,
     )
+
+
+def _allowed(request: GenerationFields, facts: EngineFacts, num_choices: int) -> tuple[int, ...]:
+    """Raises InvalidRequest."""
+    name, ids = "allowed_token_ids", tuple(dict.fromkeys(request.allowed_token_ids or ()))
+    _check_ids(ids, facts, name)
+    if len(ids) * num_choices > ALL_CHOICES_ALLOWED_TOKENS:
+        raise InvalidRequest(f"{name}: {len(ids)} ids are too many for {num_choices} answers", param=name)
+    ends = {*facts.eos_token_ids, *(request.stop_token_ids or ())}
+    if ids and request.min_tokens and ends.issuperset(ids):
+        raise InvalidRequest(f"{name}: all of them end the answer, which min_tokens forbids", param=name)
+    return ids
+
+
+def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Ids of each word, as a text begins with it and as it follows a space. Raises InvalidRequest."""
+    found: dict[tuple[int, ...], None] = {}
+    for index, word in enumerate(words):
+        bare = word.lstrip()
+        for ids in tokenizer.encode_now([bare, f" {bare}"], add_special_tokens=False):
+            if not bare or not 1 <= len(ids) <= MAX_BAD_WORD_TOKENS:
+                rule = f"{len(ids) if bare else 0} tokens; a word may have 1 … {MAX_BAD_WORD_TOKENS}"
+                raise InvalidRequest(f"bad_words[{index}]: {rule}", param=f"bad_words[{index}]")
+            found[tuple(ids)] = None
+    return tuple(found)
 
 
 def _answer_budget(

@@ -1,10 +1,12 @@
 """Log-probabilities in the two shapes that OpenAI gives them. -inf becomes -9999.0: JSON has no infinity."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct
+
+from protocol.stream import TokenLogprob
 
 from ..answer import TokenEntry
 
@@ -15,6 +17,26 @@ class Vocabulary(Protocol):
     """The part of a Tokenizer that names tokens."""
 
     def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class TokenIdNames:
+    """Tokens named by their ids (`return_tokens_as_token_ids`)."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"token_id:%d" % token_id
+
+
+class PromptTokenLogprob(Struct, frozen=True):
+    """As vLLM reports it."""
+
+    logprob: float
+    rank: int | None
+    """1 is the likeliest; null for a prompt's token that is not among the likeliest asked for."""
+    decoded_token: str
+
+
+PromptLogprobsBody = list[dict[int, PromptTokenLogprob] | None]
+"""Per token of the prompt, by token id: itself, and the likeliest in its place. The first has none."""
 
 
 class TopLogprob(Struct, frozen=True):
@@ -75,6 +97,27 @@ def completion_logprobs(
         tokens=[_spell(vocabulary.token_bytes(entry.token_id)) for entry in entries],
         top_logprobs=tops,
     )
+
+
+def prompt_logprobs(
+    prompt: Sequence[int], found: Mapping[int, TokenLogprob], width: int, vocabulary: Vocabulary
+) -> PromptLogprobsBody:
+    """`found`: by position. Behind the token that stands there `width` of the likeliest, best first."""
+
+    def one(token_id: int, value: float, rank: int | None) -> PromptTokenLogprob:
+        return PromptTokenLogprob(_finite(value), rank, _spell(vocabulary.token_bytes(token_id)))
+
+    body: PromptLogprobsBody = []
+    for position, token_id in enumerate(prompt):
+        if (logprob := found.get(position)) is None:
+            body.append(None)
+            continue
+        ranks = {top_id: rank for rank, (top_id, _) in enumerate(logprob.top, 1)}
+        entry = {token_id: one(token_id, logprob.logprob, ranks.get(token_id))}
+        for top_id, value in logprob.top[:width]:
+            entry.setdefault(top_id, one(top_id, value, ranks[top_id]))
+        body.append(entry)
+    return body
 
 
 def _top(token_id: int, value: float, vocabulary: Vocabulary) -> TopLogprob:

@@ -36,6 +36,13 @@ class ChatFields(Protocol):
     def chat_template_kwargs(self) -> dict[str, Any] | None: ...
 
 
+class TruncatedFields(Protocol):
+    """Of a request whose prompts may be cut; None: not asked for."""
+
+    @property
+    def truncate_prompt_tokens(self) -> int | None: ...
+
+
 async def encode_chat(
     service: Service, chat: list[ChatMessage], fields: ChatFields, facts: EngineFacts | None
 ) -> Prompt:
@@ -89,6 +96,23 @@ async def encode_texts(
         check_text_length(max(map(len, texts)), facts, param)
     ids = await service.tokenizer.encode(texts, add_special_tokens=add_special_tokens)
     return [Prompt(one, text) for one, text in zip(ids, texts, strict=True)]
+
+
+def truncated(
+    prompts: Sequence[Prompt], request: TruncatedFields, facts: EngineFacts, answer: int | None
+) -> Sequence[Prompt]:
+    """The ends of the prompts, if that is asked for; one that is cut no longer has its text.
+
+    `answer`: tokens to leave room for. Raises InvalidRequest.
+    """
+    name, most = "truncate_prompt_tokens", request.truncate_prompt_tokens
+    if most is None:
+        return prompts
+    if most < 0:
+        most = facts.max_model_len - (answer or 1)
+    if most < 1:
+        raise InvalidRequest(f"{name}: no token of the prompt would be left", param=name)
+    return [one if len(one.token_ids) <= most else Prompt(one.token_ids[-most:]) for one in prompts]
 
 
 def check_not_empty(prompts: Sequence[Prompt], param: str) -> None:

@@ -38,12 +38,8 @@ GENERATION: dict[str, Refusal] = {
     "max_new_tokens": Refusal("use `max_tokens`"),
     "min_new_tokens": Refusal("use `min_tokens`"),
     "input_ids": Refusal("send ids as `prompt` to /v1/completions"),
-    "prompt_logprobs": Refusal("use /v1/completions with `echo` and `logprobs`", (False,)),
     "prompt_embeds": Refusal(_INPUT),
     "logprob_token_ids": Refusal("use `logprobs`", ([],)),
-    "allowed_token_ids": Refusal("use `logit_bias`", ([],)),
-    "bad_words": Refusal("use `logit_bias`", ([],)),
-    "truncate_prompt_tokens": Refusal("shorten the prompt yourself; nothing is cut silently here"),
     "logits_processors": Refusal("no code from requests runs here", ([],)),
     "use_beam_search": Refusal("sample with `n` instead", (False,)),
     "length_penalty": Refusal("there is no beam search", (1, 1.0)),
@@ -54,9 +50,12 @@ GENERATION: dict[str, Refusal] = {
     "dry_multiplier": Refusal(_SAMPLER, (0, 0.0)),
     "xtc_probability": Refusal(_SAMPLER, (0, 0.0)),
     "thinking_token_budget": Refusal("use `max_tokens`"),
-    "return_token_ids": Refusal("use /tokenize, or `logprobs`", (False,)),
-    "return_tokens_as_token_ids": Refusal("use /tokenize", (False,)),
     "lora_path": Refusal("name the adapter as `model`"),
+    "repeat_penalty": Refusal("use `repetition_penalty`", (1, 1.0)),
+    "do_sample": Refusal("use `temperature`", (True,)),
+    "num_beams": Refusal("sample with `n` instead", (1,)),
+    "vllm_xargs": Refusal("no code from requests runs here", ({},)),
+    "return_hidden_states": Refusal("use /v1/embeddings", (False,)),
 }
 """Of every endpoint that generates."""
 
@@ -71,18 +70,21 @@ CHAT: dict[str, Refusal] = GENERATION | {
     "audio": Refusal("this server answers in text only"),
     "web_search_options": Refusal("this server does not search; put what it should know into a message"),
     "echo": Refusal("use /v1/completions", (False,)),
+    "best_of": Refusal("use `n`, or /v1/completions", (1,)),
     "mm_processor_kwargs": Refusal(_INPUT, ({},)),
 }
 
 COMPLETIONS: dict[str, Refusal] = GENERATION | {
     "suffix": Refusal("this server does not fill in the middle", ("",)),
+    "max_completion_tokens": Refusal("use `max_tokens`"),
+    "top_logprobs": Refusal("use `logprobs`", (0,)),
+    "tools": Refusal("use /v1/chat/completions", ([],)),
 }
 
 EMBEDDINGS: dict[str, Refusal] = {
     "messages": Refusal("send texts or ids as `input`", ([],)),
     "prompt": Refusal("send texts or ids as `input`", ("", [])),
     "stream": Refusal("a vector comes whole", (False,)),
-    "truncate_prompt_tokens": GENERATION["truncate_prompt_tokens"],
     "normalize": Refusal("vectors have length 1 here", (True,)),
     "embed_dtype": Refusal("vectors are float32 here", ("float32",)),
     "task": Refusal("write its instruction into the text, as the model's card says"),

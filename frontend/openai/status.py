@@ -1,4 +1,4 @@
-"""GET /health/live, /health/ready, /version and /metrics: how this server is. Knows no requests.
+"""GET /health/live, /health/ready, /load, /version and /metrics: how this server is. Knows no requests.
 
 Live means that this process answers. Ready means that an engine core with a worker answers, too: after a
 Ping has gone round its main loop, not because somebody once said so.
@@ -28,12 +28,23 @@ class Ready(Struct, frozen=True):
     status: Literal["ready"] = "ready"
 
 
+class Load(Struct, frozen=True):
+    """Of the engine core behind this server, for load balancers."""
+
+    server_load: int
+    """Requests that run or wait."""
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+    """Part of the KV blocks that is in use, 0 … 1."""
+
+
 class Version(Struct, frozen=True):
     version: str
 
 
 class Status:
-    """All four endpoints."""
+    """All of these endpoints."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -55,6 +66,12 @@ class Status:
             raise Unavailable("no worker is there for the moment; requests wait")
         pong = await client.ping(PONG_TIMEOUT_S)
         await send_json(send, Ready(pong.epoch))
+
+    async def load(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stats = (await self._service.client.ping(PONG_TIMEOUT_S)).stats
+        used = 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0
+        running, waiting = stats.num_running, stats.num_waiting
+        await send_json(send, Load(running + waiting, running, waiting, round(used, 6)))
 
     async def version(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, Version(self._version))

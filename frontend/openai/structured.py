@@ -4,7 +4,7 @@
 carried as the bytes that came: only the helper (grammar_helper.py) looks into them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -12,6 +12,7 @@ from msgspec import Meta, Raw, Struct, field
 
 from protocol.errors import InvalidRequest, Unsupported
 from protocol.messages import EngineFacts
+from protocol.sampling import NOT_WITH_GRAMMAR
 
 from ..grammar_messages import JsonStyle, Kind
 from ..grammars import Grammars
@@ -88,19 +89,20 @@ class Constraint(Struct, frozen=True):
     style: JsonStyle = JsonStyle()
 
 
-def constraint_of(
-    request: ConstrainedFields, *, min_tokens: int | None, ignore_eos: bool | None
-) -> Constraint | None:
-    """The one thing that is asked for. Raises InvalidRequest if there are two."""
+def constraint_of(request: ConstrainedFields, others: Mapping[str, object]) -> Constraint | None:
+    """The one thing that is asked for. `others`: the request's values of NOT_WITH_GRAMMAR.
+
+    Raises InvalidRequest if there are two, or if there is no room for one of the others.
+    """
     found = list(_asked(request))
     if len(found) > 1:
         first, second = found[0].param, found[1].param
         raise InvalidRequest(f"{second}: {first} already says what the answer must be", param=second)
     if not found:
         return None
-    for name, value in (("min_tokens", min_tokens), ("ignore_eos", ignore_eos)):
+    for name, value in others.items():
         if value:
-            rule = f"not together with {found[0].param}, which alone says where the answer may end"
+            rule = f"not together with {found[0].param}, which alone {NOT_WITH_GRAMMAR[name]}"
             raise InvalidRequest(f"{name}: {rule}", param=name)
     return found[0]
 

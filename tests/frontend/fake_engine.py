@@ -50,6 +50,8 @@ class FakeEngine:
         self.facts = facts
         self.epoch = 1
         self.answer: list[int] = []
+        self.answers: dict[int, list[int]] = {}
+        """Of requests with these seeds, instead of `answer`."""
         self.finish = Finish.LENGTH
         self.tokens_per_message = 1
         self.pause_at: int | None = None
@@ -158,13 +160,14 @@ class FakeEngine:
                 assert_never(message)
 
     def _answer(self, submit: Submit, start: int) -> None:
-        limit = min(submit.sampling.max_tokens, len(self.answer))
+        answer = self.answers.get(submit.sampling.seed, self.answer)
+        limit = min(submit.sampling.max_tokens, len(answer))
         stop = limit if self.pause_at is None else min(limit, self.pause_at)
         self._progress[submit.request_id] = stop
         for index in range(start, stop, self.tokens_per_message):
-            tokens = self.answer[index : min(index + self.tokens_per_message, stop)]
+            tokens = answer[index : min(index + self.tokens_per_message, stop)]
             last = index + len(tokens) == limit
-            early = limit < len(self.answer)
+            early = limit < len(answer)
             finish = (Finish.LENGTH if early else self.finish) if last else Finish.NONE
             self._send(_outputs(submit.request_id, index, tokens, finish, submit, self.num_cached))
 

@@ -164,3 +164,16 @@ async def test_the_answer_takes_what_room_is_left(
     engine.answer = ids("x")
     await complete(http, prompt=[9] * 120)
     assert engine.submits[0].sampling.max_tokens == 8
+
+
+async def test_scoring_a_prompt_without_its_echo(
+    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
+) -> None:
+    engine.answer = ids("never seen")
+    body = await complete(http, prompt=ids("a b"), prompt_logprobs=0, max_tokens=0)
+    choice = body["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("", "length")
+    assert [list(entry or {}) for entry in choice["prompt_logprobs"]] == [
+        [],
+        *([str(token)] for token in ids("a b")[1:]),
+    ]

@@ -89,3 +89,8 @@ def test_a_checkpoint_that_does_not_sample_is_greedy(tmp_path: Path) -> None:
     assert GenerationDefaults.load(tmp_path).temperature == 0
     path.write_text('{"do_sample": true, "top_p": 0.9}')
     assert GenerationDefaults.load(tmp_path) == GenerationDefaults(do_sample=True, top_p=0.9)
+
+
+async def test_load(http: httpx2.AsyncClient) -> None:
+    found = (await http.get("/load")).json()
+    assert found == {"server_load": 5, "num_running": 3, "num_waiting": 2, "kv_cache_usage": 0.75}

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from protocol import columns
 from protocol.errors import InternalError
+from protocol.messages import NO_TOKEN
 from protocol.sampling import SamplingParams
 from protocol.steps import StepPlan
 from tests.worker.core import stub_config
@@ -120,3 +121,15 @@ def test_the_stub_samples_what_is_allowed(tmp_path: Path) -> None:
         seq.num_computed += seq.left
         seq.token_ids.append(token)
     assert seen == {40, 41, 42}
+
+
+def test_the_runner_fails_a_row_whose_own_rules_leave_nothing(tmp_path: Path) -> None:
+    model = write_config(tmp_path / "model")
+    driver = Driver(TorchRunner(worker_config(model, tmp_path, load_format="dummy"), quiet))
+    rules = [SamplingParams(allowed_token_ids=(7,), bad_words=((7,),)), SamplingParams(temperature=0)]
+    seqs = [driver.add([5, 9, 13], one) for one in rules]
+    result = driver.runner.execute(driver.plan({seq: seq.left for seq in seqs}))
+    assert result.failed_rows == ((0, "no_token_allowed"),)
+    tokens = columns.unpack_ids(result.token_ids)
+    assert tokens[0] == NO_TOKEN
+    assert tokens[1] != NO_TOKEN
