@@ -14,7 +14,6 @@ from protocol.config import EngineCoreConfig
 from protocol.errors import (
     InternalError,
     NoTokenAllowed,
-    NumericalError,
     RequestCrashedWorker,
     TernError,
     Unavailable,
@@ -41,7 +40,7 @@ from protocol.steps import Reset, StepFailed, StepResult, WorkerReady, WorkerRep
 from . import crash_report
 from .clients import Client, ClientLink
 from .desk import Desk
-from .finishing import deliver, deliver_forced
+from .finishing import deliver, deliver_forced, row_error
 from .grammar import Grammars, Hands
 from .journal import Journal, Opened, Submitted
 from .meter import Meter
@@ -295,7 +294,7 @@ class Engine:
         for row, code in result.failed_rows:
             request = planned.request_at(row)
             if request.state is not State.ENDED:
-                self.desk.fail(request, _row_error(code), trusted=code == NoTokenAllowed.code)
+                self.desk.fail(request, row_error(code), trusted=code == NoTokenAllowed.code)
         if self.journal is not None:
             self.journal.write(result)
 
@@ -394,12 +393,3 @@ class Engine:
             crashed_requests=desk.crashed_requests,
             detached=len(desk.kept),
         )
-
-
-def _row_error(code: str) -> TernError:
-    if code == NumericalError.code:
-        return NumericalError("the model produced NaN or infinity for this request")
-    if code == NoTokenAllowed.code:
-        rule = "allowed_token_ids, bad_words and min_tokens leave no token to go on with"
-        return NoTokenAllowed(rule, param="bad_words")
-    return InternalError("the model failed on this request")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from operator import call
 
 from protocol import columns
+from protocol.errors import InternalError, NoTokenAllowed, NumericalError, TernError
 from protocol.messages import NO_TOKEN, Finish, PromptLogprobs
 from protocol.steps import StepResult
 
@@ -170,6 +171,16 @@ def already_finished(request: Request) -> Finish:
     if request.num_tokens >= request.max_total_tokens:
         return Finish.LENGTH
     return Finish.NONE
+
+
+def row_error(code: str) -> TernError:
+    """What a request ends with whose row failed with this code."""
+    if code == NumericalError.code:
+        return NumericalError("the model produced NaN or infinity for this request")
+    if code == NoTokenAllowed.code:
+        rule = "allowed_token_ids, bad_words and min_tokens leave no token to go on with"
+        return NoTokenAllowed(rule, param="bad_words")
+    return InternalError("the model failed on this request")
 
 
 def _pick(column: bytes, width: int, rows: list[int]) -> bytes:
