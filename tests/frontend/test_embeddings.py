@@ -75,6 +75,15 @@ async def test_texts_get_their_special_tokens(http: httpx2.AsyncClient, engine: 
     assert with_bos == [BOS, *without]
 
 
+async def test_inputs_are_cut_only_when_that_is_asked_for(
+    http: httpx2.AsyncClient, engine: FakeEngine
+) -> None:
+    long = list(range(3, 203))
+    await post(http, input=[long, [5]], truncate_prompt_tokens=4)
+    await post(http, input=long, truncate_prompt_tokens=-1)
+    assert prompts(engine) == [long[-4:], [5], long[-127:]]
+
+
 async def test_encodings_and_dimensions(http: httpx2.AsyncClient) -> None:
     plain = (await post(http, input=[4]))["data"][0]
     assert plain == {"index": 0, "embedding": pytest.approx(EVEN), "object": "embedding"}
@@ -111,7 +120,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "no dimensions": ({"input": "a", "dimensions": 0}, 400, "dimensions", "expected int >= 1, got 0"),
     "dimensions": ({"input": "a", "dimensions": 5}, 400, "dimensions", "5 is more than the 4"),
     "model": ({"input": "a", "model": "other"}, 404, "model", "not served"),
-    "truncation": ({"input": "a", "truncate_prompt_tokens": 4}, 400, "truncate_prompt_tokens", "shorten"),
+    "truncation": ({"input": "a", "truncate_prompt_tokens": 0}, 400, "truncate_prompt_tokens", "no token"),
     "task": ({"input": "a", "task": "query"}, 400, "task", "write its instruction into the text"),
     "not normalized": ({"input": "a", "normalize": False}, 400, "normalize", "vectors have length 1"),
     "stream": ({"input": "a", "stream": True}, 400, "stream", "comes whole"),
