@@ -1,4 +1,4 @@
-"""Answer: one choice as it is written. Tokens in, text out; knows neither sockets nor JSON.
+"""Answer: one choice as it is written. Tokens in, text or parts out; knows neither sockets nor JSON.
 
 Held back are the bytes of an unfinished character and a tail that could begin a stop string. What comes
 out in pieces is therefore always a prefix of the final text, however the tokens were batched.
@@ -12,9 +12,10 @@ from protocol.messages import Finish
 from protocol.stream import TokenBatch, TokenLogprob
 
 from .detokenizer import Detokenizer
+from .parts import Part, Reader
 from .stop_strings import StopStrings
 
-STOP, LENGTH = "stop", "length"
+STOP, LENGTH, TOOL_CALLS = "stop", "length", "tool_calls"
 
 
 class TokenEntry(Struct, frozen=True, gc=False):
@@ -30,15 +31,20 @@ class Piece(Struct, frozen=True, gc=False):
     """What may be sent now."""
 
     text: str
+    """Empty where there are parts instead."""
     finish_reason: str | None = None
     entries: tuple[TokenEntry, ...] = ()
+    parts: tuple[Part, ...] = ()
+    """Of an answer that is read."""
 
 
 class Answer:
     """Sampled tokens of one choice, becoming text.
 
     The token that ended the answer (end of sequence, or one of `stop_token_ids`) is not part of the text
-    unless `include_stop`. `num_tokens` counts every token used, up to the one that completed a stop string.
+    unless `include_stop`. `num_tokens` counts every token used, up to the one that completed a stop string,
+    or after which `reader` wants no more; `num_reasoning_tokens` those of them that belong to reasoning.
+    Stop strings are looked for in the text before it is read.
     """
 
     def __init__(
@@ -49,15 +55,19 @@ class Answer:
         include_stop: bool = False,
         min_tokens: int = 0,
         logprobs: bool = False,
+        reader: Reader | None = None,
     ) -> None:
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self.finish_reason: str | None = None
         self._detokenizer = detokenizer
         self._stops = stops
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._logprobs = logprobs
-        self._token_by_token = stops is not None or logprobs
+        self._reader = reader
+        self._parts: list[Part] = []
+        self._token_by_token = stops is not None or logprobs or reader is not None
         self._decoded_chars = 0
         self._sent_chars = 0
         self._entries: deque[TokenEntry] = deque()
@@ -85,18 +95,35 @@ class Answer:
             if self._logprobs:
                 logprob = batch.logprobs[i] if batch.logprobs is not None else None
                 self._entries.append(TokenEntry(token_id, self._decoded_chars, logprob))
-            text += self._screen(self._detokenizer.push((token_id,)))
+            self.num_reasoning_tokens += self._reader is not None and self._reader.reasoning
+            text += self._read(self._screen(self._detokenizer.push((token_id,))))
             if self._stops is not None and self._stops.found is not None:
-                self.finish_reason = STOP
-                return self._piece(text)
+                return self._end(text, STOP)
+            if self._reader is not None and self._reader.done:
+                return self._end(text, STOP)
         if batch.finish:
-            text += self._screen(self._detokenizer.flush())
+            rest = self._screen(self._detokenizer.flush())
             cut = self._stops is not None and self._stops.found is not None
             if self._stops is not None and not cut:
-                text += self._stops.flush()
-            self.finish_reason = STOP if cut or batch.finish is Finish.STOP else LENGTH
+                rest += self._stops.flush()
+            text += self._read(rest)
             if not cut:
                 self._sent_chars = self._decoded_chars + 1  # no entry waits for more text
+            return self._end(text, STOP if cut or batch.finish is Finish.STOP else LENGTH)
+        return self._piece(text)
+
+    def _read(self, text: str) -> str:
+        """The same text, of which the parts are kept."""
+        if self._reader is not None:
+            self._parts += self._reader.feed(text)
+        return text
+
+    def _end(self, text: str, reason: str) -> Piece:
+        if self._reader is not None:
+            self._parts += self._reader.finish()
+            if reason is STOP and self._reader.num_calls:
+                reason = TOOL_CALLS
+        self.finish_reason = reason
         return self._piece(text)
 
     def _screen(self, text: str) -> str:
@@ -111,4 +138,7 @@ class Answer:
         ready: list[TokenEntry] = []
         while self._entries and self._entries[0].offset < self._sent_chars:
             ready.append(self._entries.popleft())
-        return Piece(text, self.finish_reason, tuple(ready))
+        if self._reader is None:
+            return Piece(text, self.finish_reason, tuple(ready))
+        parts, self._parts = tuple(self._parts), []
+        return Piece("", self.finish_reason, tuple(ready), parts)

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2.nodes import Node, Scope
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -39,8 +40,10 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._environment = _environment()
+        self.source = source
         try:
             self._template = self._environment.from_string(source)
+            self._variables = jinja2.meta.find_undeclared_variables(self._environment.parse(source))
         except jinja2.TemplateError as error:
             raise StartupError(
                 f"the chat template does not compile: {error}",
@@ -68,10 +71,15 @@ class ChatTemplate:
             source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
         return cls(source, special) if isinstance(source, str) else None
 
+    def reads(self, variable: str) -> bool:
+        """Whether it looks at this variable at all."""
+        return variable in self._variables
+
     def render(
         self,
         messages: Sequence[Message],
         *,
+        tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
@@ -84,7 +92,7 @@ class ChatTemplate:
         try:
             text = self._template.render(
                 messages=chat,
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **{**self._special_tokens, **(variables or {})},

@@ -111,15 +111,17 @@ class WindowDetokenizer:
     Exact for valid UTF-8; of a byte run that turns out invalid later, the start may already be out.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], hidden: frozenset[int] = frozenset()) -> None:
+        """`hidden` ids are passed over."""
         self._decode = decode
+        self._hidden = hidden
         self._window: list[int] = []
         self._read = 0
         self._shown = ""
         """Text of window[:read]."""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        deltas = [self._push(token_id) for token_id in token_ids]
+        deltas = [self._push(token_id) for token_id in token_ids if token_id not in self._hidden]
         return "".join(deltas)
 
     def flush(self) -> str:

@@ -1,11 +1,11 @@
 """Between a frontend and its helpers: msgpack frames, each after its length, over a socket pair."""
 
 import struct
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
-Kind = Literal["json_schema", "regex", "choice", "grammar", "structural_tag"]
+Kind = Literal["json_schema", "regex", "choice", "grammar", "structural_tag", "frame"]
 """What a source is, see grammar_texts.py."""
 
 LENGTH = struct.Struct("<I")
@@ -18,6 +18,29 @@ class JsonStyle(Struct, frozen=True, array_like=True):
     """Between tokens."""
     whitespace_pattern: str = ""
     """What counts as such; empty: grammar_texts.WHITESPACE."""
+
+
+class ToolArguments(Struct, frozen=True):
+    """The schema of one tool's arguments; `name` is the tool's, for what may be said against it."""
+
+    name: str
+    schema: dict[str, Any]
+
+
+class Inner(Struct, frozen=True):
+    """What stands within a frame."""
+
+    kind: Kind
+    source: str
+    style: JsonStyle
+
+
+class Frame(Struct, frozen=True):
+    """The source of kind `frame`: Lark that may speak of `args_0`, `args_1` … and of `@answer`."""
+
+    lark: str
+    arguments: tuple[ToolArguments, ...] = ()
+    answer: Inner | None = None
 
 
 class Question(Struct, frozen=True, array_like=True):

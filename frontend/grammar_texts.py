@@ -5,6 +5,7 @@
     choice           a JSON list of texts, one of which is the answer
     grammar          Lark, or GBNF, which is told by its `::=`
     structural_tag   free text, in which whatever begins with a trigger is a tag with a schema
+    frame            Lark of our own around schemas of tools' arguments and around any of the others
 
 Whoever cannot be enforced is refused by name: llguidance does that for most keywords, `UNENFORCED` names the
 ones that it passes over.
@@ -21,7 +22,7 @@ from msgspec import Meta, Struct
 
 from protocol.grammar import GrammarError
 
-from .grammar_messages import JsonStyle, Kind
+from .grammar_messages import Frame, JsonStyle, Kind, ToolArguments
 
 UNENFORCED = {
     "nullable": 'it is not of JSON Schema; write "type": ["string", "null"]',
@@ -35,6 +36,8 @@ UNENFORCED = {
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,16}"
 """Between the tokens of JSON, where the model wants some; bounded, so that a weak model gets on."""
 _SCHEMA_OF_EACH = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_COMPOSED = {"allOf", "anyOf", "oneOf", "$ref", "unevaluatedProperties"}
+"""Whoever has one of these may name properties elsewhere."""
 _SCHEMA_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 
 
@@ -66,6 +69,10 @@ def make_text(kind: Kind, source: str, style: JsonStyle) -> str:
                 return any_to_lark(source) if "::=" in source else source
             case "structural_tag":
                 return _structural_tag(source, style)
+            case "frame":
+                return _frame(msgspec.json.decode(source, type=Frame))
+    except GrammarError:
+        raise
     except msgspec.ValidationError as error:
         raise GrammarError(str(error).replace("`", "")) from None
     except RecursionError:
@@ -122,3 +129,31 @@ def _structural_tag(source: str, style: JsonStyle) -> str:
         schema = json.loads(_json_schema(structure.schema, style))["grammars"][0]["json_schema"]
         tags.append(StructTag(trigger=trigger, begin=structure.begin, grammar=schema, end=structure.end))
     return StructTag.to_grammar(tags, assume_special=False)
+
+
+def _frame(frame: Frame) -> str:
+    rules = [_arguments(i, one) for i, one in enumerate(frame.arguments)]
+    grammars: list[Any] = [{"name": "frame", "lark_grammar": "\n".join([frame.lark, *rules])}]
+    if frame.answer is not None:
+        answer = make_text(frame.answer.kind, frame.answer.source, frame.answer.style)
+        parts = [{"lark_grammar": answer}]
+        if answer.startswith("{"):
+            parts = json.loads(answer)["grammars"]
+        grammars += [{**parts[0], "name": "answer"}, *parts[1:]]
+    return json.dumps({"grammars": grammars})
+
+
+def _arguments(index: int, tool: ToolArguments) -> str:
+    """The rule of a tool's arguments: an object, of no others than its schema names, if that does not say."""
+    schema = tool.schema
+    if "properties" in schema and not _COMPOSED & schema.keys():
+        schema = {"additionalProperties": False, **schema}
+    if schema.get("type") not in ("object", None):
+        raise GrammarError(f'parameters of {tool.name}: "type" is "object", got {json.dumps(schema["type"])}')
+    try:
+        text = _json_schema({"type": "object", **schema}, JsonStyle())
+        if message := LLMatcher.validate_grammar(text):
+            raise GrammarError(message)
+    except GrammarError as error:
+        raise GrammarError(f"parameters of {tool.name}: {error}") from None
+    return f"args_{index}: %json {json.dumps(json.loads(text)['grammars'][0]['json_schema'])}"

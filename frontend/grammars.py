@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from protocol.errors import InternalError, InvalidRequest, Overloaded
 from protocol.messages import EngineFacts
@@ -40,6 +41,15 @@ MOST_KNOWN_CHARS = 8 << 20
 OWN_FAULT = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS}
 """Signals that a process brings upon itself: the question did it. Others come from outside."""
 _PACKAGES = Path(__file__).resolve().parent.parent
+
+
+class Constraint(Struct, frozen=True):
+    """What an answer has to follow, and which field of the request says so."""
+
+    param: str
+    kind: Kind
+    source: str
+    style: JsonStyle = JsonStyle()
 
 
 class _Killed(Exception):

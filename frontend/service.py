@@ -21,6 +21,7 @@ from .chat_template import ChatTemplate
 from .door import Door
 from .grammars import Grammars
 from .metrics import Metrics
+from .reading import Formats
 from .tokenizer import Tokenizer
 
 
@@ -69,6 +70,7 @@ class Service:
         self.tokenizer = tokenizer
         self.grammars = grammars
         self.template = template
+        self.formats = Formats.of(template, tokenizer, options)
         self.defaults = defaults
         self.metrics = metrics
         self.options = options

@@ -22,6 +22,7 @@ from protocol.sampling import MAX_SEED, SamplingParams
 from .answer import LENGTH, Answer, Piece
 from .idempotency import Key
 from .metrics import Stopwatch
+from .reading import Reading
 from .service import Service
 from .stop_strings import StopStrings
 
@@ -47,6 +48,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     grammar: str = ""
     """What each answer has to follow, as `Grammars.compile` gives it."""
+    reading: Reading | None = None
+    """How each answer is read into parts; None: it is text."""
     silent: bool = False
     """Only the prompt is of interest: the one token that has to be sampled is thrown away."""
     stream_interval: int = 1
@@ -63,6 +66,8 @@ class Usage(Struct, frozen=True):
     num_prompt_tokens: int
     num_cached_tokens: int
     num_answer_tokens: int
+    num_reasoning_tokens: int = 0
+    """Of the answer's."""
 
 
 class Choice:
@@ -93,6 +98,10 @@ class Choice:
     @property
     def num_tokens(self) -> int:
         return self._answer.num_tokens
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        return self._answer.num_reasoning_tokens
 
     @property
     def finish_reason(self) -> str | None:
@@ -163,7 +172,7 @@ class Choice:
             if piece.finish_reason is not None:
                 self.close(piece.finish_reason, Parting.DONE)
                 return piece
-            if piece.text or piece.entries:
+            if piece.text or piece.entries or piece.parts:
                 return piece
         raise StopAsyncIteration
 
@@ -214,6 +223,7 @@ class Generation:
             for index, (prompt, sampling) in enumerate(zip(prompts, wish.sampling, strict=True))
             for i in range(wish.n)
         ]
+        self.reading = wish.reading
         self._n = wish.n
         self._positions = wish.positions or (0,) * len(self.choices)
 
@@ -247,6 +257,7 @@ class Generation:
             num_prompt_tokens=sum(len(prompt.token_ids) for prompt in self._prompts),
             num_cached_tokens=sum(choice.stream.num_cached_tokens for choice in self.choices[:: self._n]),
             num_answer_tokens=sum(choice.num_tokens for choice in self.choices),
+            num_reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self.choices),
         )
 
 
@@ -255,13 +266,18 @@ def _start(
 ) -> Choice:
     if i:
         sampling = structs.replace(sampling, seed=(sampling.seed + i) & MAX_SEED)
-    detokenizer = service.tokenizer.detokenizer(skip_special_tokens=wish.skip_special_tokens)
+    reading = wish.reading
+    detokenizer = service.tokenizer.detokenizer(
+        skip_special_tokens=wish.skip_special_tokens,
+        shown=reading.shown_token_ids if reading is not None else frozenset(),
+    )
     answer = (_SilentAnswer if wish.silent else Answer)(
         detokenizer,
         StopStrings(wish.stop, include=wish.include_stop) if wish.stop else None,
         include_stop=wish.include_stop,
         min_tokens=sampling.min_tokens,
         logprobs=sampling.logprobs is not None,
+        reader=reading.reader(index) if reading is not None else None,
     )
     stream = service.client.submit(
         prompt.token_ids,

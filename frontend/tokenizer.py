@@ -52,12 +52,13 @@ class Tokenizer:
         """Such as bos_token, by name, for chat templates."""
         self.vocab_size = self._backend.get_vocab_size(with_added_tokens=True)
         added = self._backend.get_added_tokens_decoder()
-        special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added = {token.content: token_id for token_id, token in added.items()}
+        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._byte_level = isinstance(self._backend.decoder, decoders.ByteLevel)
         self._bytes = TokenBytes(self._backend.id_to_token, frozenset(), byte_level=self._byte_level)
-        visible = TokenBytes(self._backend.id_to_token, special, byte_level=self._byte_level)
         self._texts = TokenTexts(self._bytes)
-        self._visible_texts = TokenTexts(visible)
+        self._visible_texts: dict[frozenset[int], TokenTexts] = {}
+        """By the special tokens that are shown."""
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenizer")
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
@@ -79,13 +80,25 @@ class Tokenizer:
         """Text of some ids, all at once."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
-        """A new one, for one answer."""
-        if self._byte_level:
-            return ByteLevelDetokenizer(self._visible_texts if skip_special_tokens else self._texts)
-        return WindowDetokenizer(
-            functools.partial(self._backend.decode, skip_special_tokens=skip_special_tokens)
-        )
+    def detokenizer(self, *, skip_special_tokens: bool, shown: frozenset[int] = frozenset()) -> Detokenizer:
+        """A new one, for one answer. `shown`: special tokens that are not skipped with the others."""
+        if not self._byte_level:
+            hidden = self._special - shown if skip_special_tokens and shown else frozenset()
+            skip = skip_special_tokens and not shown
+            return WindowDetokenizer(
+                functools.partial(self._backend.decode, skip_special_tokens=skip), hidden
+            )
+        if not skip_special_tokens:
+            return ByteLevelDetokenizer(self._texts)
+        if (texts := self._visible_texts.get(shown)) is None:
+            hidden = self._special - shown
+            table = TokenBytes(self._backend.id_to_token, hidden, byte_level=True)
+            texts = self._visible_texts[shown] = TokenTexts(table)
+        return ByteLevelDetokenizer(texts)
+
+    def token_id(self, text: str) -> int | None:
+        """Of a token that is added to the vocabulary, special or not; None: this is none."""
+        return self._added.get(text)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What one token stands for; may be part of a UTF-8 character. Empty for an unknown id."""

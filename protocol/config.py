@@ -190,6 +190,17 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int, Meta(ge=0, description="for chat requests that name none; 0: what fits the context")
     ] = 0
     chat_template: Annotated[str, Meta(description="file of a chat template that replaces the model's")] = ""
+    tool_call_parser: Annotated[
+        Literal["auto", "none", "hermes", "llama3_json", "mistral"],
+        Meta(description="how the model writes tool calls; auto: as its chat template shows"),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["auto", "none", "think", "mistral"],
+        Meta(
+            description="between which marks the model reasons (<think>, or [THINK] of mistral), which is "
+            "then kept apart from its answer; auto: as its chat template shows"
+        ),
+    ] = "auto"
     request_timeout: Annotated[
         float, Meta(ge=0, le=1e6, description="seconds that a request may take, queue included; 0: no limit")
     ] = 0.0

@@ -1,10 +1,13 @@
 """POST /v1/chat/completions: messages in. What comes out is in chat_events.py."""
 
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import structs
 
 from protocol.errors import InvalidRequest
 from protocol.messages import EngineFacts
 
+from ..reading import plan_reading
 from ..service import Service
 from ..streams import Generation, Prompt, Wish
 from .chat_events import ChatEvents
@@ -15,6 +18,7 @@ from .headers import Terms
 from .messages import Messages
 from .prompting import check_not_empty, encode_chat, truncated
 from .refused import CHAT
+from .tools import ToolChoice, ToolDefinition, tool_use
 
 
 class ChatRequest(GenerationFields, frozen=True, kw_only=True):
@@ -23,6 +27,16 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     """The newer name of max_tokens; wins over it."""
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: str | ToolChoice | None = None
+    """none, auto, required, or an object that names a function or some of them."""
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+    """false: the reasoning is dropped."""
+    separate_reasoning: bool | None = None
+    """false: the reasoning stays in the content, with its marks."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """A variable of the chat template; none also sets enable_thinking and thinking to false there."""
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
@@ -38,11 +52,27 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
     async def plan(self, request: ChatRequest, facts: EngineFacts, terms: Terms) -> tuple[list[Prompt], Wish]:
         if request.top_logprobs and not request.logprobs:
             raise InvalidRequest("top_logprobs: only allowed with logprobs: true", param="top_logprobs")
-        prompt = await encode_chat(self.service, request.messages, request, facts)
+        use = tool_use(request.tools, request.tool_choice, request.parallel_tool_calls)
+        prompt = await encode_chat(
+            self.service,
+            request.messages,
+            request,
+            facts,
+            tools=use.shown,
+            defaults=reasoning_variables(request.reasoning_effort),
+        )
         check_not_empty([prompt], "messages")
         answer = request.max_completion_tokens or request.max_tokens
         (prompt,) = truncated([prompt], request, facts, answer)
-        return [prompt], self._wish(request, prompt, facts, terms)
+        reading = plan_reading(
+            self.service.formats,
+            use,
+            prompt.text or "",
+            terms.response_id,
+            split_reasoning=request.separate_reasoning is not False,
+            show_reasoning=request.include_reasoning is not False,
+        )
+        return [prompt], structs.replace(self._wish(request, prompt, facts, terms), reading=reading)
 
     def respond(
         self, request: ChatRequest, generation: Generation, model: str, response_id: str
@@ -67,3 +97,11 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
             default_max_tokens=self.service.options.default_max_tokens,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         )
+
+
+def reasoning_variables(effort: str | None) -> dict[str, Any]:
+    """Variables of chat templates. One that knows none of them is not changed by any effort."""
+    if effort is None:
+        return {}
+    off = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
+    return {"reasoning_effort": effort, **off}

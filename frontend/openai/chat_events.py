@@ -1,6 +1,7 @@
 """What /v1/chat/completions answers: an assistant's message, whole or as a stream of deltas."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -8,16 +9,11 @@ from msgspec import UNSET, Struct, UnsetType
 from ..answer import Piece, TokenEntry
 from ..service import Service
 from ..streams import Choice, Generation, Usage
+from .chat_message import AnswerMessage, Message, read_delta
 from .events import NULL_FINISH, ChunkFrame, token_ids_member
 from .extras import Extras, or_unset
 from .logprobs import ChatLogprobs, PromptLogprobsBody, chat_logprobs
 from .usage import UsageBody, usage_body
-
-
-class AnswerMessage(Struct, frozen=True):
-    content: str
-    role: str = "assistant"
-    refusal: None = None
 
 
 class ChatChoice(Struct, frozen=True):
@@ -55,7 +51,7 @@ class ChatEvents:
         self._generation = generation
         self._width = width
         self._extras = extras
-        self.plain = not extras.token_ids
+        self.plain = not extras.token_ids and generation.reading is None
         self._id = f"chatcmpl-{response_id}"
         self._created = service.now()
         self._model = model
@@ -72,7 +68,11 @@ class ChatEvents:
 
     def full(self, choice: Choice, piece: Piece, usage: Usage | None) -> bytes:
         event, tail, ids = b"", self._frame.tail(usage), self._extras.new_token_ids(choice)
-        if piece.text or piece.entries:
+        if piece.parts:
+            body = self._body(choice, read_delta(piece.parts), piece, ids, None)
+            event = self._frame.head + body + tail
+            ids = None if ids is None else []
+        elif piece.text or piece.entries:
             before = self._frame.head + b"{" + token_ids_member(ids)
             before += b'"index":%d,"delta":{"content":' % choice.index
             ids = None if ids is None else []
@@ -86,38 +86,32 @@ class ChatEvents:
         return event
 
     def joined(self, choice: Choice, piece: Piece, usage: Usage | None, *, first: bool) -> bytes:
-        delta = {"role": "assistant"} if first else {}
+        delta: dict[str, Any] = {"role": "assistant"} if first else {}
         if first or piece.text:
             delta["content"] = piece.text
-        body = {
-            "index": choice.index,
-            "delta": delta,
-            "logprobs": self._logprobs(piece.entries) if piece.entries else None,
-            "finish_reason": piece.finish_reason,
-        }
-        if (ids := self._extras.new_token_ids(choice)) is not None:
-            body["token_ids"] = ids
+        delta |= read_delta(piece.parts)
         begin = self._frame.begin(self._extras.prompt_token_ids(choice) if first else None)
-        return begin + msgspec.json.encode(body) + self._frame.tail(usage)
+        body = self._body(choice, delta, piece, self._extras.new_token_ids(choice), piece.finish_reason)
+        return begin + body + self._frame.tail(usage)
 
     def usage(self, usage: Usage) -> bytes:
         return self._frame.usage(usage)
 
     async def whole(self) -> ChatResponse:
         """The response when everything has come."""
-        texts: dict[int, list[str]] = {choice.index: [] for choice in self._generation.choices}
+        messages = {choice.index: Message() for choice in self._generation.choices}
         entries: dict[int, list[TokenEntry]] = {choice.index: [] for choice in self._generation.choices}
 
         async def collect(choice: Choice) -> None:
             async for piece in choice:
-                texts[choice.index].append(piece.text)
+                messages[choice.index].add(piece)
                 entries[choice.index].extend(piece.entries)
 
         await self._generation.run(collect)
         choices = [
             ChatChoice(
                 choice.index,
-                AnswerMessage("".join(texts[choice.index])),
+                messages[choice.index].answer(),
                 self._logprobs(entries[choice.index]) if self._width is not None else None,
                 choice.finish_reason or "stop",
                 or_unset(self._extras.new_token_ids(choice)),
@@ -135,6 +129,19 @@ class ChatEvents:
             or_unset(self._extras.prompt_token_ids(first)),
             self._extras.prompt_logprobs(first),
         )
+
+    def _body(
+        self,
+        choice: Choice,
+        delta: dict[str, Any],
+        piece: Piece,
+        token_ids: list[int] | None,
+        finish_reason: str | None,
+    ) -> bytes:
+        """Of an event's choice."""
+        logprobs = self._logprobs(piece.entries) if piece.entries else None
+        body = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return msgspec.json.encode(body if token_ids is None else {**body, "token_ids": token_ids})
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> ChatLogprobs:
         return chat_logprobs(entries, self._width or 0, self._extras.vocabulary)

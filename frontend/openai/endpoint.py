@@ -4,7 +4,6 @@ admit → read → parse → refuse what is not honoured → plan → generate �
                                                                       └─ stream ─ server-sent events
 """
 
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
@@ -25,7 +24,7 @@ from .headers import Terms, read_terms
 from .parse import parse, read_body
 from .refused import Refusal, Refusals
 from .resumable import ResumableStream
-from .structured import compile_constraint, constraint_of
+from .structured import check_room, compile_constraint, constraint_of
 
 Fields = TypeVar("Fields", bound=GenerationFields)
 
@@ -64,9 +63,12 @@ class GeneratingEndpoint(ABC, Generic[Fields]):
 
     async def _constrain(self, request: Fields, wish: Wish, facts: EngineFacts) -> Wish:
         """With the grammar that the answers have to follow, if they have to follow any."""
-        constraint = constraint_of(request, {name: getattr(request, name) for name in NOT_WITH_GRAMMAR})
+        constraint = constraint_of(request)
+        if wish.reading is not None:
+            constraint = wish.reading.constrain(constraint)
         if constraint is None:
             return wish
+        check_room(constraint, {name: getattr(request, name) for name in NOT_WITH_GRAMMAR})
         num_choices = len(wish.sampling) * wish.n
         grammar = await compile_constraint(self.service.grammars, constraint, facts, num_choices)
         return structs.replace(wish, grammar=grammar)
@@ -76,8 +78,7 @@ class GeneratingEndpoint(ABC, Generic[Fields]):
         prompts, wish = await self.plan(request, facts, terms)
         wish = await self._constrain(request, wish, facts)
         with Generation(self.service, prompts, wish) as generation:
-            response_id = terms.key.root if terms.key is not None else uuid.uuid4().hex
-            response = self.respond(request, generation, model, response_id)
+            response = self.respond(request, generation, model, terms.response_id)
             if not request.stream:
                 await send_json(send, await response.whole())
                 return

@@ -6,6 +6,7 @@ X-Request-Timeout   seconds that it may take, queue included
 """
 
 import re
+import uuid
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -25,6 +26,8 @@ class Terms(Struct, frozen=True, kw_only=True):
     """Under which a request is answered."""
 
     tenant: str
+    response_id: str
+    """Of the answer, without the prefix of its kind; the same again with the same key."""
     key: Key | None = None
     positions: tuple[int, ...] | None = None
     """Of each choice, the output tokens whose text the client has."""
@@ -46,9 +49,11 @@ def read_terms(scope: Scope, body: bytes, most_timeout_s: float) -> Terms:
     if seconds is not None and not float(seconds):
         raise InvalidRequest(f"{TIMEOUT}: expected more than 0 seconds, got {seconds}", param=TIMEOUT)
     limits = [limit for limit in (most_timeout_s, float(seconds or 0)) if limit]
+    whole_key = Key.of(tenant, key, scope["method"], scope["path"], body) if key is not None else None
     return Terms(
         tenant=tenant,
-        key=Key.of(tenant, key, scope["method"], scope["path"], body) if key is not None else None,
+        response_id=whole_key.root if whole_key is not None else uuid.uuid4().hex,
+        key=whole_key,
         positions=tuple(map(int, positions.split("."))) if positions is not None else None,
         timeout_s=min(limits, default=None),
     )

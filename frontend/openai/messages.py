@@ -36,6 +36,8 @@ class ChatMessage(Struct, frozen=True):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """Another name of reasoning_content."""
 
 
 Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
@@ -53,7 +55,7 @@ def num_extra_chars(messages: list[ChatMessage]) -> int:
     size = 0
     for message in messages:
         size += len(message.name or "") + len(message.tool_call_id or "")
-        size += len(message.reasoning_content or "")
+        size += len(message.reasoning_content or message.reasoning or "")
         if message.tool_calls:
             size += len(msgspec.json.encode(message.tool_calls))
     return size
@@ -61,7 +63,12 @@ def num_extra_chars(messages: list[ChatMessage]) -> int:
 
 def template_messages(messages: list[ChatMessage]) -> list[Message]:
     """Plain JSON data for the chat template. Raises InvalidRequest naming the message at fault."""
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    plain = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    names = {call.id: call.function.name for one in messages for call in one.tool_calls or () if call.id}
+    for message in plain:
+        if message["role"] == "tool" and "name" not in message and message.get("tool_call_id") in names:
+            message["name"] = names[message["tool_call_id"]]  # which some templates show
+    return plain
 
 
 def _message(message: ChatMessage, where: str) -> Message:
@@ -69,9 +76,9 @@ def _message(message: ChatMessage, where: str) -> Message:
         choices = ", ".join(ROLES)
         raise InvalidRequest(f"{where}.role: {message.role!r} is not one of {choices}", param=f"{where}.role")
     plain: Message = {"role": message.role, "content": _content(message, where)}
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        if (value := getattr(message, name)) is not None:
-            plain[name] = value
+    reasoning = message.reasoning_content if message.reasoning_content is not None else message.reasoning
+    extra = {"name": message.name, "tool_call_id": message.tool_call_id, "reasoning_content": reasoning}
+    plain |= {name: value for name, value in extra.items() if value is not None}
     if message.tool_calls:
         plain["tool_calls"] = [
             _tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)

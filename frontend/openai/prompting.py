@@ -1,6 +1,6 @@
 """From what a client sends to prompts as token ids: chat messages, texts, or ids. Long ones in a thread."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -12,6 +12,7 @@ from ..chat_template import RESERVED
 from ..service import Service
 from ..streams import Prompt
 from ..tokenizer import INLINE_CHARS
+from ..tools import Tool
 from .fields import CHARS_PER_TOKEN, check_text_length
 from .messages import ChatMessage, num_chars, num_extra_chars, template_messages
 
@@ -44,16 +45,25 @@ class TruncatedFields(Protocol):
 
 
 async def encode_chat(
-    service: Service, chat: list[ChatMessage], fields: ChatFields, facts: EngineFacts | None
+    service: Service,
+    chat: list[ChatMessage],
+    fields: ChatFields,
+    facts: EngineFacts | None,
+    *,
+    tools: Sequence[Tool] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> Prompt:
-    """Render and tokenize. Raises InvalidRequest."""
+    """Render and tokenize. Raises InvalidRequest.
+
+    `tools`: those that the model is told of. `defaults`: the template's variables, unless the request's own.
+    """
     template, messages = service.template, template_messages(chat)
     if template is None:
         raise InvalidRequest(
             "this model has no chat template; use /v1/completions, or serve it with --chat-template FILE",
             param="messages",
         )
-    variables = fields.chat_template_kwargs or {}
+    variables = {**(defaults or {}), **(fields.chat_template_kwargs or {})}
     if clash := RESERVED & variables.keys():
         names = ", ".join(sorted(clash))
         raise InvalidRequest(
@@ -65,6 +75,7 @@ async def encode_chat(
             "continue_final_message: cannot be combined with add_generation_prompt",
             param="continue_final_message",
         )
+    shown = [tool.for_template() for tool in tools]
     size = num_chars(chat) + len(chat) * MESSAGE_CHARS
     if facts is not None:
         check_text_length(size, facts, "messages")
@@ -72,12 +83,13 @@ async def encode_chat(
     def render() -> str:
         return template.render(
             messages,
+            tools=shown,
             add_generation_prompt=not going_on and fields.add_generation_prompt is not False,
             continue_final_message=going_on,
             variables=variables,
         )
 
-    size += num_extra_chars(chat) + (len(msgspec.json.encode(variables)) if variables else 0)
+    size += num_extra_chars(chat) + sum(len(msgspec.json.encode(one)) for one in (variables, shown) if one)
     text = render() if size <= INLINE_CHARS else await service.tokenizer.in_thread(render)
     ids = await service.tokenizer.encode([text], add_special_tokens=bool(fields.add_special_tokens))
     return Prompt(ids[0], text)

@@ -22,7 +22,6 @@ class Refusal(NamedTuple):
     harmless: tuple[Any, ...] = ()
 
 
-_TOOLS = "this server does not call tools yet; remove it"
 _GRAMMAR = "use `structured_outputs`, or `response_format` for JSON"
 _SAMPLER = "no such sampling step; use temperature, top_p, top_k, min_p or the penalties"
 _INPUT = "this server reads text only; remove it"
@@ -60,10 +59,8 @@ GENERATION: dict[str, Refusal] = {
 """Of every endpoint that generates."""
 
 CHAT: dict[str, Refusal] = GENERATION | {
-    "tools": Refusal(_TOOLS, ([],)),
-    "tool_choice": Refusal(_TOOLS, ("none", "auto")),
-    "functions": Refusal(_TOOLS, ([],)),
-    "function_call": Refusal(_TOOLS, ("none", "auto")),
+    "functions": Refusal("use `tools`", ([],)),
+    "function_call": Refusal("use `tool_choice`", ("none", "auto")),
     "documents": Refusal("put them into a message", ([],)),
     "chat_template": Refusal("the operator chooses it, with --chat-template"),
     "modalities": Refusal("this server answers in text only", (["text"], [])),

@@ -14,8 +14,8 @@ from protocol.errors import InvalidRequest, Unsupported
 from protocol.messages import EngineFacts
 from protocol.sampling import NOT_WITH_GRAMMAR
 
-from ..grammar_messages import JsonStyle, Kind
-from ..grammars import Grammars
+from ..grammar_messages import JsonStyle
+from ..grammars import Constraint, Grammars
 
 MOST_CHOICES = 1 << 14
 MOST_GRAMMAR_CHARS = 8 << 20
@@ -80,31 +80,21 @@ class ConstrainedFields(Struct, frozen=True, kw_only=True):
     """There is one."""
 
 
-class Constraint(Struct, frozen=True):
-    """What the answer has to follow, and which field says so."""
-
-    param: str
-    kind: Kind
-    source: str
-    style: JsonStyle = JsonStyle()
-
-
-def constraint_of(request: ConstrainedFields, others: Mapping[str, object]) -> Constraint | None:
-    """The one thing that is asked for. `others`: the request's values of NOT_WITH_GRAMMAR.
-
-    Raises InvalidRequest if there are two, or if there is no room for one of the others.
-    """
+def constraint_of(request: ConstrainedFields) -> Constraint | None:
+    """The one thing that is asked for. Raises InvalidRequest if there are two."""
     found = list(_asked(request))
     if len(found) > 1:
         first, second = found[0].param, found[1].param
         raise InvalidRequest(f"{second}: {first} already says what the answer must be", param=second)
-    if not found:
-        return None
+    return found[0] if found else None
+
+
+def check_room(constraint: Constraint, others: Mapping[str, object]) -> None:
+    """`others`: the request's values of NOT_WITH_GRAMMAR. Raises InvalidRequest for one that is given."""
     for name, value in others.items():
         if value:
-            rule = f"not together with {found[0].param}, which alone {NOT_WITH_GRAMMAR[name]}"
+            rule = f"not together with {constraint.param}, which alone {NOT_WITH_GRAMMAR[name]}"
             raise InvalidRequest(f"{name}: {rule}", param=name)
-    return found[0]
 
 
 async def compile_constraint(

@@ -1,6 +1,6 @@
 """The `usage` object of responses and last events."""
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from ..streams import Usage
 
@@ -10,11 +10,17 @@ class PromptTokensDetails(Struct, frozen=True):
     """Found in the prefix cache."""
 
 
+class CompletionTokensDetails(Struct, frozen=True):
+    reasoning_tokens: int
+
+
 class UsageBody(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+    """Where reasoning is told apart."""
 
 
 def usage_body(usage: Usage) -> UsageBody:
@@ -23,4 +29,7 @@ def usage_body(usage: Usage) -> UsageBody:
         completion_tokens=usage.num_answer_tokens,
         total_tokens=usage.num_prompt_tokens + usage.num_answer_tokens,
         prompt_tokens_details=PromptTokensDetails(usage.num_cached_tokens),
+        completion_tokens_details=(
+            CompletionTokensDetails(usage.num_reasoning_tokens) if usage.num_reasoning_tokens else UNSET
+        ),
     )

@@ -1,0 +1,195 @@
+"""Reading: how the answers of one request are read into parts, and what they have to follow to be readable.
+
+    the model's formats ─┐              ┌─▶ a Reader per answer (parts.py)
+    ToolUse (tools.py) ──┼─▶ Reading ───┼─▶ special tokens that belong to the text
+    the prompt's end ────┘              └─▶ a constraint: calls that must come, or must be valid if they come
+
+`plan_reading` makes it for any endpoint; an endpoint puts it into its Wish.
+"""
+
+import msgspec
+from msgspec import Struct
+
+from protocol.config import FrontendOptions
+from protocol.errors import InvalidRequest, Unsupported
+
+from .chat_template import ChatTemplate
+from .grammar_messages import Frame, Inner, ToolArguments
+from .grammars import Constraint
+from .parts import Reader
+from .reasoning import MARKS, Begins, Marks, PlainReader, ReasoningReader, before_answer, begins, marks_of
+from .tokenizer import Tokenizer
+from .tool_formats.formats import FALLBACK, format_named, format_of
+from .tool_formats.tool_format import EnforceableFormat, ToolFormat, literal
+from .tools import CallIds, Tool, ToolUse
+
+ANY_ARGUMENTS = {"type": "object"}
+FREE_TEXT = r"/(.|\n)+/"
+
+
+class Formats(Struct, frozen=True):
+    """How one model calls tools and reasons; None: not at all, as far as is known."""
+
+    tools: ToolFormat | None
+    reasoning: Marks | None
+    told: bool
+    """The chat template tells the model of tools."""
+    token_ids: dict[str, int]
+    """Of those marks that are one token each."""
+
+    @classmethod
+    def of(cls, template: ChatTemplate | None, tokenizer: Tokenizer, options: FrontendOptions) -> "Formats":
+        """As the options say, or as the chat template shows."""
+        source = template.source if template is not None else ""
+        tools: ToolFormat | None = None
+        if options.tool_call_parser == "auto":
+            tools = format_of(source)
+        elif options.tool_call_parser != "none":
+            tools = format_named(options.tool_call_parser, source)
+        parser = options.reasoning_parser
+        reasoning = marks_of(source) if parser == "auto" else MARKS.get(parser)
+        marks = [*(tools.marks if tools is not None else ()), *FALLBACK.marks]
+        marks += [reasoning.open, reasoning.close] if reasoning is not None else []
+        known = {mark: tokenizer.token_id(mark) for mark in marks}
+        told = template is not None and template.reads("tools")
+        return cls(tools, reasoning, told, {mark: one for mark, one in known.items() if one is not None})
+
+    def lark(self, mark: str) -> str:
+        """A mark in a grammar."""
+        token_id = self.token_ids.get(mark)
+        return literal(mark) if token_id is None else f"<[{token_id}]>"
+
+
+def plan_reading(
+    formats: Formats,
+    use: ToolUse,
+    prompt: str,
+    response_id: str,
+    *,
+    split_reasoning: bool = True,
+    show_reasoning: bool = True,
+    param: str = "tools",
+) -> "Reading | None":
+    """None: the answers are plain text. `prompt` is what they go on from. Raises InvalidRequest for `param`.
+
+    `split_reasoning`: off, it stays in the text. `show_reasoning`: off, it is dropped. Ids of calls follow
+    from `response_id`. Calls that are forced can be had of any model; for calls of its own accord it has to
+    be told of tools, in a format that is known.
+    """
+    remedy = "force calls (tool_choice: required, or a named tool), which works with any model"
+    if use.callable and use.choice == "auto" and not formats.told:
+        what = "the model's chat template has no place for tools, so it would not learn of them"
+        raise InvalidRequest(f"{param}: {what}; {remedy}", param=param)
+    if use.callable and use.choice == "auto" and formats.tools is None:
+        what = "it is not known how this model writes calls"
+        raise InvalidRequest(f"{param}: {what}; serve it with --tool-call-parser, or {remedy}", param=param)
+    begin = Begins.NEVER
+    if split_reasoning and formats.reasoning is not None:
+        begin = begins(formats.reasoning, prompt)
+    if not use.callable and begin is Begins.NEVER:
+        return None
+    return Reading(formats, use, begin, response_id, show_reasoning, param)
+
+
+class Reading:
+    """Of one request: the same for each of its answers, in whichever process they are written."""
+
+    def __init__(
+        self, formats: Formats, use: ToolUse, begin: Begins, response_id: str, show: bool, param: str
+    ) -> None:
+        self._formats = formats
+        self._tools = use.callable
+        self._forced = use.choice == "required"
+        self._strict = any(tool.strict for tool in self._tools)
+        self._single = not use.parallel or use.named
+        self._begin = begin
+        self._response_id = response_id
+        self._show = show
+        self._param = param
+        self._enforced = formats.tools if isinstance(formats.tools, EnforceableFormat) else None
+        self._format = formats.tools
+        if self._forced:
+            self._enforced = self._format = self._enforced or FALLBACK
+
+    @property
+    def shown_token_ids(self) -> frozenset[int]:
+        """Special tokens that belong to the text all the same."""
+        marks = list(self._format.marks) if self._tools and self._format is not None else []
+        if self._begin is not Begins.NEVER and (reasoning := self._formats.reasoning) is not None:
+            marks += [reasoning.open, reasoning.close]
+        known = self._formats.token_ids
+        return frozenset(known[mark] for mark in marks if mark in known)
+
+    def reader(self, choice: int) -> Reader:
+        """For the answer with this index."""
+        reader: Reader = PlainReader()
+        if self._tools:
+            assert self._format is not None
+            short = self._formats.tools is not None and self._formats.tools.short_ids
+            new_id = CallIds(self._response_id, choice, short=short)
+            reader = self._format.reader(self._tools, new_id, single=self._single)
+        if self._begin is Begins.NEVER:
+            return reader
+        assert self._formats.reasoning is not None
+        return ReasoningReader(self._formats.reasoning, self._begin, reader, show=self._show)
+
+    def constrain(self, answer: Constraint | None) -> Constraint | None:
+        """What the whole answer has to follow; `answer`: what its text has to. Raises Unsupported.
+
+        Calls that are forced leave no place for text.
+        """
+        lead, rules = self._lead()
+        if not self._tools:
+            if answer is None or not lead:
+                return answer
+            return _framed(f"start: {lead}@answer\n{rules}", (), answer, answer.param)
+        if answer is None and not self._forced and not self._strict:
+            return None
+        param = self._param if answer is None or self._forced else answer.param
+        enforced = self._enforced
+        names = [tool.name for tool in self._tools]
+        if enforced is None:
+            raise Unsupported(f"{param}: {self._cannot()}", param=param)
+        rules += enforced.rules(names, self._formats.lark, single=self._single)
+        if self._forced:
+            body, answer = "calls", None
+        elif answer is not None:
+            body = "(calls | @answer)"
+        elif enforced.bare:
+            body = "(calls | TEXT)?"
+            rules += f"\nTEXT: /\\s{{0,9}}[^\\s{enforced.bare}](.|\\n)*/"
+        elif enforced.opener in self._formats.token_ids:
+            body = "TEXT? calls?"
+            rules += f"\nTEXT: {FREE_TEXT}"
+        else:
+            raise Unsupported(f"{param}: {self._cannot()}", param=param)
+        return _framed(
+            f"start: {lead}{body}\n{rules}", tuple(map(self._arguments, self._tools)), answer, param
+        )
+
+    def _lead(self) -> tuple[str, str]:
+        reasoning = self._formats.reasoning
+        if reasoning is None or self._begin is Begins.NEVER:
+            return "", ""
+        return before_answer(
+            self._begin, self._formats.lark(reasoning.open), self._formats.lark(reasoning.close)
+        )
+
+    def _arguments(self, tool: Tool) -> ToolArguments:
+        checked = self._forced or tool.strict
+        return ToolArguments(tool.name, tool.parameters if checked else ANY_ARGUMENTS)
+
+    def _cannot(self) -> str:
+        assert self._format is not None
+        what = "strict tools" if self._strict else "tools beside a format of the text"
+        return (
+            f"{what} cannot be enforced in the way that this model writes calls ({self._format.name}) with "
+            "tool_choice auto; force calls, or leave one of them out"
+        )
+
+
+def _framed(
+    lark: str, arguments: tuple[ToolArguments, ...], answer: Constraint | None, param: str
+) -> Constraint:
+    inner = Inner(answer.kind, answer.source, answer.style) if answer is not None else None
+    return Constraint(param, "frame", msgspec.json.encode(Frame(lark, arguments, inner)).decode())

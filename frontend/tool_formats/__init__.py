@@ -1,0 +1,1 @@
+"""How models write tool calls: one file per format, and `formats.py`, which knows them all."""

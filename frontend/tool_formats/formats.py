@@ -1,0 +1,28 @@
+"""All tool formats by name, and which of them a chat template speaks."""
+
+from .hermes import Hermes
+from .llama3_json import Llama3Json
+from .mistral import ARGS, Mistral
+from .tool_format import EnforceableFormat, ToolFormat
+
+FORMATS: dict[str, ToolFormat] = {one.name: one for one in (Hermes(), Llama3Json(), Mistral(named=True))}
+"""By the name of --tool-call-parser."""
+
+FALLBACK: EnforceableFormat = Hermes()
+"""In which calls are enforced where the model's own format cannot be."""
+
+
+def format_named(name: str, template: str) -> ToolFormat:
+    """`template` decides between kinds of the same format."""
+    return Mistral(named=ARGS in template) if name == Mistral.name else FORMATS[name]
+
+
+def format_of(template: str) -> ToolFormat | None:
+    """By what a chat template's text shows of calls; None: nothing that is known."""
+    if "[TOOL_CALLS]" in template:
+        return format_named("mistral", template)
+    if "<tool_call>" in template:
+        return FORMATS["hermes"]
+    if "<|python_tag|>" in template or ("ipython" in template and '"parameters": ' in template):
+        return FORMATS["llama3_json"]
+    return None

@@ -1,0 +1,112 @@
+"""Tools as any endpoint's clients name them: which there are, and which must, may or must not be called.
+
+Endpoints translate their own shapes into `ToolUse`; the rest of the frontend knows only this one.
+"""
+
+import hashlib
+import re
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+from protocol.errors import InvalidRequest
+
+NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
+MOST_TOOLS = 256
+_ID_CHARS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def no_parameters() -> dict[str, Any]:
+    """The schema of a tool that takes none."""
+    return {"type": "object", "properties": {}}
+
+
+class Tool(Struct, frozen=True):
+    """`parameters` is a JSON Schema of the arguments' object."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] = field(default_factory=no_parameters)
+    strict: bool = False
+    """Arguments must follow the schema even where the model calls it of its own accord."""
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates read it."""
+        described = {} if self.description is None else {"description": self.description}
+        return {
+            "type": "function",
+            "function": {"name": self.name, **described, "parameters": self.parameters},
+        }
+
+
+class ToolUse(Struct, frozen=True, kw_only=True):
+    """What a request says about tools."""
+
+    tools: tuple[Tool, ...] = ()
+    choice: Literal["none", "auto", "required"] = "auto"
+    allowed: tuple[str, ...] | None = None
+    """The names that may be called; None: all. With "required" and one name, that one is called."""
+    parallel: bool = True
+    """Several calls in one answer."""
+
+    @property
+    def callable(self) -> tuple[Tool, ...]:
+        """Those that the answer may call."""
+        if self.choice == "none":
+            return ()
+        return tuple(tool for tool in self.tools if self.allowed is None or tool.name in self.allowed)
+
+    @property
+    def shown(self) -> tuple[Tool, ...]:
+        """Those that the model is told of: none if it may not call them."""
+        return () if self.choice == "none" else self.tools
+
+    @property
+    def named(self) -> bool:
+        """One certain tool is to be called."""
+        return self.choice == "required" and self.allowed is not None and len(self.allowed) == 1
+
+    def check(self, tools_field: str, choice_field: str) -> None:
+        """Names, and what refers to them. Raises InvalidRequest."""
+        names = [tool.name for tool in self.tools]
+        if len(names) > MOST_TOOLS:
+            raise InvalidRequest(f"{tools_field}: at most {MOST_TOOLS}, got {len(names)}", param=tools_field)
+        for name in names:
+            if NAME.fullmatch(name) is None:
+                rule = "a name is 1 … 128 letters, digits, or _ - . : /"
+                raise InvalidRequest(f"{tools_field}: {name[:160]!r}: {rule}", param=tools_field)
+        if twice := sorted(name for name in set(names) if names.count(name) > 1):
+            raise InvalidRequest(f"{tools_field}: {twice[0]!r} is there twice", param=tools_field)
+        for name in self.allowed or ():
+            if name not in names:
+                known = ", ".join(names) or "there are none"
+                what = f"{choice_field}: {name!r} is none of the tools: {known}"
+                raise InvalidRequest(what, param=choice_field)
+        if self.choice == "required" and not self.callable:
+            raise InvalidRequest(f"{choice_field}: there is no tool that could be called", param=choice_field)
+
+
+class CallIds:
+    """Ids of the calls of one answer: the same for the same answer, by whichever process it is written."""
+
+    def __init__(self, response_id: str, choice: int, *, short: bool) -> None:
+        """`short`: nine letters and digits, which is all that the templates of Mistral take."""
+        self._seed = f"{response_id}/{choice}/"
+        self._short = short
+
+    def __call__(self, index: int) -> str:
+        return short_id(f"{self._seed}{index}") if self._short else f"call_{_id(f'{self._seed}{index}', 24)}"
+
+
+def short_id(text: str) -> str:
+    """Nine letters and digits that stand for any text."""
+    return _id(text, 9)
+
+
+def _id(text: str, length: int) -> str:
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest(), "little")
+    chars = []
+    for _ in range(length):
+        number, char = divmod(number, len(_ID_CHARS))
+        chars.append(_ID_CHARS[char])
+    return "".join(chars)

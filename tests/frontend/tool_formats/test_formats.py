@@ -1,0 +1,191 @@
+"""Every format as its models write it: the same parts however the text is cut, and nothing is ever lost."""
+
+import json
+from random import Random
+from typing import Any
+
+import pytest
+
+from frontend.parts import Part, Reader, TextPart, ToolCallArguments, ToolCallStart
+from frontend.tool_formats.formats import FORMATS, format_named, format_of
+from frontend.tools import Tool
+
+TOOLS = [
+    Tool("get_weather", parameters={"type": "object", "properties": {"city": {"type": "string"}}}),
+    Tool("set-timer"),
+]
+OSLO, PARIS = {"city": "Oslo"}, {"city": 'Paris, "} ] </tool_call> 🐦\\', "n": [1, {"x": None}], "f": -1.5e3}
+
+
+def told(reader: Reader, pieces: list[str]) -> dict[str, Any]:
+    """What a client knows in the end, and that it was told in order."""
+    parts: list[Part] = []
+    for piece in pieces:
+        parts += reader.feed(piece)
+        if reader.done:
+            break
+    parts += reader.finish()
+    text, calls = "", list[dict[str, str]]()
+    for part in parts:
+        match part:
+            case TextPart():
+                assert part.text
+                text += part.text
+            case ToolCallStart():
+                assert part.index == len(calls)
+                calls.append({"id": part.id, "name": part.name, "arguments": ""})
+            case ToolCallArguments():
+                assert part.text
+                assert part.index == len(calls) - 1
+                calls[part.index]["arguments"] += part.text
+            case _:
+                raise AssertionError(part)
+    assert reader.num_calls == len(calls)
+    return {"text": text, "calls": [(one["id"], one["name"], one["arguments"]) for one in calls]}
+
+
+def read(name: str, text: str, *, single: bool = False) -> dict[str, Any]:
+    """Whole, by characters, and cut in twenty random ways: always the same."""
+    rng = Random(text)
+    cuts = [[text], list(text)]
+    for _ in range(20):
+        points = sorted(rng.randint(0, len(text)) for _ in range(rng.randint(1, 6)))
+        cuts.append([text[a:b] for a, b in zip([0, *points], [*points, len(text)], strict=True)])
+    outcomes = [told(FORMATS[name].reader(TOOLS, lambda i: f"id{i}", single=single), cut) for cut in cuts]
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+    return outcomes[0]
+
+
+def call(key: str, name: str, arguments: object) -> str:
+    return json.dumps({"name": name, key: arguments})
+
+
+def hermes(name: str, arguments: object) -> str:
+    return f"<tool_call>\n{call('arguments', name, arguments)}\n</tool_call>"
+
+
+GOOD: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
+    ("hermes", "Just text, 1 < 2 and <b>bold</b>.\n", "Just text, 1 < 2 and <b>bold</b>.\n", []),
+    ("hermes", hermes("get_weather", OSLO), "", [("get_weather", OSLO)]),
+    (
+        "hermes",
+        "Let me look. \n\n" + hermes("get_weather", PARIS) + "\n" + hermes("set-timer", {}) + "\nThere.\n",
+        "Let me look.\nThere.",
+        [("get_weather", PARIS), ("set-timer", {})],
+    ),
+    ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "set-timer"}', "", [("set-timer", {"a": 1})]),
+    ("hermes", '<tool_call>{"name":"set-timer"}</tool_call>', "", [("set-timer", {})]),
+    ("hermes", '<tool_call>{"name":"set-timer","arguments":null}</tool_call>', "", [("set-timer", {})]),
+    ("hermes", '<tool_call>{"name":"set-timer","arguments":"{\\"a\\": 1}"}', "", [("set-timer", {"a": 1})]),
+    ("hermes", '<tool_call>{"id":[1,"}"],"name":"set-timer","arguments":{}}', "", [("set-timer", {})]),
+    ("llama3_json", call("parameters", "get_weather", PARIS), "", [("get_weather", PARIS)]),
+    ("llama3_json", "<|python_tag|>" + call("parameters", "get_weather", OSLO), "", [("get_weather", OSLO)]),
+    (
+        "llama3_json",
+        f"{call('parameters', 'get_weather', OSLO)}; {call('arguments', 'set-timer', {})}",
+        "",
+        [("get_weather", OSLO), ("set-timer", {})],
+    ),
+    (
+        "llama3_json",
+        "Let me look.<|python_tag|>" + call("parameters", "get_weather", OSLO),
+        "Let me look.",
+        [("get_weather", OSLO)],
+    ),
+    ("llama3_json", 'Like this: {"name": "get_weather"}', 'Like this: {"name": "get_weather"}', []),
+    ("mistral", f"[TOOL_CALLS] [{call('arguments', 'get_weather', PARIS)}]", "", [("get_weather", PARIS)]),
+    (
+        "mistral",
+        f"Well.[TOOL_CALLS][{call('arguments', 'get_weather', OSLO)}, {call('arguments', 'set-timer', {})}]",
+        "Well.",
+        [("get_weather", OSLO), ("set-timer", {})],
+    ),
+    (
+        "mistral",
+        '[TOOL_CALLS] [{"name": "set-timer", "arguments": {}, "id": "abcdefghi"}]',
+        "",
+        [("set-timer", {})],
+    ),
+    (
+        "mistral",
+        f"[TOOL_CALLS]get_weather[ARGS]{json.dumps(PARIS)}[TOOL_CALLS]set-timer[CALL_ID]abc123[ARGS]{{}}",
+        "",
+        [("get_weather", PARIS), ("set-timer", {})],
+    ),
+    ("mistral", '[TOOL_CALLS]get_weather{"city": "Oslo"}', "", [("get_weather", OSLO)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "rest", "calls"), GOOD)
+def test_calls(name: str, text: str, rest: str, calls: list[tuple[str, Any]]) -> None:
+    found = read(name, text)
+    assert found["text"] == rest
+    ids = [f"id{i}" for i in range(len(calls))]
+    assert [one[0] for one in found["calls"]] == ids
+    assert [(one[1], json.loads(one[2])) for one in found["calls"]] == calls
+
+
+MALFORMED = [
+    ("hermes", "<tool_call>{'name': 'get_weather'}</tool_call>"),
+    ("hermes", '<tool_call>{"name": "unknown", "arguments": {}}</tool_call> and on'),
+    ("hermes", '<tool_call>{"name": 3, "arguments": {}}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "get_weather", "arguments": [1]}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "get_weather", "arguments": "no object"}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "get_weather", "arguments": 12}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "get_weather", "name": "set-timer"}</tool_call>'),
+    ("hermes", '<tool_call>{"city": "Oslo"}</tool_call>'),
+    ("hermes", '<tool_call>{"name": "get_wea'),
+    ("hermes", "I would write <tool_call> here, or <tool_c"),
+    ("hermes", "<tool_call>"),
+    ("hermes", "<tool_call>[1]</tool_call>"),
+    ("llama3_json", '{"name": "Ada", "age": 36}'),
+    ("llama3_json", '{"a": {"name": "get_weather", "parameters": {}}}'),
+    ("llama3_json", "<|python_tag|>print(1)"),
+    ("llama3_json", "{}"),
+    ("mistral", "[TOOL_CALLS]unknown[ARGS]{}"),
+    ("mistral", "[TOOL_CALLS] nothing at all " + "x" * 300),
+    ("mistral", '[TOOL_CALLS] [{"nome": "get_weather"}]'),
+    ("mistral", "[TOOL_CALLS] ["),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), MALFORMED)
+def test_what_is_no_call_is_text(name: str, text: str) -> None:
+    assert read(name, text) == {"text": text, "calls": []}
+
+
+def test_a_call_that_breaks_off_is_passed_on_as_far_as_it_came() -> None:
+    for name, text in [
+        ("hermes", '<tool_call>{"name": "get_weather", "arguments": {"city": "Os'),
+        ("mistral", '[TOOL_CALLS]get_weather[ARGS]{"city": "Os'),
+    ]:
+        assert read(name, text) == {"text": "", "calls": [("id0", "get_weather", '{"city": "Os')]}
+
+
+def test_a_call_that_turns_bad_in_its_arguments_is_passed_on_as_it_is() -> None:
+    found = read("hermes", '<tool_call>{"name": "get_weather", "arguments": {"city": Oslo}, x} so')
+    assert found["calls"] == [("id0", "get_weather", '{"city": Oslo}')]
+    assert found["text"] == "x} so"
+
+
+@pytest.mark.parametrize("name", [name for name, _, _, calls in GOOD if calls])
+def test_one_call_is_enough(name: str) -> None:
+    text = next(text for other, text, _, calls in GOOD if other == name and len(calls) == 2)
+    found = read(name, text, single=True)
+    assert len(found["calls"]) == 1
+
+
+TEMPLATES = {
+    "{{ '<tool_call>' }}": "hermes",
+    "{{ '[TOOL_CALLS] [' }}": "mistral",
+    "{{ '[TOOL_CALLS]' }}{{ '[ARGS]' }}": "mistral",
+    "{% if builtin %}<|python_tag|>{% endif %}": "llama3_json",
+    "{{ messages[0].content }}": None,
+}
+
+
+def test_formats_are_told_from_templates() -> None:
+    for template, name in TEMPLATES.items():
+        found = format_of(template)
+        assert (found.name if found is not None else None) == name
+    assert format_named("hermes", "").name == "hermes"
