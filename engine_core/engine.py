@@ -34,6 +34,7 @@ from protocol.messages import (
     Submit,
     Suspended,
 )
+from protocol.observation import Inspect
 from protocol.sockets import fingerprint
 from protocol.steps import Reset, StepFailed, StepResult, WorkerReady, WorkerReply
 
@@ -44,6 +45,7 @@ from .finishing import deliver, deliver_forced, row_error
 from .grammar import Grammars, Hands
 from .journal import Journal, Opened, Submitted
 from .meter import Meter
+from .observer import Observer
 from .request import Request, State
 from .scheduler import Scheduler
 from .worker_group import WorkerGroup, WorkerLink
@@ -87,6 +89,7 @@ class Engine:
         """Since when the workers cannot be reached."""
         self.grammars = Grammars(config.tokenizer, hands)
         self.desk = Desk(config, clients, self.meter, clock, self.grammars)
+        self.observer = Observer(config.incarnation, clock, clients, self.desk, self.meter, self.workers)
         self.asked: dict[int, tuple[bytes, int]] = {}
         """Of controls that the workers are working on: (peer, the peer's nonce)."""
         self.nonces = itertools.count()
@@ -134,6 +137,8 @@ class Engine:
                     self.desk.leave(peer, message)
                 case Ping():
                     self.link.send(peer, Pong(message.nonce, self.workers.epoch, self.stats()))
+                case Inspect():
+                    self.link.send(peer, self.observer.snapshot(message.nonce))
                 case Attach():
                     self._attach(peer, message)
                 case Control():
@@ -207,6 +212,7 @@ class Engine:
         if peer not in self.desk.clients:
             self.desk.forget_the_vanished(Pong(0, self.workers.epoch, self.stats()))
             self.desk.clients[peer] = Client(peer, attach.name, attach.incarnation)
+            self.observer.tell(peer)
         self._greet(self.desk.clients[peer])
 
     def _greet(self, client: Client) -> None:
@@ -224,6 +230,7 @@ class Engine:
             return
         for client in list(self.desk.clients.values()):
             if client.incarnation == incarnation:
+                self.observer.note("client_lost", len(client.requests), subject=client.name, cause=cause)
                 self.desk.forget(client)
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────
@@ -238,6 +245,7 @@ class Engine:
             self.opened = Opened(fingerprint(), ready.model_fingerprint, facts)
             self.journal.begin_epoch(self.opened, Reset(self.workers.epoch))
         self._restart(facts)
+        self.observer.note_workers()
         for client in self.desk.clients.values():
             self._greet(client)
 
@@ -254,6 +262,7 @@ class Engine:
         scheduler = self.scheduler
         if scheduler is None:
             return
+        self.observer.note("workers_lost", scheduler.num_running + scheduler.num_waiting, cause=cause)
         if scheduler.in_flight and self.config.crash_dir:
             report = crash_report.report_of(cause, self.workers.epoch, scheduler.facts, scheduler.in_flight)
             crash_report.write(self.config.crash_dir, report)
@@ -274,6 +283,7 @@ class Engine:
         culprit = self.scheduler.suspects.accuse(there, by_itself=by_itself)
         if culprit is not None:
             self.desk.crashed_requests += 1
+            self.observer.note("request_crashed", 1, cause=error.code)
             self.desk.fail(culprit, error, trusted=False)
 
     def _take_result(self, result: StepResult) -> None:
@@ -342,6 +352,7 @@ class Engine:
         assert scheduler is not None
         if self.journal is not None:
             self.journal.write(failed)
+        self.observer.note("step_failed", scheduler.num_running, cause=failed.code)
         if failed.code == OUT_OF_MEMORY and scheduler.num_running > 1:
             scheduler.run_fewer()
         else:
@@ -372,24 +383,4 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Gauges and counters, for Pong."""
-        scheduler, meter, desk = self.scheduler, self.meter, self.desk
-        if scheduler is None:
-            return EngineStats()
-        return EngineStats(
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
-            num_free_blocks=scheduler.kv.pool.num_free + len(scheduler.kv.pool.fenced),
-            num_blocks=scheduler.kv.pool.num_blocks,
-            steps=meter.steps,
-            prompt_tokens=meter.prompt_tokens,
-            generation_tokens=meter.generation_tokens,
-            prefix_cache_queries=scheduler.prefix_queries,
-            prefix_cache_hits=scheduler.prefix_hits,
-            preemptions=scheduler.preemptions,
-            epochs=self.workers.num_epochs,
-            dropped_frames=self.link.dropped_frames + self.workers.link.dropped_frames,
-            stale_messages=self.workers.stale_messages,
-            resubmissions=desk.resubmissions,
-            crashed_requests=desk.crashed_requests,
-            detached=len(desk.kept),
-        )
+        return self.observer.stats()

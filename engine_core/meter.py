@@ -8,6 +8,9 @@ can say when it is worth coming back.
 """
 
 import math
+from collections import deque
+
+from protocol.observation import MOST_TIMINGS
 
 _WEIGHT = 0.25
 """Of the newest sample in the moving averages: a change shows within about five steps."""
@@ -28,6 +31,8 @@ class Meter:
         self.steps = 0
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.timings: deque[tuple[float, int, int]] = deque(maxlen=MOST_TIMINGS)
+        """(seconds, running answers, prompt tokens) of the newest steps."""
         self._rate = 0.0
         self._rate_at = 0.0
 
@@ -35,6 +40,7 @@ class Meter:
         """One step is done, `seconds` after it began."""
         self.steps += 1
         self.prompt_tokens += num_prompt_tokens
+        self.timings.append((seconds, num_decodes, num_prompt_tokens))
         if not num_prompt_tokens:
             self.base_s += (seconds - self.base_s) * (_WEIGHT if self.base_s else 1)
             return

@@ -5,6 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from protocol.config import FrontendOptions
+
+from . import playground
 from .keys import api_keys
 from .middleware import PUBLIC_PATHS, Authentication, BodyLimit, Edge
 from .openai.chat import ChatCompletions
@@ -44,13 +47,24 @@ def make_app(service: Service) -> ASGIApp:
     """The ASGI application of one frontend. Raises StartupError when its keys cannot be read."""
     keys = api_keys(service.options)
     limited = BodyLimit(_Routes(routes(service, keys)), service.options.max_body_bytes)
-    return Edge(Authentication(limited, keys))
+    return Edge(Authentication(limited, keys, public_paths(service.options)))
+
+
+def public_paths(options: FrontendOptions) -> frozenset[str]:
+    """What needs no key: how the server is, and the playground's own files, which say nothing of it."""
+    return PUBLIC_PATHS | playground.load().keys() if options.playground else PUBLIC_PATHS
 
 
 def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
     """All there are."""
     models, text, status = Models(service), Tokenization(service), Status(service)
-    document = Document(PUBLIC_PATHS if keys else None)
+    pages = {
+        "/live/state": service.live.state,
+        "/live/events": service.live.events,
+        **{path: file.get for path, file in playground.load().items()},
+    }
+    absent = () if service.options.playground else pages.keys()
+    document = Document(PUBLIC_PATHS if keys else None, absent)
 
     def get(path: str, endpoint: Endpoint) -> BaseRoute:
         return Route(path, _Asgi(endpoint), methods=["GET"])
@@ -73,4 +87,5 @@ def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
         get("/version", status.version),
         get("/metrics", status.metrics),
         get("/openapi.json", document.get),
+        *(get(path, endpoint) for path, endpoint in pages.items() if path not in absent),
     ]

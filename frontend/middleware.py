@@ -12,7 +12,7 @@ import logging
 import re
 import traceback
 import uuid
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Collection, Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -92,12 +92,15 @@ class Edge:
 class Authentication:
     """Refuses requests without one of the keys. Keeps only hashes, and compares them in constant time."""
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Iterable[str], public_paths: Collection[str] = PUBLIC_PATHS
+    ) -> None:
         self._app = app
+        self._public_paths = public_paths
         self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._hashes and scope["path"] not in PUBLIC_PATHS:
+        if self._hashes and scope["path"] not in self._public_paths:
             scope.setdefault("state", {})["tenant"] = self._tenant(scope)
         await self._app(scope, receive, send)
 

@@ -111,6 +111,7 @@ class Frontend:
                     case Quit():
                         _exit_now()
                     case Retire():
+                        self._service.live.close()
                         self._retiring = self._retiring or asyncio.ensure_future(self._server.retire())
                     case Start() | PeerGone():
                         pass  # not for us
@@ -121,6 +122,7 @@ class Frontend:
 
     async def _drain(self, timeout_s: float) -> None:
         """The socket stays open meanwhile: who connects is told to come back, not left without an answer."""
+        self._service.live.close()
         await self._service.door.drain(timeout_s)
         self._server.stop()
 

@@ -14,6 +14,12 @@ from protocol.errors import TernError
 
 Header = tuple[bytes, bytes]
 
+EVENT_STREAM_HEADERS: list[Header] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -69,9 +75,9 @@ async def send_error(send: Send, error: TernError, headers: Iterable[Header] = (
     await send_body(send, error_body(error), error.status, [*headers, *error_headers(error)])
 
 
-async def send_json(send: Send, document: object, status: int = 200) -> None:
+async def send_json(send: Send, document: object, status: int = 200, headers: Iterable[Header] = ()) -> None:
     """A Struct, list or dict as a whole response."""
-    await send_body(send, msgspec.json.encode(document), status)
+    await send_body(send, msgspec.json.encode(document), status, headers)
 
 
 async def send_body(

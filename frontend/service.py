@@ -20,6 +20,7 @@ from protocol.sampling import MAX_SEED
 from .chat_template import ChatTemplate
 from .door import Door
 from .grammars import Grammars
+from .live import Live
 from .metrics import Metrics
 from .reading import Formats
 from .tokenizer import Tokenizer
@@ -51,7 +52,7 @@ class GenerationDefaults(Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    """Tokenizer, template, grammars, engine client, door and metrics of one frontend."""
+    """Tokenizer, template, grammars, engine client, door, live view and metrics of one frontend."""
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class Service:
         self.options = options
         self.model_names = model_names
         self.door = Door(client)
+        self.live = Live(client, self.door)
         self.started_at = int(time.time())
         self._seeds = random.Random(seed or None)
 

@@ -15,7 +15,7 @@ import os
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import zmq
@@ -34,6 +34,7 @@ from .messages import (
     Ping,
     Pong,
 )
+from .observation import Event, Inspect, Snapshot
 from .registry import Registry
 from .sampling import SamplingParams
 from .sockets import HIGH_WATER_MARK, Dealer
@@ -60,6 +61,8 @@ class EngineClient:
         """`curve`: the keys for an engine core at a `tcp://` endpoint."""
         self.attached = asyncio.Event()
         """Requests are taken; or the engine core has refused us, which `attach` raises."""
+        self.on_event: Callable[[Event], None] = lambda event: None
+        """Called with what befalls the engine core: recent events once attached, then each as it comes."""
         self._registry = Registry(name, incarnation, self._close_stream)
         self._streams = self._registry.streams
         self._curve = curve
@@ -193,6 +196,11 @@ class EngineClient:
         pong: Pong = await self._ask(lambda nonce: Ping(nonce), timeout_s)
         return pong
 
+    async def inspect(self, timeout_s: float = 5) -> Snapshot:
+        """A picture of the engine core's requests, KV blocks and recent steps. See observation.py."""
+        snapshot: Snapshot = await self._ask(lambda nonce: Inspect(nonce), timeout_s)
+        return snapshot
+
     async def control(self, action: Any, timeout_s: float = 30) -> ControlResult:
         """Run an operator's action, see messages.Control."""
         result: ControlResult = await self._ask(lambda nonce: Control(nonce, action), timeout_s)
@@ -280,7 +288,9 @@ class EngineClient:
                 match message:
                     case Outputs():
                         self._send(self._registry.handle(message, now))
-                    case Pong() | ControlResult():
+                    case Event():
+                        self.on_event(message)
+                    case Pong() | ControlResult() | Snapshot():
                         if (answer := self._answers.get(message.nonce)) is not None and not answer.done():
                             answer.set_result(message)
                     case _:

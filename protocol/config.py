@@ -218,6 +218,9 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     write_stall: Annotated[
         float, Meta(gt=0, description="seconds without reading after which a client counts as gone")
     ] = 30.0
+    playground: Annotated[
+        bool, Meta(description="serve the playground and the page of the live engine, at / and /live")
+    ] = True
     max_connections: Annotated[
         int, Meta(ge=0, description="per frontend; 0: what the limit on open files allows")
     ] = 0

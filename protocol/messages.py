@@ -10,35 +10,28 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from .bounds import (
+    MAX_ENTRIES,
+    Column,
+    Count,
+    Epoch,
+    FlagColumn,
+    Label,
+    Prose,
+    RequestId,
+    TableColumn,
+    Vector,
+    WideColumn,
+)
 from .kv_groups import MOST_GROUPS, KVGroup, blocks_of
+from .observation import Event, Inspect, Snapshot
 from .sampling import SamplingParams, TokenId
 
 PROTOCOL_VERSION = 3
 
-MAX_IDS = 1 << 20
-"""Token ids of one prompt or one answer."""
 MOST_TIMEOUT_S = 1e6
 """Eleven days: in milliseconds it is still an int32, which is what poll takes."""
-MAX_ENTRIES = 1 << 16
-"""Of a list that has an entry per request."""
 MAX_GRAMMAR_CHARS = 1 << 20
-
-Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-RequestId = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-"""A counter of the client's; unique among one client's requests, and never a user's string."""
-Epoch = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-Label = Annotated[str, Meta(max_length=256)]
-Prose = Annotated[str, Meta(max_length=4096)]
-Column = Annotated[bytes, Meta(max_length=4 * MAX_IDS)]
-"""int32 or uint32 or float32, at most 2^20 of them."""
-WideColumn = Annotated[bytes, Meta(max_length=8 * MAX_IDS)]
-"""uint64, at most 2^20 of them, or int32, twice as many."""
-FlagColumn = Annotated[bytes, Meta(max_length=MAX_IDS)]
-"""uint8, at most 2^20 of them."""
-Vector = Annotated[bytes, Meta(max_length=4 << 16)]
-"""float32, at most 2^16 of them."""
-TableColumn = Annotated[bytes, Meta(max_length=16 * MAX_IDS)]
-"""int32 or float32, several per row: as much as a frame holds."""
 
 
 class Finish(IntEnum):
@@ -135,7 +128,7 @@ class Control(Struct, frozen=True, array_like=True, tag="control"):
     action: Literal["reset_prefix_cache", "start_profile", "stop_profile"]
 
 
-ClientMessage = Attach | Submit | Abort | Leave | Ping | Control
+ClientMessage = Attach | Submit | Abort | Leave | Ping | Control | Inspect
 
 
 # ── engine core → client ────────────────────────────────────────────────────────────────────────
@@ -296,4 +289,6 @@ class ControlResult(Struct, frozen=True, array_like=True, tag="control_result"):
     message: Prose = ""
 
 
-EngineMessage = Attached | Suspended | Outputs | Refused | AttachRefused | Pong | ControlResult
+EngineMessage = (
+    Attached | Suspended | Outputs | Refused | AttachRefused | Pong | ControlResult | Snapshot | Event
+)

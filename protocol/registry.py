@@ -14,9 +14,9 @@ from typing import assert_never
 import msgspec
 
 from . import columns
+from .bounds import MAX_ENTRIES
 from .errors import BY_CODE, InternalError, InvalidRequest, NotAttached, ProtocolMismatch, TernError
 from .messages import (
-    MAX_ENTRIES,
     NO_TOKEN,
     PROTOCOL_VERSION,
     Abort,
@@ -34,6 +34,7 @@ from .messages import (
     Submit,
     Suspended,
 )
+from .observation import Event, Snapshot
 from .sampling import SamplingParams
 from .sockets import fingerprint
 from .stream import Parting, TokenStream, unpack_logprobs
@@ -164,7 +165,7 @@ class Registry:
                     stream.fail(self.refusal)
                 self.streams.clear()
                 self._unscored.clear()
-            case Pong() | ControlResult():
+            case Pong() | ControlResult() | Snapshot() | Event():
                 pass  # of no stream
             case _:
                 assert_never(message)

@@ -10,19 +10,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from .messages import (
-    MAX_ENTRIES,
-    Column,
-    Count,
-    EngineFacts,
-    Epoch,
-    Label,
-    LogprobBlock,
-    Prose,
-    TableColumn,
-    Vector,
-    WideColumn,
-)
+from .bounds import MAX_ENTRIES, Column, Count, Epoch, Label, Prose, TableColumn, Vector, WideColumn
+from .messages import EngineFacts, LogprobBlock
 from .sampling import SamplingParams
 
 Step = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
+from ..live_state import LiveState
 from ..responses import ErrorBody, send_body
 from .chat import ChatRequest
 from .chat_events import ChatResponse
@@ -68,6 +69,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("get", "/version"): Operation(summary="The server's version", answer=Version),
     ("get", "/metrics"): Operation(summary="For Prometheus", media_type="text/plain"),
     ("get", "/openapi.json"): Operation(summary="This document"),
+    ("get", "/live/state"): Operation(
+        summary="Requests, KV blocks and steps of this moment", answer=LiveState
+    ),
+    ("get", "/live/events"): Operation(
+        summary="What befalls the engine core, as it happens", media_type="text/event-stream"
+    ),
 }
 
 _REF = "#/components/schemas/{name}"
@@ -81,19 +88,22 @@ _HEADERS = {
 class Document:
     """The endpoint. `public_paths` need no key; None: nothing needs one."""
 
-    def __init__(self, public_paths: Collection[str] | None) -> None:
-        self._body = msgspec.json.encode(make_document(public_paths))
+    def __init__(self, public_paths: Collection[str] | None, absent: Collection[str] = ()) -> None:
+        """`absent`: paths that are switched off."""
+        self._body = msgspec.json.encode(make_document(public_paths, absent))
 
     async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_body(send, self._body)
 
 
-def make_document(public_paths: Collection[str] | None) -> Json:
+def make_document(public_paths: Collection[str] | None, absent: Collection[str] = ()) -> Json:
     """The whole document as plain JSON data."""
     kinds = [kind for one in OPERATIONS.values() for kind in (one.request, one.answer) if kind is not None]
     _, schemas = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REF)
     paths: dict[str, Json] = {}
     for (method, path), operation in OPERATIONS.items():
+        if path in absent:
+            continue
         described = _describe(method, path, operation)
         if public_paths is None or path in public_paths:
             described["security"] = []

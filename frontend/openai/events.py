@@ -13,14 +13,10 @@ import msgspec
 from starlette.types import Send
 
 from ..answer import Piece
+from ..responses import EVENT_STREAM_HEADERS
 from ..streams import Choice, Generation, Usage
 from .usage import usage_body
 
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 DONE = b"data: [DONE]\n\n"
 NULL_FINISH = b'"finish_reason":null}'
 
@@ -106,7 +102,9 @@ class Sender:
         """Status and headers; once."""
         if not self._started:
             self._started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM_HEADERS]}
+            )
 
     def usage_so_far(self) -> Usage | None:
         """For an event, if every event is to have it."""

@@ -8,6 +8,7 @@ from engine_core.engine import CUT_PATIENCE_S, LinkCut
 from protocol.config import CacheOptions, SchedulerOptions
 from protocol.errors import NumericalError, Unavailable
 from protocol.messages import Attached, Suspended
+from protocol.observation import Event
 from protocol.stream import TokenStream
 from tests.engine_core.requests import (
     PROMPT,
@@ -82,7 +83,7 @@ def test_clients_hear_that_the_workers_are_away() -> None:
     rig.workers_wire.drain()
     rig.engine.on_peer_gone(rig.worker_incarnation, crashed=False, cause="was killed")
     said = [type(message) for _, message in rig.clients_wire.sent]
-    assert said == [Suspended]
+    assert said == [Event, Suspended]
     rig.turn()
     assert registry.suspended
     rig.start_worker()

@@ -32,6 +32,7 @@ from protocol.messages import (
     Submit,
     Suspended,
 )
+from protocol.observation import Event, Inspect, Snapshot
 from protocol.sockets import Router, fingerprint
 
 DEADLINE_S = 20.0
@@ -56,6 +57,8 @@ class FakeEngine:
         self.tokens_per_message = 1
         self.pause_at: int | None = None
         self.silent_pings = False
+        self.snapshot = Snapshot(0, 1)
+        self.inspected = 0
         self.num_attached = 0
         self.num_cached = 0
         self.refuse_next: Refused | None = None
@@ -102,6 +105,9 @@ class FakeEngine:
     def attached(self) -> None:
         """As when a worker is there again."""
         self._send(Attached(PROTOCOL_VERSION, fingerprint(), self.epoch, self.facts))
+
+    def tell(self, event: Event) -> None:
+        self._send(event)
 
     def refuse(self, request_id: int, code: str, message: str, *, retryable: bool = False) -> None:
         self._send(Refused(request_id, code, message, retryable))
@@ -154,6 +160,10 @@ class FakeEngine:
                 if not self.silent_pings:
                     stats = EngineStats(num_running=3, num_waiting=2, num_free_blocks=25, num_blocks=100)
                     self._send(Pong(message.nonce, self.epoch, stats))
+            case Inspect():
+                self.inspected += 1
+                if not self.silent_pings:
+                    self._send(msgspec.structs.replace(self.snapshot, nonce=message.nonce))
             case Control():
                 self._send(ControlResult(message.nonce, True))
             case _:

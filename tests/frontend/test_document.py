@@ -7,6 +7,7 @@ import httpx2
 import pytest
 from starlette.routing import Route
 
+from frontend import playground
 from frontend.app import routes
 from frontend.openai.document import make_document
 from frontend.service import Service
@@ -61,7 +62,7 @@ def test_every_route_is_in_it(service: Service) -> None:
     found = {
         (method.lower(), route.path.replace("{id:path}", "{id}"))
         for route in routes(service, ())
-        if isinstance(route, Route)
+        if isinstance(route, Route) and route.path not in playground.load()
         for method in (route.methods or ()) - {"HEAD"}
     }
     paths = make_document(None)["paths"]

@@ -40,6 +40,7 @@ from protocol.messages import (
     Submit,
     Suspended,
 )
+from protocol.observation import Event, Inspect, RequestView, Snapshot, Stage
 from protocol.sampling import SamplingParams
 from protocol.steps import (
     EngineToWorker,
@@ -60,6 +61,7 @@ SAMPLING = SamplingParams(
     max_tokens=9, top_p=0.5, seed=7, stop_token_ids=(1, 2), logit_bias=((3, -1.5),), logprobs=2
 )
 FACTS = EngineFacts("m", 512, 64, 16, 256, (0,), 8)
+VIEW = RequestView(5, Stage.DECODING, 9, 3, 64, 11, 0, 1)
 BLOCK = LogprobBlock(columns.pack(columns.UINT32, [0]), 1, bytes(4), bytes(4), bytes(4))
 MODEL, CACHE, SCHEDULER = ModelOptions(), CacheOptions(), SchedulerOptions()
 CONFIGS: list[EngineCoreConfig | FrontendConfig | WorkerConfig] = [
@@ -90,6 +92,7 @@ SAMPLES: dict[str, tuple[Any, list[Any]]] = {
             Leave((4, 1 << 40)),
             Ping(1),
             Control(2, "reset_prefix_cache"),
+            Inspect(3),
         ],
     ),
     "engine core to client": (
@@ -112,6 +115,8 @@ SAMPLES: dict[str, tuple[Any, list[Any]]] = {
             AttachRefused(1, "x", "install the same version"),
             Pong(1, 1 << 20, EngineStats(1, 2, 3)),
             ControlResult(2, True, "done"),
+            Snapshot(3, 1 << 20, (VIEW,), 2, IDS, 9, IDS, IDS, IDS),
+            Event(1, 4, "workers_lost", 0.5, 12, 0.0, "", "was killed by SIGKILL"),
         ],
     ),
     "engine core to worker": (

@@ -1,0 +1,110 @@
+"""The playground's files: their types and headers, what they may do in a browser, and that they can be absent."""
+
+import re
+import subprocess
+import zipfile
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from frontend.playground import FOLDER, PAGE_PATHS, TYPES, load
+from frontend.service import Service
+from tests.frontend.conftest import asgi_client
+
+MakeService = Callable[..., Service]
+
+
+@pytest.mark.parametrize("path", sorted(load()))
+async def test_each_file_is_served_and_kept(http: httpx2.AsyncClient, path: str) -> None:
+    response = await http.get(path)
+    assert response.status_code == 200
+    name = "index.html" if path in PAGE_PATHS else path.rpartition("/")[2]
+    assert response.content == (FOLDER / name).read_bytes()
+    assert response.headers["content-type"].encode() == TYPES[Path(name).suffix]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["x-frame-options"] == "DENY"
+    policy = dict(
+        rule.strip().split(" ", 1) for rule in response.headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert policy["script-src"] == policy["connect-src"] == "'self'"
+    assert policy["require-trusted-types-for"] == "'script'"
+    etag = response.headers["etag"]
+    for tags in (etag, f"W/{etag}", f'"other", {etag}'):
+        again = await http.get(path, headers={"if-none-match": tags})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    assert (await http.get(path, headers={"if-none-match": '"other"'})).status_code == 200
+
+
+async def test_it_needs_no_key_and_knows_none(make_service: MakeService) -> None:
+    async with asgi_client(make_service(api_key=("secret",))) as client:
+        for path in load():
+            assert (await client.get(path)).status_code == 200
+        assert (await client.get("/playground/index.html")).status_code == 401
+        assert (await client.get("/playground/../keys.py")).status_code == 401
+
+
+async def test_it_can_be_switched_off(make_service: MakeService) -> None:
+    async with asgi_client(make_service(playground=False)) as client:
+        for path in (*load(), "/live/state", "/live/events"):
+            assert (await client.get(path)).status_code == 404
+        assert "/live/state" not in (await client.get("/openapi.json")).json()["paths"]
+    async with asgi_client(make_service(playground=False, api_key=("secret",))) as client:
+        assert (await client.get("/")).status_code == 401
+
+
+class _Page(HTMLParser):
+    """What the page refers to, and what the policy would forbid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refers: list[str] = []
+        self.ids: list[str] = []
+        self.labelled: set[str] = set()
+        self.fields: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        assert not [name for name in found if name.startswith("on") or name == "style"], (tag, found)
+        assert tag != "style"
+        self.refers += [str(value) for name, value in attrs if name in ("src", "href")]
+        self.ids += [str(found["id"])] if "id" in found else []
+        if tag == "label" and found.get("for"):
+            self.labelled.add(str(found["for"]))
+        if tag in ("input", "select", "textarea") and "aria-label" not in found:
+            self.fields.append(str(found.get("id")))
+
+
+def test_the_page_needs_nothing_that_is_not_served() -> None:
+    page = _Page()
+    page.feed((FOLDER / "index.html").read_text())
+    served = set(load())
+    for reference in page.refers:
+        assert reference in {".", "live"} or f"/{reference}" in served, reference
+    assert len(page.ids) == len(set(page.ids))
+    assert set(page.fields) <= page.labelled, "every field has a label"
+    for script in FOLDER.glob("*.js"):
+        text = script.read_text()
+        for name in re.findall(r'from "\./([^"]+)"', text):
+            assert f"/playground/{name}" in served, f"{script.name} imports {name}"
+        for banned in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Storage"):
+            assert banned not in text, f"{script.name} uses {banned}"
+        assert "://" not in text.replace("http://www.w3.org/2000/svg", ""), (
+            f"{script.name} names another host"
+        )
+
+
+def test_the_page_is_in_the_wheel(tmp_path: Path) -> None:
+    """As `pip install .` builds it."""
+    hatchling = pytest.importorskip("hatchling.build", reason="hatchling: pip install hatchling")
+    root = FOLDER.parents[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        name = hatchling.build_wheel(str(tmp_path))
+    names = set(zipfile.ZipFile(tmp_path / name).namelist())
+    assert {f"frontend/static/{file.name}" for file in FOLDER.iterdir()} <= names
+    tracked = subprocess.run(["git", "check-ignore", str(FOLDER)], cwd=root, capture_output=True)
+    assert tracked.returncode != 0
