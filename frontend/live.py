@@ -9,6 +9,7 @@ import time
 from collections import deque
 
 import msgspec
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from protocol.client import EngineClient
@@ -133,4 +134,5 @@ class Live:
 
 
 def _encode(event: LiveEvent) -> bytes:
-    return b"id: %b\ndata: %b\n\n" % (event.id.encode(), msgspec.json.encode(event))
+    aged = structs.replace(event, age_s=max(time.time() - event.at, 0.0))
+    return b"id: %b\ndata: %b\n\n" % (event.id.encode(), msgspec.json.encode(aged))

@@ -95,6 +95,8 @@ class LiveEvent(Struct, frozen=True):
     duration_s: float
     subject: str
     cause: str
+    age_s: float = 0.0
+    """When it is told; who reads it may have another idea of what time it is."""
 
 
 def describe(

@@ -21,7 +21,10 @@ MakeEngine = Callable[[], FakeEngine]
 SNAPSHOT = Snapshot(
     nonce=0,
     epoch=1,
-    requests=(RequestView(4, Stage.DECODING, 9, 3, 64, 11, 0, 1), RequestView(5, Stage.WAITING, 9, 0, 64, 0, 0, 0)),
+    requests=(
+        RequestView(4, Stage.DECODING, 9, 3, 64, 11, 0, 1),
+        RequestView(5, Stage.WAITING, 9, 0, 64, 0, 0, 0),
+    ),
     cell_stride=2,
     cells=columns.pack_ids([0, -1, -2]),
     num_steps=7,
@@ -112,13 +115,14 @@ async def test_another_engine_core_is_an_event_with_the_streams_that_go_on(
         await engine.until(lambda: engine.submits)
         engine.close()
         other = make_engine()
-        other.answer = [9, 9, 9]
+        other.answer, other.pause_at = [9, 9, 9], 2
         service.client.reattach(other.endpoint)
         await other.until(lambda: other.num_attached)
         other.tell(Event(4, 1, "workers_ready"))  # its first event is lost
         restarted, ready = await anext(news), await anext(news)
         assert (restarted["kind"], restarted["num_requests"]) == ("engine_core_restarted", 1)
         assert (ready["kind"], ready["id"]) == ("workers_ready", "4.1")
+        other.resume()
         assert (await asked).status_code == 200
 
 

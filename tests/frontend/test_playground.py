@@ -1,4 +1,4 @@
-"""The playground's files: their types and headers, what they may do in a browser, and that they can be absent."""
+"""The playground's files: types and headers, what they may do in a browser, and that they can be absent."""
 
 import re
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from hatchling.build import build_wheel
 
 from frontend.playground import FOLDER, PAGE_PATHS, TYPES, load
 from frontend.service import Service
@@ -99,11 +100,10 @@ def test_the_page_needs_nothing_that_is_not_served() -> None:
 
 def test_the_page_is_in_the_wheel(tmp_path: Path) -> None:
     """As `pip install .` builds it."""
-    hatchling = pytest.importorskip("hatchling.build", reason="hatchling: pip install hatchling")
     root = FOLDER.parents[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        name = hatchling.build_wheel(str(tmp_path))
+        name = build_wheel(str(tmp_path))
     names = set(zipfile.ZipFile(tmp_path / name).namelist())
     assert {f"frontend/static/{file.name}" for file in FOLDER.iterdir()} <= names
     tracked = subprocess.run(["git", "check-ignore", str(FOLDER)], cwd=root, capture_output=True)

@@ -1,0 +1,159 @@
+// Messages as they are seen: what the user wrote, and an answer while it comes and after.
+
+import { byId, count, duration, make } from "./dom.js";
+import { TokenView } from "./tokens.js";
+
+export function userMessage(text) {
+  const body = make("div", { className: "text" }, text);
+  return make("li", { className: "message user" }, make("h3", { className: "unseen" }, "You"), body);
+}
+
+/** One answer. Fed with the chunks of a stream; knows when its first token came, and how fast the rest. */
+export class Answer {
+  constructor({ json, actions }) {
+    this.content = "";
+    this.reasoning = "";
+    this.toolCalls = [];
+    this.finish = null;
+    this.usage = null;
+    this.begun = performance.now();
+    this.firstAt = this.lastAt = null;
+    this.text = make("div", { className: json ? "text code" : "text" });
+    this.thought = make("div", { className: "text" });
+    this.thinking = make("details", { className: "reasoning", hidden: true }, make("summary", {}, "Reasoning"), this.thought);
+    this.calls = make("div", { className: "calls" });
+    this.notes = make("ul", { className: "notes" });
+    this.facts = make("span", { className: "facts" });
+    this.actions = make("span", { className: "actions", hidden: true });
+    for (const [label, act] of Object.entries(actions)) this.#addAction(label, act);
+    this.tokens = null;
+    this.element = make(
+      "li", { className: "message answer", "aria-busy": "true" },
+      make("h3", { className: "unseen" }, "Answer"),
+      this.thinking, this.text, this.calls, this.notes,
+      make("div", { className: "meta" }, this.facts, this.actions),
+    );
+  }
+
+  take(chunk) {
+    if (chunk.usage) this.usage = chunk.usage;
+    for (const choice of chunk.choices ?? []) {
+      const delta = choice.delta ?? {};
+      if (delta.content || delta.reasoning_content || delta.tool_calls?.length) this.#arrived();
+      if (delta.reasoning_content) this.#think(delta.reasoning_content);
+      if (delta.content) this.#write(delta.content);
+      for (const call of delta.tool_calls ?? []) this.#call(call);
+      if (choice.logprobs?.content) this.#score(choice.logprobs.content);
+      if (choice.finish_reason) this.finish = choice.finish_reason;
+    }
+    this.#describe();
+  }
+
+  /** What the user is told besides the answer. */
+  note(text, kind = "") {
+    this.notes.append(make("li", { className: `note-line ${kind}` }, text));
+  }
+
+  end(how = null) {
+    this.element.removeAttribute("aria-busy");
+    this.actions.hidden = false;
+    if (how) this.finish = how;
+    this.#describe();
+    if (this.text.classList.contains("code") && this.finish === "stop") this.#checkJson();
+  }
+
+  /** As the next request repeats it. */
+  get message() {
+    const message = { role: "assistant", content: this.content };
+    if (this.toolCalls.length) message.tool_calls = this.toolCalls.map(({ id, name, text }) => (
+      { id, type: "function", function: { name, arguments: text } }
+    ));
+    return message;
+  }
+
+  // ── inside ──
+
+  #addAction(label, act) {
+    this.actions.append(make("button", { className: "quiet", type: "button", onclick: () => act(this) }, label));
+  }
+
+  #arrived() {
+    this.lastAt = performance.now();
+    if (this.firstAt === null) {
+      this.firstAt = this.lastAt;
+      this.tokensAtFirst = this.usage?.completion_tokens ?? 1;
+    }
+  }
+
+  #write(text) {
+    if (this.thinking.open && !this.content) this.thinking.open = false;
+    this.content += text;
+    if (this.tokens === null) this.text.append(text);
+  }
+
+  #think(text) {
+    this.thinking.hidden = false;
+    this.reasoning += text;
+    this.thought.append(text);
+  }
+
+  #call({ index = this.toolCalls.length, id, function: part = {} }) {
+    if (!this.toolCalls[index]) {
+      const name = make("b", {});
+      const text = make("pre", {});
+      this.calls.append(make("div", { className: "call" }, make("p", {}, "Calls ", name), text));
+      this.toolCalls[index] = { id, name: "", text: "", shownName: name, shownText: text };
+    }
+    const call = this.toolCalls[index];
+    if (id) call.id = id;
+    if (part.name) call.shownName.append(part.name), call.name += part.name;
+    if (part.arguments) call.shownText.append(part.arguments), call.text += part.arguments;
+  }
+
+  #score(entries) {
+    if (this.tokens === null) {
+      this.tokens = new TokenView();
+      this.text.replaceChildren(this.tokens.element);
+    }
+    this.tokens.add(entries);
+  }
+
+  #describe() {
+    const parts = [];
+    const tokens = this.usage?.completion_tokens ?? 0;
+    if (tokens) parts.push(["tokens", count(tokens, "token")]);
+    if (this.firstAt !== null) {
+      const seconds = (this.lastAt - this.firstAt) / 1000;
+      const speed = (tokens - this.tokensAtFirst) / seconds;
+      if (seconds > 0 && speed > 0) parts.push(["speed", `${speed.toFixed(speed < 100 ? 1 : 0)} tokens/s`]);
+      parts.push(["ttft", `first after ${duration((this.firstAt - this.begun) / 1000)}`]);
+    }
+    const cached = this.usage?.prompt_tokens_details?.cached_tokens;
+    if (cached) parts.push(["cached", `${count(cached, "prompt token")} cached`]);
+    if (this.finish && this.finish !== "stop") parts.push(["finish", FINISHES[this.finish] ?? this.finish]);
+    this.facts.replaceChildren(...parts.map(([kind, text]) => make("span", { "data-fact": kind }, text)));
+  }
+
+  #checkJson() {
+    try {
+      JSON.parse(this.content);
+    } catch (error) {
+      this.note(`This is not JSON: ${error.message}`, "bad");
+      return;
+    }
+    this.facts.append(make("span", { "data-fact": "json" }, "valid JSON"));
+  }
+}
+
+const FINISHES = {
+  length: "cut off at the limit",
+  tool_calls: "waits for the tool",
+  content_filter: "filtered",
+  stopped: "stopped",
+  failed: "failed",
+};
+
+/** Say to those who do not see the page. */
+export function announce(text) {
+  byId("announcer").textContent = text;
+}
