@@ -38,9 +38,13 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """A variable of the chat template; none also sets enable_thinking and thinking to false there."""
     add_generation_prompt: bool | None = None
+    """false: the prompt does not begin the assistant's message."""
     continue_final_message: bool | None = None
+    """The answer goes on with the last message."""
     add_special_tokens: bool | None = None
+    """true: besides those in the chat template."""
     chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template."""
 
 
 class ChatCompletions(GeneratingEndpoint[ChatRequest]):

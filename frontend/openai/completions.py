@@ -33,8 +33,11 @@ class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
     best_of: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
     """So many answers are made, and the n with the highest log-probability per token given, best first."""
     echo: bool | None = None
+    """The answer begins with the prompt."""
     logprobs: NumLogprobs | None = None
+    """So many likeliest tokens beside each; with echo the prompt's, too."""
     add_special_tokens: bool | None = None
+    """false: none are put around a prompt that is a text."""
 
 
 class Completions(GeneratingEndpoint[CompletionRequest]):

@@ -55,24 +55,35 @@ class GenerationFields(ConstrainedFields, frozen=True, kw_only=True):
     """null and absent mean the same everywhere."""
 
     model: str | None = None
+    """One of /v1/models; the first of them if it is left out."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    """Answers to each prompt."""
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    """No end of sequence, stop token or stop string before."""
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    """0: always the likeliest token."""
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
+    """0 and -1: all."""
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Tokens less likely than this times the likeliest are not sampled."""
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    """The same one gives the same answer; without one it is drawn."""
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKENS)] | None = None
+    """Besides the model's own ends of sequence."""
     include_stop_str_in_output: bool | None = None
+    """And what a stop token stands for."""
     ignore_eos: bool | None = None
+    """The model's own end of sequence does not end the answer."""
     skip_special_tokens: bool | None = None
+    """false: the answer shows them."""
     logit_bias: (
         Annotated[
             dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
@@ -80,6 +91,7 @@ class GenerationFields(ConstrainedFields, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    """Added to the logits of these token ids."""
     allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_ALLOWED_TOKENS)] | None = (
         None
     )
@@ -97,7 +109,9 @@ class GenerationFields(ConstrainedFields, frozen=True, kw_only=True):
     stream_interval: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     """Events after the first wait for so many tokens."""
     priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
+    """Lower runs first."""
     cache_salt: Annotated[str, Meta(max_length=256)] | None = None
+    """Only requests with the same one share cached prefixes."""
 
     @property
     def include_usage(self) -> bool:

@@ -33,8 +33,6 @@ Choices = Annotated[list[str], Meta(min_length=1, max_length=MOST_CHOICES)]
 
 
 class JsonSchemaFormat(Struct, frozen=True, kw_only=True):
-    """`strict` asks for what is done anyway."""
-
     schema: Raw = field(default_factory=_null)
     name: str | None = None
     description: str | None = None
@@ -62,8 +60,8 @@ class StructuredOutputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     whitespace_pattern: Annotated[str, Meta(max_length=256)] | None = None
     disable_any_whitespace: bool | None = None
     disable_fallback: bool | None = None
-    """There is none."""
     disable_additional_properties: bool | None = None
+    """true is refused: write it into the schema."""
 
 
 class ConstrainedFields(Struct, frozen=True, kw_only=True):
@@ -77,7 +75,6 @@ class ConstrainedFields(Struct, frozen=True, kw_only=True):
     guided_grammar: str | None = None
     guided_whitespace_pattern: Annotated[str, Meta(max_length=256)] | None = None
     guided_decoding_backend: str | None = None
-    """There is one."""
 
 
 def constraint_of(request: ConstrainedFields) -> Constraint | None:

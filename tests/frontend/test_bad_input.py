@@ -8,7 +8,7 @@ import pytest
 
 from frontend.openai.chat import ChatRequest
 from frontend.openai.completions import CompletionRequest
-from frontend.openai.refused import CHAT, COMPLETIONS, Refusal
+from frontend.openai.refused import CHAT, COMPLETIONS
 from frontend.service import Service
 from tests.frontend.conftest import asgi_client
 from tests.frontend.fake_engine import FakeEngine
@@ -226,26 +226,6 @@ async def test_a_model_without_a_chat_template(
     service.template = None
     error = await refused(http, CHAT_URL, {"messages": [USER]})
     assert "--chat-template" in error["message"]
-
-
-REFUSED = [(CHAT_URL, name, rule) for name, rule in CHAT.items()]
-REFUSED += [(TEXT_URL, name, rule) for name, rule in COMPLETIONS.items()]
-
-
-@pytest.mark.parametrize(("url", "name", "rule"), REFUSED, ids=lambda value: str(value)[:30])
-async def test_fields_that_are_not_honoured(
-    http: httpx2.AsyncClient, engine: FakeEngine, url: str, name: str, rule: Refusal
-) -> None:
-    request = {"messages": [USER], "prompt": "x", "max_tokens": 1}
-    error = await refused(http, url, {**request, name: ["something"]})
-    assert error["code"] == "unsupported_parameter"
-    assert error["param"] == name
-    assert rule.remedy in error["message"]
-    assert not engine.submits
-    engine.answer = [50]
-    for harmless in (None, *rule.harmless):
-        response = await http.post(url, json={**request, name: harmless})
-        assert response.status_code == 200, response.text
 
 
 async def test_what_clients_send_for_no_reason_is_accepted(
