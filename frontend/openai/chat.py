@@ -27,10 +27,12 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     """The newer name of max_tokens; wins over it."""
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
+    """So many likeliest tokens beside each."""
     tools: list[ToolDefinition] | None = None
     tool_choice: str | ToolChoice | None = None
     """none, auto, required, or an object that names a function or some of them."""
     parallel_tool_calls: bool | None = None
+    """false: one call at most."""
     include_reasoning: bool | None = None
     """false: the reasoning is dropped."""
     separate_reasoning: bool | None = None
@@ -66,8 +68,6 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
             defaults=reasoning_variables(request.reasoning_effort),
         )
         check_not_empty([prompt], "messages")
-        answer = request.max_completion_tokens or request.max_tokens
-        (prompt,) = truncated([prompt], request, facts, answer)
         reading = plan_reading(
             self.service.formats,
             use,
@@ -76,6 +76,8 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
             split_reasoning=request.separate_reasoning is not False,
             show_reasoning=request.include_reasoning is not False,
         )
+        answer = request.max_completion_tokens or request.max_tokens
+        (prompt,) = truncated([prompt], request, facts, answer)
         return [prompt], structs.replace(self._wish(request, prompt, facts, terms), reading=reading)
 
     def respond(

@@ -14,13 +14,22 @@ import httpx2
 import pytest
 from msgspec import structs
 
+from frontend.chat_template import ChatTemplate
+from frontend.service import Service
 from protocol.messages import Finish, Submit
 from scripts.api_page import ACCEPTED, ENDPOINTS, HONOURED, REFUSED, Endpoint, rows
-from tests.frontend.conftest import END
+from tests.frontend.conftest import END, MakeService, attached
 from tests.frontend.fake_engine import FakeEngine
 
 USER = {"role": "user", "content": "x"}
 OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+LOOK = {"type": "function", "function": {"name": "look"}}
+WAIT = {"type": "function", "function": {"name": "wait"}}
+TEMPLATE = (
+    "{{ bos_token }}{{ mood }}{{ reasoning_effort }}"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}{# <think></think> #}"
+)
 ASSISTANT = [USER, {"role": "assistant", "content": "I"}]
 _FLEETING = re.compile(r'"(id|created)":("[^"]*"|\d+)')
 
@@ -78,6 +87,12 @@ EXAMPLES: dict[str, dict[str, Example]] = {
         "logprobs": Example(True),
         "top_logprobs": Example(2, {"logprobs": True}),
         "return_tokens_as_token_ids": Example(True, {"logprobs": True}),
+        "tools": Example([LOOK, WAIT], {"tools": [LOOK], "tool_choice": "required"}),
+        "tool_choice": Example("required", {"tools": [LOOK], "tool_choice": "none"}),
+        "parallel_tool_calls": Example(False, {"tools": [LOOK], "tool_choice": "required"}),
+        "include_reasoning": Example(False),
+        "separate_reasoning": Example(False),
+        "reasoning_effort": Example("low"),
         "add_generation_prompt": Example(False),
         "continue_final_message": Example(True, {"messages": ASSISTANT, "add_generation_prompt": False}),
         "add_special_tokens": Example(True),
@@ -119,8 +134,8 @@ EXAMPLES: dict[str, dict[str, Example]] = {
 TESTED_ELSEWHERE = {"stream_interval"}
 """What comes together depends on time: see test_fields.py."""
 BASE: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": [USER], "max_tokens": 20, "seed": 1},
-    "/v1/completions": {"prompt": "a tern", "max_tokens": 20, "seed": 1},
+    "/v1/chat/completions": {"messages": [USER], "max_tokens": 60, "seed": 1},
+    "/v1/completions": {"prompt": "a tern", "max_tokens": 60, "seed": 1},
     "/v1/embeddings": {"input": "a tern"},
     "/tokenize": {"prompt": "a tern"},
     "/detokenize": {"tokens": [50]},
@@ -152,8 +167,14 @@ def rows_of(endpoint: Endpoint, treatment: str) -> list[str]:
 
 
 @pytest.fixture
+async def service(make_service: MakeService, engine: FakeEngine) -> Service:
+    template = ChatTemplate(TEMPLATE, {"bos_token": "<|bos|>"})
+    return await attached(make_service(template=template), engine)
+
+
+@pytest.fixture
 def world(http: httpx2.AsyncClient, engine: FakeEngine, path: str, ids: Any) -> World:
-    engine.answer, engine.finish = [*ids("a"), *ids("<|user|>"), *ids("b"), END], Finish.STOP
+    engine.answer, engine.finish = [*ids("<think>hm</think>a<|user|>b"), END], Finish.STOP
     engine.tokens_per_message = len(engine.answer)  # the same events each time
     return World(http, engine, path)
 
