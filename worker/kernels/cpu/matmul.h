@@ -46,6 +46,20 @@ INLINE const Part *tern_part_of(const Matrix *w, long n, long *row) {
     return part;
 }
 
+/* Memory that is needed next, asked for early into L2. The tiles of one stretch of weights share the asking:
+   if the first did it all, it would wait for memory, and memory for the others. */
+typedef struct {
+    const char *from; /* what follows the weights of these tiles */
+    int lines;        /* of the cache lines that a step of a tile reads, the ones that this tile asks for: bits */
+} Ahead;
+
+INLINE int tern_lines_of(long tile, long tiles, int lines) {
+    int own = 0;
+    for (int j = 0; j < lines; j++)
+        if (j % tiles == tile) own |= 1 << j;
+    return own;
+}
+
 INLINE long tern_clamp(long value, long least, long most) {
     return value < least ? least : value > most ? most : value;
 }

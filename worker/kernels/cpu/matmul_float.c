@@ -24,7 +24,6 @@
 #define MR 3
 #endif
 #define K_BLOCK 1024
-#define PREFETCH_BYTES 8192  /* ahead, in one line over the rows of a tile: the order of memory */
 #define MOST_ROWS 96         /* of x per chunk, a multiple of MR */
 #define MOST_COLUMNS 128     /* of y per chunk, a multiple of NR */
 #define X_BYTES (512 << 10)  /* of x per chunk: half of an L2 cache */
@@ -34,7 +33,7 @@
 
 /* MR rows of x (x_stride elements apart) by NR rows of w, k columns; c[i][0…3] = or += the sums. */
 #define TILE(NAME, W, X, STEP, LOAD_W, LOAD_X, DOT, OPERAND)                                                   \
-    INLINE void NAME(const int rows, const W *const w[NR], const X *x, long x_stride, long k, long ahead,      \
+    INLINE void NAME(const int rows, const W *const w[NR], const X *x, long x_stride, long k, Ahead ahead,     \
                      float *c, long c_stride, int first) {                                                    \
         vf acc[MR][NR];                                                                                       \
         _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++)                                                \
@@ -43,7 +42,8 @@
         for (long at = 0; at < whole; at += STEP) {                                                           \
             OPERAND b[NR];                                                                                    \
             _Pragma("GCC unroll 8") for (int j = 0; j < NR; j++) {                                            \
-                if (ahead) __builtin_prefetch((const char *)(w[0] + NR * at) + j * 64 + ahead, 0, 3);         \
+                if (ahead.lines & 1 << j)                                                                     \
+                    __builtin_prefetch(ahead.from + at * (NR * (long)sizeof(W)) + j * 64, 0, 2);              \
                 b[j] = LOAD_W(w[j] + at);                                                                     \
                 IN_REGISTER(b[j]);                                                                            \
             }                                                                                                 \
@@ -78,7 +78,7 @@
             memcpy(c + i * c_stride, &sums, sizeof sums);                                                     \
         }                                                                                                     \
     }                                                                                                         \
-    static void NAME##_rows(int rows, const void *const *w, const void *x, long x_stride, long k, long ahead, \
+    static void NAME##_rows(int rows, const void *const *w, const void *x, long x_stride, long k, Ahead ahead, \
                             float *c, long c_stride, int first) {                                             \
         const W *const *v = (const W *const *)w;                                                              \
         switch (rows) {                                                                                       \
@@ -98,7 +98,7 @@
 #define MORE_ROWS(NAME)
 #endif
 
-typedef void (*Tile)(int, const void *const *, const void *, long, long, long, float *, long, int);
+typedef void (*Tile)(int, const void *const *, const void *, long, long, Ahead, float *, long, int);
 
 #if defined(TERN_AVX512) && defined(__AVX512BF16__)
 INLINE __m512i load_bf16_pairs(const bf16 *p) { return _mm512_loadu_si512(p); }
@@ -156,12 +156,12 @@ static void multiply_chunk(const void *data, long index) {
                     for (long i = 0; i < block; i++) ((bf16 *)converted[r])[i] = float_to_bf16(wide[i]);
                 }
             }
-            long ahead = p->convert ? 0 : PREFETCH_BYTES;
+            const char *from = begin[0] + NR * ((w->k + k) * p->w_bytes);
             for (long t = 0, m = 0; t < tiles; t++) { /* tiles as equal as can be */
                 int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
                 const char *x = (const char *)call->x + ((m0 + m) * call->x_stride + k) * p->x_bytes;
-                p->tile(some, weights, x, call->x_stride, block, t == 0 ? ahead : 0, &sums[m][j],
-                        MOST_COLUMNS + NR, k == 0);
+                Ahead ahead = {from, p->convert ? 0 : tern_lines_of(t, tiles, NR)};
+                p->tile(some, weights, x, call->x_stride, block, ahead, &sums[m][j], MOST_COLUMNS + NR, k == 0);
                 m += some;
             }
         }

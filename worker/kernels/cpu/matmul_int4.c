@@ -14,7 +14,6 @@
 #include "simd_int.h"
 
 #define MR 6
-#define PREFETCH_BYTES 4096
 #define MOST_ROWS 96
 #define MOST_BLOCKS 8
 #define X_BYTES (384 << 10)
@@ -58,7 +57,7 @@ INLINE void tile(const int rows, const int blocks, const Block *block, const Mat
             bytes low[2], high[2];
             _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) {
                 const uint8_t *at = block[b].weight + k * 8;
-                if (ahead) __builtin_prefetch(at + PREFETCH_BYTES, 0, 3);
+                if (ahead & 1 << b) __builtin_prefetch(at + w->k * 8 * blocks, 0, 2);
                 bytes both = bytes_load(at);
                 low[b] = low_nibbles(both), high[b] = high_nibbles(both);
             }
@@ -142,7 +141,8 @@ static void multiply_chunk(const void *data, long index) {
         if (pair == 2 && !block[0].zeros != !block[1].zeros) pair = 1;
         for (long t = 0, m = 0; t < tiles; t++) {
             int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
-            (pair == 2 ? two_blocks : one_block)(some, block, w, &p->x, m0 + m, t == 0, sums[m], 32);
+            (pair == 2 ? two_blocks : one_block)(some, block, w, &p->x, m0 + m,
+                                                 tern_lines_of(t, tiles, pair), sums[m], 32);
             m += some;
         }
         for (long m = 0; m < rows; m++)

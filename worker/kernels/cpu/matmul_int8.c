@@ -16,7 +16,6 @@
 
 #define NR 4
 #define MR 5
-#define PREFETCH_BYTES 8192
 #define MOST_ROWS 192
 #define MOST_COLUMNS 128
 #define X_BYTES (384 << 10)
@@ -36,7 +35,7 @@ typedef struct {
     long rows, columns, row_chunks;
 } Product;
 
-INLINE void tile(const int rows, const int8_t *const w[NR], const Activations *x, long m, long k, long ahead,
+INLINE void tile(const int rows, const int8_t *const w[NR], const Activations *x, long m, long k, Ahead ahead,
                  int32_t *sums, long stride) {
     const int8_t *codes = x->codes + m * x->stride;
     ints acc[MR][NR];
@@ -46,7 +45,7 @@ INLINE void tile(const int rows, const int8_t *const w[NR], const Activations *x
     for (long at = 0; at < whole; at += 64) {
         bytes b[NR];
         _Pragma("GCC unroll 8") for (int j = 0; j < NR; j++) {
-            if (ahead) __builtin_prefetch(w[0] + NR * at + j * 64 + ahead, 0, 3);
+            if (ahead.lines & 1 << j) __builtin_prefetch(ahead.from + NR * at + j * 64, 0, 2);
             b[j] = weights8(bytes_load(w[j] + at));
         }
         _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
@@ -70,7 +69,7 @@ INLINE void tile(const int rows, const int8_t *const w[NR], const Activations *x
     }
 }
 
-static void some_rows(int rows, const int8_t *const w[NR], const Activations *x, long m, long k, long ahead,
+static void some_rows(int rows, const int8_t *const w[NR], const Activations *x, long m, long k, Ahead ahead,
                       int32_t *sums, long stride) {
     switch (rows) {
     case 1: tile(1, w, x, m, k, ahead, sums, stride); break;
@@ -202,10 +201,11 @@ static void multiply_chunk(const void *data, long index) {
             weights[r] = (const int8_t *)part->weight + row * part->stride;
             scales[j + r] = part->scales[row];
         }
+        const char *from = (const char *)weights[0] + NR * w->k;
         for (long t = 0, m = 0; t < tiles; t++) {
             int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
-            some_rows(some, weights, &p->x, m0 + m, w->k, t == 0 ? PREFETCH_BYTES : 0, &sums[m][j],
-                      MOST_COLUMNS + NR);
+            Ahead ahead = {from, tern_lines_of(t, tiles, NR)};
+            some_rows(some, weights, &p->x, m0 + m, w->k, ahead, &sums[m][j], MOST_COLUMNS + NR);
             m += some;
         }
     }
