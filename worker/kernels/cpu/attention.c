@@ -18,9 +18,9 @@
 #include <stdlib.h>
 
 enum { TILE = 32, SPAN = 256, MAX_ROWS = 32, MAX_FLOATS = 8192 };
-/* Up to so many rows memory is what limits: the next tile is called for into the second cache, which took a
- * quarter less time at 16 sequences of 1,024 tokens beside other load, and 5 % more where all was in the cache. */
-enum { FEW_ROWS = 8 };
+/* Up to so many rows memory is what limits. So while a tile is computed, line by line the next is asked for, into
+ * the second cache; behind a head's last tile comes the first of the next head. */
+enum { FEW_ROWS = 8, MOST_HEADS = 4 };
 #define NOTHING (-1e30f) /* less than any score, and finite */
 
 typedef struct { int64_t sequence, first_row, num_rows, span; } unit;
@@ -35,6 +35,7 @@ typedef struct {
     int64_t num_units;
     float *parts;               /* [unit][kv head] states, when spans are apart */
     int64_t part_floats;
+    int64_t heads_at_once;      /* KV heads of a unit that one thread computes, one after the other */
 } work;
 
 /* Rows' running maximum, sum and mixed values. */
@@ -44,8 +45,14 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t padded(int64_t dim) { return (dim + CHUNK - 1) / CHUNK * CHUNK; }
 
-/* Scores of `rows` queries and LANES / rows keys. */
-INLINE void dots(const float *q, int64_t width, const char *const *k, int dtype, int64_t dim, int rows, float *out) {
+/* Ask for the memory of a chunk of numbers. */
+INLINE void ask(const char *p, int dtype) {
+    for (int64_t line = 0; line < CHUNK * size_of(dtype); line += 64) __builtin_prefetch(p + line, 0, 2);
+}
+
+/* Scores of `rows` queries and LANES / rows keys. `ahead`: keys that are needed next, or NULL. */
+INLINE void dots(const float *q, int64_t width, const char *const *k, const char *const *ahead, int dtype, int64_t dim,
+                 int rows, float *out) {
     const int keys = LANES / rows;
     vf s[LANES];
     for (int i = 0; i < LANES; i++) s[i] = (vf){};
@@ -53,6 +60,7 @@ INLINE void dots(const float *q, int64_t width, const char *const *k, int dtype,
     for (int64_t d = 0; d < whole; d += CHUNK) {
 #pragma GCC unroll 16
         for (int j = 0; j < keys; j++) {
+            if (ahead) ask(ahead[j] + d * size_of(dtype), dtype);
             pair x = load_pair(k[j] + d * size_of(dtype), dtype, CHUNK);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
@@ -82,7 +90,7 @@ INLINE void dots(const float *q, int64_t width, const char *const *k, int dtype,
 
 /* mixed = mixed · decay + Σ p v, of `rows` rows and `chunks` chunks of a head. */
 INLINE void mix(float *mixed, int64_t width, const float *p, const float *decay, const char *const *v,
-                int64_t from, int64_t to, int dtype, int count, int rows, int chunks) {
+                const char *const *ahead, int64_t from, int64_t to, int dtype, int count, int rows, int chunks) {
     vf o[16];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -91,6 +99,7 @@ INLINE void mix(float *mixed, int64_t width, const float *p, const float *decay,
     for (int64_t k = from; k < to; k++)
 #pragma GCC unroll 4
         for (int c = 0; c < chunks; c++) {
+            if (ahead) ask(ahead[k] + c * CHUNK * size_of(dtype), dtype);
             pair x = load_pair(v[k] + c * CHUNK * size_of(dtype), dtype, count);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
@@ -106,21 +115,21 @@ INLINE void mix(float *mixed, int64_t width, const float *p, const float *decay,
 }
 
 INLINE void mix_heads(float *mixed, int64_t width, const float *p, const float *decay, const char *const *values,
-                      int64_t from, int64_t to, int dtype, int64_t dim, int rows) {
+                      const char *const *next, int64_t from, int64_t to, int dtype, int64_t dim, int rows) {
     const int at_once = LANES == 8 ? 4 / rows : rows == 4 ? 2 : 4;
-    const char *v[TILE];
-    for (int64_t k = from; k < to; k++) v[k] = values[k];
+    const char *v[TILE], *n[TILE], *const *ahead = next ? n : NULL;
+    for (int64_t k = from; k < to; k++) v[k] = values[k], n[k] = (next ? next : values)[k];
     int64_t d = 0, bytes = size_of(dtype) * CHUNK;
-#define ADVANCE(n) for (int64_t k = from; k < to; k++) v[k] += (n) * bytes; d += (n) * CHUNK
+#define ADVANCE(i) for (int64_t k = from; k < to; k++) v[k] += (i) * bytes, n[k] += (i) * bytes; d += (i) * CHUNK
     while (d + at_once * CHUNK <= dim) {
-        mix(mixed + d, width, p, decay, v, from, to, dtype, CHUNK, rows, at_once);
+        mix(mixed + d, width, p, decay, v, ahead, from, to, dtype, CHUNK, rows, at_once);
         ADVANCE(at_once);
     }
     while (d + CHUNK <= dim) {
-        mix(mixed + d, width, p, decay, v, from, to, dtype, CHUNK, rows, 1);
+        mix(mixed + d, width, p, decay, v, ahead, from, to, dtype, CHUNK, rows, 1);
         ADVANCE(1);
     }
-    if (d < dim) mix(mixed + d, width, p, decay, v, from, to, dtype, (int)(dim - d), rows, 1);
+    if (d < dim) mix(mixed + d, width, p, decay, v, ahead, from, to, dtype, (int)(dim - d), rows, 1);
 }
 
 /* Scores of a row → weights in place. Returns what the earlier sums are multiplied with. */
@@ -158,15 +167,21 @@ typedef struct { int64_t first_row, group, first_position, window; } rows_at;
 
 INLINE int64_t position_of(const rows_at *at, int64_t row) { return at->first_position + (at->first_row + row) / at->group; }
 
+/* Where keys and values are, of the positions from … to - 1 of a tile; the rest of them point to some of these. */
+typedef struct { int64_t from, to; const char *k[TILE], *v[TILE]; } place;
+
 INLINE void tile(const rows_at *at, const attention_layer *layer, int dtype, int64_t num_rows, const float *q, int64_t begin,
-                 int64_t from, int64_t to, const char *const *k, const char *const *v, state s) {
+                 const place *here, const place *next, state s) {
+    const char *const *k = here->k, *const *v = here->v;
+    int64_t from = here->from, to = here->to;
     int64_t width = padded(layer->head_dim), dim = layer->head_dim;
     float p[4 * TILE], decay[4];
     for (int64_t row = 0; row < num_rows;) {
         int rows = num_rows - row >= 4 ? 4 : num_rows - row >= 2 ? 2 : 1;
         const float *queries = q + row * width;
+        const char *const *next_k = next && !row ? next->k : NULL, *const *next_v = next && !row ? next->v : NULL;
 #define SCORES(n) for (int64_t j = from / (LANES / n) * (LANES / n); j < to; j += LANES / n) \
-            dots(queries, width, k + j, dtype, dim, n, p + j)
+            dots(queries, width, k + j, next_k ? next_k + j : NULL, dtype, dim, n, p + j)
         if (rows == 4) { SCORES(4); } else if (rows == 2) { SCORES(2); } else { SCORES(1); }
         for (int r = 0; r < rows; r++) {
             int64_t end = position_of(at, row + r) + 1, start = at->window ? most(end - at->window, 0) : 0;
@@ -174,23 +189,23 @@ INLINE void tile(const rows_at *at, const attention_layer *layer, int dtype, int
                               (float)layer->soft_cap, &s.max[row + r], &s.sum[row + r]);
         }
         float *mixed = s.mixed + row * width;
-#define MIX(n) mix_heads(mixed, width, p, decay, v, from, to, dtype, dim, n)
+#define MIX(n) mix_heads(mixed, width, p, decay, v, next_v, from, to, dtype, dim, n)
         if (rows == 4) { MIX(4); } else if (rows == 2) { MIX(2); } else { MIX(1); }
         row += rows;
     }
 }
 
 static __attribute__((noinline)) void tile_f32(const rows_at *at, const attention_layer *layer, int64_t n, const float *q,
-        int64_t begin, int64_t from, int64_t to, const char *const *k, const char *const *v, state s) {
-    tile(at, layer, F32, n, q, begin, from, to, k, v, s);
+        int64_t begin, const place *here, const place *next, state s) {
+    tile(at, layer, F32, n, q, begin, here, next, s);
 }
 static __attribute__((noinline)) void tile_bf16(const rows_at *at, const attention_layer *layer, int64_t n, const float *q,
-        int64_t begin, int64_t from, int64_t to, const char *const *k, const char *const *v, state s) {
-    tile(at, layer, BF16, n, q, begin, from, to, k, v, s);
+        int64_t begin, const place *here, const place *next, state s) {
+    tile(at, layer, BF16, n, q, begin, here, next, s);
 }
 static __attribute__((noinline)) void tile_f16(const rows_at *at, const attention_layer *layer, int64_t n, const float *q,
-        int64_t begin, int64_t from, int64_t to, const char *const *k, const char *const *v, state s) {
-    tile(at, layer, F16, n, q, begin, from, to, k, v, s);
+        int64_t begin, const place *here, const place *next, state s) {
+    tile(at, layer, F16, n, q, begin, here, next, s);
 }
 
 static void clear(state s, int64_t num_rows, int64_t width) {
@@ -227,44 +242,49 @@ static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
     return it;
 }
 
-/* Where the keys and values of positions from … to - 1 of the tile at `begin` are. All others point to one of them. */
-INLINE void locate(const attention_layer *layer, const reach *it, int64_t begin, int64_t from, int64_t to,
-                   const char **k, const char **v) {
+/* Where the keys and values of positions from … to - 1 of the tile at `begin` are. */
+INLINE void locate(const attention_layer *layer, const reach *it, int64_t begin, int64_t from, int64_t to, place *at) {
     int64_t size = layer->block_size, bytes = layer->head_dim * size_of((int)layer->dtype);
-    int64_t block = (begin + from) / size, place = (begin + from) % size;
-    for (int64_t j = from; j < to; block++, place = 0) {
-        int64_t offset = ((it->table[block] * layer->num_kv_heads + it->kv_head) * size + place) * bytes;
-        for (; place < size && j < to; place++, j++, offset += bytes)
-            k[j] = layer->keys + offset, v[j] = layer->values + offset;
+    int64_t block = (begin + from) / size, inside = (begin + from) % size;
+    at->from = from, at->to = to;
+    for (int64_t j = from; j < to; block++, inside = 0) {
+        int64_t offset = ((it->table[block] * layer->num_kv_heads + it->kv_head) * size + inside) * bytes;
+        for (; inside < size && j < to; inside++, j++, offset += bytes)
+            at->k[j] = layer->keys + offset, at->v[j] = layer->values + offset;
     }
-    for (int64_t j = 0; j < from; j++) k[j] = k[from];
-    for (int64_t j = to; j < TILE; j++) k[j] = k[from];
+    for (int64_t j = 0; j < from; j++) at->k[j] = at->k[from], at->v[j] = at->v[from];
+    for (int64_t j = to; j < TILE; j++) at->k[j] = at->k[from], at->v[j] = at->v[from];
 }
 
-static void attend_span(const work *w, const unit *u, const reach *it, const float *q, int64_t span, state s) {
+/* The first tile of a span. Returns where it begins. */
+INLINE int64_t first_tile(const attention_layer *layer, const reach *it, int64_t span, place *at) {
+    int64_t lowest = most(it->lowest, span * SPAN), end = least(it->end, (span + 1) * SPAN);
+    int64_t begin = lowest / TILE * TILE;
+    locate(layer, it, begin, lowest - begin, least(end - begin, TILE), at);
+    return begin;
+}
+
+/* `after`: who is computed behind this span, from its span `after_span` on, or NULL. */
+static void attend_span(const work *w, const unit *u, const reach *it, const float *q, int64_t span, state s,
+                        const reach *after, int64_t after_span) {
     const attention_layer *layer = w->layer;
     clear(s, u->num_rows, it->width);
-    int64_t lowest = most(it->lowest, span * SPAN), end = least(it->end, (span + 1) * SPAN);
-    const char *k[2][TILE], *v[2][TILE];
-    int64_t lines = (layer->head_dim * size_of((int)layer->dtype) + 63) / 64, now = 0;
-    int64_t begin = lowest / TILE * TILE, from = lowest - begin, to = least(end - begin, TILE);
-    if (begin < end) locate(layer, it, begin, from, to, k[0], v[0]);
-    for (; begin < end; begin += TILE, now = !now) {
-        int64_t next = begin + TILE, next_to = least(end - next, TILE);
-        if (next < end) {
-            locate(layer, it, next, 0, next_to, k[!now], v[!now]);
-            for (int64_t j = 0; j < next_to && u->num_rows <= FEW_ROWS; j++)
-                for (int64_t line = 0; line < lines; line++) {
-                    __builtin_prefetch(k[!now][j] + line * 64, 0, 2);
-                    __builtin_prefetch(v[!now][j] + line * 64, 0, 2);
-                }
-        }
+    int64_t end = least(it->end, (span + 1) * SPAN), now = 0, few = u->num_rows <= FEW_ROWS;
+    place places[2];
+    for (int64_t begin = first_tile(layer, it, span, &places[0]); begin < end; begin += TILE, now = !now) {
+        int64_t next = begin + TILE;
+        const place *here = &places[now], *ahead = few ? &places[!now] : NULL;
+        if (next < end)
+            locate(layer, it, next, 0, least(end - next, TILE), &places[!now]);
+        else if (few && after)
+            first_tile(layer, after, after_span, &places[!now]);
+        else
+            ahead = NULL;
         switch (layer->dtype) {
-        case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, from, to, k[now], v[now], s); break;
-        case BF16: tile_bf16(&it->at, layer, u->num_rows, q, begin, from, to, k[now], v[now], s); break;
-        default: tile_f16(&it->at, layer, u->num_rows, q, begin, from, to, k[now], v[now], s);
+        case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, here, ahead, s); break;
+        case BF16: tile_bf16(&it->at, layer, u->num_rows, q, begin, here, ahead, s); break;
+        default: tile_f16(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
         }
-        from = 0, to = next_to;
     }
 }
 
@@ -309,27 +329,36 @@ static void finish(const work *w, const unit *u, const reach *it, state s) {
 
 INLINE state state_in(float *memory, int64_t num_rows) { return (state){memory, memory + num_rows, memory + 2 * num_rows}; }
 
-static void attend(const void *argument, long index) {
-    const work *w = argument;
-    int64_t kv_heads = w->layer->num_kv_heads;
-    const unit *u = w->units + index / kv_heads;
-    reach it = reach_of(w, u, index % kv_heads);
+/* One head of a unit; behind it comes `after`, unless that is NULL. */
+static void attend_head(const work *w, const unit *u, const reach *it, const reach *after) {
     float q[MAX_FLOATS] __attribute__((aligned(64)));
-    load_queries(w, u, &it, q);
+    load_queries(w, u, it, q);
     if (u->span >= 0) {
-        attend_span(w, u, &it, q, u->span, state_in(w->parts + index * w->part_floats, u->num_rows));
+        float *part = w->parts + ((u - w->units) * w->layer->num_kv_heads + it->kv_head) * w->part_floats;
+        attend_span(w, u, it, q, u->span, state_in(part, u->num_rows), after, u->span);
         return;
     }
     float first[MAX_FLOATS + 2 * MAX_ROWS] __attribute__((aligned(64)));
     float next[MAX_FLOATS + 2 * MAX_ROWS] __attribute__((aligned(64)));
     state total = state_in(first, u->num_rows), part = state_in(next, u->num_rows);
-    int64_t span = it.lowest / SPAN, end = (it.end + SPAN - 1) / SPAN;
-    attend_span(w, u, &it, q, span, total);
-    while (++span < end) {
-        attend_span(w, u, &it, q, span, part);
-        merge(total, part, u->num_rows, it.width);
+    int64_t begin = it->lowest / SPAN, end = (it->end + SPAN - 1) / SPAN;
+    for (int64_t span = begin; span < end; span++) {
+        int more = span + 1 < end;
+        attend_span(w, u, it, q, span, span == begin ? total : part, more ? it : after, more ? span + 1 : begin);
+        if (span > begin) merge(total, part, u->num_rows, it->width);
     }
-    finish(w, u, &it, total);
+    finish(w, u, it, total);
+}
+
+static void attend(const void *argument, long index) {
+    const work *w = argument;
+    int64_t chunks = w->layer->num_kv_heads / w->heads_at_once, head = index % chunks * w->heads_at_once;
+    const unit *u = w->units + index / chunks;
+    for (int64_t end = head + w->heads_at_once; head < end; head++) {
+        reach it = reach_of(w, u, head), after = it;
+        after.kv_head++;
+        attend_head(w, u, &it, head + 1 < end ? &after : NULL);
+    }
 }
 
 /* The units of one sequence's rows stand together, span after span. */
@@ -374,7 +403,7 @@ static int64_t list_units(work *w, int64_t rows_at_once, int apart) {
 
 /* query [token, query_stride heads, dim] → out [token, head, dim]. Returns 0, or -1 without memory. */
 int tern_attend(const attention_layer *layer, const attention_step *step, const void *query, int64_t query_stride, void *out) {
-    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0};
+    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, 1};
     int64_t width = padded(layer->head_dim), rows = least(MAX_ROWS, MAX_FLOATS / width);
     int64_t threads = tern_get_threads(), kv_heads = layer->num_kv_heads;
     int apart = 0;
@@ -390,7 +419,10 @@ int tern_attend(const attention_layer *layer, const attention_step *step, const 
     w.units = (unit *)memory;
     w.parts = (float *)(memory + units_bytes);
     list_units(&w, rows, apart);
-    tern_parallel_for(attend, &w, (long)(w.num_units * kv_heads));
+    while (w.heads_at_once < MOST_HEADS && kv_heads % (2 * w.heads_at_once) == 0 &&
+           w.num_units * kv_heads >= 4 * threads * w.heads_at_once)
+        w.heads_at_once *= 2;
+    tern_parallel_for(attend, &w, (long)(w.num_units * kv_heads / w.heads_at_once));
     if (apart) merge_spans(&w);
     free(memory);
     return 0;
