@@ -12,16 +12,10 @@
  * are computed apart and merged afterwards, to the same bits. All sums are in float32.
  * Nothing outside of a sequence's own window is ever read.
  */
-#include "attention.h"
+#include "attention_pairs.h"
+#include "attention_tile.h"
 #include "pool.h"
-#include "lanes.h"
 #include <stdlib.h>
-
-enum { TILE = 32, SPAN = 256, MAX_ROWS = 32, MAX_FLOATS = 8192 };
-/* Up to so many rows memory is what limits. So while a tile is computed, line by line the next is asked for, into
- * the second cache; behind a head's last tile comes the first of the next head. */
-enum { FEW_ROWS = 8, MOST_HEADS = 4 };
-#define NOTHING (-1e30f) /* less than any score, and finite */
 
 typedef struct { int64_t sequence, first_row, num_rows, span; } unit;
 
@@ -35,178 +29,9 @@ typedef struct {
     int64_t num_units;
     float *parts;               /* [unit][kv head] states, when spans are apart */
     int64_t part_floats;
+    int pairs;                  /* bf16 is multiplied as it is: queries are as attention_pairs.h has them */
     int64_t heads_at_once;      /* KV heads of a unit that one thread computes, one after the other */
 } work;
-
-/* Rows' running maximum, sum and mixed values. */
-typedef struct { float *max, *sum, *mixed; } state;
-
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t padded(int64_t dim) { return (dim + CHUNK - 1) / CHUNK * CHUNK; }
-
-/* Ask for the memory of a chunk of numbers. */
-INLINE void ask(const char *p, int dtype) {
-    for (int64_t line = 0; line < CHUNK * size_of(dtype); line += 64) __builtin_prefetch(p + line, 0, 2);
-}
-
-/* Scores of `rows` queries and LANES / rows keys. `ahead`: keys that are needed next, or NULL. */
-INLINE void dots(const float *q, int64_t width, const char *const *k, const char *const *ahead, int dtype, int64_t dim,
-                 int rows, float *out) {
-    const int keys = LANES / rows;
-    vf s[LANES];
-    for (int i = 0; i < LANES; i++) s[i] = (vf){};
-    int64_t whole = dim / CHUNK * CHUNK;
-    for (int64_t d = 0; d < whole; d += CHUNK) {
-#pragma GCC unroll 16
-        for (int j = 0; j < keys; j++) {
-            if (ahead) ask(ahead[j] + d * size_of(dtype), dtype);
-            pair x = load_pair(k[j] + d * size_of(dtype), dtype, CHUNK);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                vf *sum = &s[r * keys + j];
-                *sum = fma_(load(q + r * width + d), x.a, *sum);
-                *sum = fma_(load(q + r * width + d + LANES), x.b, *sum);
-            }
-        }
-    }
-    if (whole < dim) {
-#pragma GCC unroll 16
-        for (int j = 0; j < keys; j++) {
-            pair x = load_pair(k[j] + whole * size_of(dtype), dtype, (int)(dim - whole));
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                vf *sum = &s[r * keys + j];
-                *sum = fma_(load(q + r * width + whole), x.a, *sum);
-                *sum = fma_(load(q + r * width + whole + LANES), x.b, *sum);
-            }
-        }
-    }
-    float flat[LANES];
-    store(flat, sums(s));
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) memcpy(out + r * TILE, flat + r * keys, sizeof(float) * (size_t)keys);
-}
-
-/* mixed = mixed · decay + Σ p v, of `rows` rows and `chunks` chunks of a head. */
-INLINE void mix(float *mixed, int64_t width, const float *p, const float *decay, const char *const *v,
-                const char *const *ahead, int64_t from, int64_t to, int dtype, int count, int rows, int chunks) {
-    vf o[16];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int c = 0; c < 2 * chunks; c++) o[r * 2 * chunks + c] = load(mixed + r * width + c * LANES) * splat(decay[r]);
-    for (int64_t k = from; k < to; k++)
-#pragma GCC unroll 4
-        for (int c = 0; c < chunks; c++) {
-            if (ahead) ask(ahead[k] + c * CHUNK * size_of(dtype), dtype);
-            pair x = load_pair(v[k] + c * CHUNK * size_of(dtype), dtype, count);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                vf *sum = &o[(r * chunks + c) * 2], weight = splat(p[r * TILE + k]);
-                sum[0] = fma_(weight, x.a, sum[0]);
-                sum[1] = fma_(weight, x.b, sum[1]);
-            }
-        }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-        for (int c = 0; c < 2 * chunks; c++) store(mixed + r * width + c * LANES, o[r * 2 * chunks + c]);
-}
-
-INLINE void mix_heads(float *mixed, int64_t width, const float *p, const float *decay, const char *const *values,
-                      const char *const *next, int64_t from, int64_t to, int dtype, int64_t dim, int rows) {
-    const int at_once = LANES == 8 ? 4 / rows : rows == 4 ? 2 : 4;
-    const char *v[TILE], *n[TILE], *const *ahead = next ? n : NULL;
-    for (int64_t k = from; k < to; k++) v[k] = values[k], n[k] = (next ? next : values)[k];
-    int64_t d = 0, bytes = size_of(dtype) * CHUNK;
-#define ADVANCE(i) for (int64_t k = from; k < to; k++) v[k] += (i) * bytes, n[k] += (i) * bytes; d += (i) * CHUNK
-    while (d + at_once * CHUNK <= dim) {
-        mix(mixed + d, width, p, decay, v, ahead, from, to, dtype, CHUNK, rows, at_once);
-        ADVANCE(at_once);
-    }
-    while (d + CHUNK <= dim) {
-        mix(mixed + d, width, p, decay, v, ahead, from, to, dtype, CHUNK, rows, 1);
-        ADVANCE(1);
-    }
-    if (d < dim) mix(mixed + d, width, p, decay, v, ahead, from, to, dtype, (int)(dim - d), rows, 1);
-}
-
-/* Scores of a row → weights in place. Returns what the earlier sums are multiplied with. */
-INLINE float soften(float *scores, int64_t from, int64_t to, float scale, float soft_cap, float *max, float *sum) {
-    vf s[TILE / LANES], top = splat(NOTHING);
-    vi index;
-    for (int i = 0; i < LANES; i++) index[i] = i;
-    vi seen[TILE / LANES];
-#pragma GCC unroll 8
-    for (int i = 0; i < TILE / LANES; i++) {
-        vi place = index + i * LANES;
-        seen[i] = (place >= (int32_t)from) & (place < (int32_t)to);
-        vf x = load(scores + i * LANES) * splat(scale);
-        if (soft_cap != 0) x = tanh_(x / splat(soft_cap)) * splat(soft_cap);
-        s[i] = select_(seen[i], x, splat(NOTHING));
-        top = larger(s[i], top);
-    }
-    float before = *max, now = largest_of(top);
-    now = now > before ? now : before;
-    vf total = (vf){};
-#pragma GCC unroll 8
-    for (int i = 0; i < TILE / LANES; i++) {
-        vf p = select_(seen[i], exp_(s[i] - splat(now)), (vf){});
-        store(scores + i * LANES, p);
-        total = total + p;
-    }
-    float decay = exp_(splat(before - now))[0];
-    *sum = *sum * decay + sum_of(total);
-    *max = now;
-    return decay;
-}
-
-/* Rows' positions, as seen from one tile. */
-typedef struct { int64_t first_row, group, first_position, window; } rows_at;
-
-INLINE int64_t position_of(const rows_at *at, int64_t row) { return at->first_position + (at->first_row + row) / at->group; }
-
-/* Where keys and values are, of the positions from … to - 1 of a tile; the rest of them point to some of these. */
-typedef struct { int64_t from, to; const char *k[TILE], *v[TILE]; } place;
-
-INLINE void tile(const rows_at *at, const attention_layer *layer, int dtype, int64_t num_rows, const float *q, int64_t begin,
-                 const place *here, const place *next, state s) {
-    const char *const *k = here->k, *const *v = here->v;
-    int64_t from = here->from, to = here->to;
-    int64_t width = padded(layer->head_dim), dim = layer->head_dim;
-    float p[4 * TILE], decay[4];
-    for (int64_t row = 0; row < num_rows;) {
-        int rows = num_rows - row >= 4 ? 4 : num_rows - row >= 2 ? 2 : 1;
-        const float *queries = q + row * width;
-        const char *const *next_k = next && !row ? next->k : NULL, *const *next_v = next && !row ? next->v : NULL;
-#define SCORES(n) for (int64_t j = from / (LANES / n) * (LANES / n); j < to; j += LANES / n) \
-            dots(queries, width, k + j, next_k ? next_k + j : NULL, dtype, dim, n, p + j)
-        if (rows == 4) { SCORES(4); } else if (rows == 2) { SCORES(2); } else { SCORES(1); }
-        for (int r = 0; r < rows; r++) {
-            int64_t end = position_of(at, row + r) + 1, start = at->window ? most(end - at->window, 0) : 0;
-            decay[r] = soften(p + r * TILE, most(start - begin, 0), least(end - begin, TILE), (float)layer->scale,
-                              (float)layer->soft_cap, &s.max[row + r], &s.sum[row + r]);
-        }
-        float *mixed = s.mixed + row * width;
-#define MIX(n) mix_heads(mixed, width, p, decay, v, next_v, from, to, dtype, dim, n)
-        if (rows == 4) { MIX(4); } else if (rows == 2) { MIX(2); } else { MIX(1); }
-        row += rows;
-    }
-}
-
-static __attribute__((noinline)) void tile_f32(const rows_at *at, const attention_layer *layer, int64_t n, const float *q,
-        int64_t begin, const place *here, const place *next, state s) {
-    tile(at, layer, F32, n, q, begin, here, next, s);
-}
-static __attribute__((noinline)) void tile_bf16(const rows_at *at, const attention_layer *layer, int64_t n, const float *q,
-        int64_t begin, const place *here, const place *next, state s) {
-    tile(at, layer, BF16, n, q, begin, here, next, s);
-}
-static __attribute__((noinline)) void tile_f16(const rows_at *at, const attention_layer *layer, int64_t n, const float *q,
-        int64_t begin, const place *here, const place *next, state s) {
-    tile(at, layer, F16, n, q, begin, here, next, s);
-}
 
 static void clear(state s, int64_t num_rows, int64_t width) {
     for (int64_t r = 0; r < num_rows; r++) s.max[r] = NOTHING, s.sum[r] = 0;
@@ -282,7 +107,9 @@ static void attend_span(const work *w, const unit *u, const reach *it, const flo
             ahead = NULL;
         switch (layer->dtype) {
         case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, here, ahead, s); break;
-        case BF16: tile_bf16(&it->at, layer, u->num_rows, q, begin, here, ahead, s); break;
+        case BF16:
+            (w->pairs ? tile_pairs : tile_bf16)(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
+            break;
         default: tile_f16(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
         }
     }
@@ -299,6 +126,11 @@ static void load_queries(const work *w, const unit *u, const reach *it, float *q
     int dtype = (int)w->layer->dtype;
     for (int64_t row = 0; row < u->num_rows; row++) {
         const char *from = w->query + place_of(w, u, it, row, w->query_stride);
+#if HAS_PAIRS
+        for (int64_t i = 0; i < dim / 2 && w->pairs; i++)
+            memcpy((uint32_t *)q + query_place(row, i, dim), from + 4 * i, 4);
+        if (w->pairs) continue;
+#endif
         for (int64_t d = 0; d < dim; d += CHUNK) {
             pair x = load_pair(from + d * size_of(dtype), dtype, (int)least(dim - d, CHUNK));
             store(q + row * it->width + d, x.a), store(q + row * it->width + d + LANES, x.b);
@@ -403,7 +235,7 @@ static int64_t list_units(work *w, int64_t rows_at_once, int apart) {
 
 /* query [token, query_stride heads, dim] → out [token, head, dim]. Returns 0, or -1 without memory. */
 int tern_attend(const attention_layer *layer, const attention_step *step, const void *query, int64_t query_stride, void *out) {
-    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, 1};
+    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, can_pair(layer), 1};
     int64_t width = padded(layer->head_dim), rows = least(MAX_ROWS, MAX_FLOATS / width);
     int64_t threads = tern_get_threads(), kv_heads = layer->num_kv_heads;
     int apart = 0;

@@ -53,7 +53,14 @@ INLINE vf fma_(vf a, vf b, vf c) {
 }
 
 INLINE vf select_(vi condition, vf yes, vf no) { return (vf)(((vi)yes & condition) | ((vi)no & ~condition)); }
+/* Of two; the second where one is NaN. */
+#if LANES == 16
+INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 INLINE vf larger(vf a, vf b) { return select_(a > b, a, b); }
+INLINE vf smaller(vf a, vf b) { return select_(a < b, a, b); }
+#endif
 
 INLINE vf load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
@@ -219,7 +226,7 @@ INLINE void store_pair(void *p, int dtype, int count, pair v) {
 /* e^x within 2 units in the last place, for x clamped to [-87, 88]; NaN stays NaN. Cody-Waite reduction to
  * |r| <= ln 2 / 2, and Cephes' polynomial of degree 5. */
 INLINE vf exp_(vf x) {
-    vf c = select_(x < splat(-87.0f), splat(-87.0f), select_(x > splat(88.0f), splat(88.0f), x));
+    vf c = larger(splat(-87.0f), smaller(splat(88.0f), x));
     vf shifted = fma_(c, splat(1.44269504088896341f), splat(12582912.0f)); /* 1.5 · 2^23: rounds to an integer */
     vf n = shifted - splat(12582912.0f);
     vf r = fma_(n, splat(-0.693359375f), c);

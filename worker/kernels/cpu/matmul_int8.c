@@ -13,6 +13,9 @@
 #include "activations.h"
 #include "pool.h"
 #include "simd_int.h"
+#if W8_MOVED
+#include "transpose.h"
+#endif
 
 #define NR 4
 #define MR 5
@@ -89,7 +92,7 @@ static void pack(const int8_t *const w[16], long at, long k, uint8_t *to) {
         __mmask64 some = k - c >= 64 ? ~0ull : (1ull << (k - c)) - 1;
         _Pragma("GCC unroll 16") for (int r = 0; r < 16; r++)
             rows[r] = weights8(_mm512_maskz_loadu_epi8(some, w[r] + at + c));
-        ints_transpose16(rows);
+        transpose16(rows);
         _Pragma("GCC unroll 16") for (int r = 0; r < 16; r++) _mm512_store_si512(to + c * 16 + r * 64, rows[r]);
     }
 }

@@ -38,23 +38,6 @@ INLINE i32x4 ints_sum4(ints a, ints b, ints c, ints d) {
     __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
     return (i32x4)_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
-/* 16 × 16 groups of four bytes. */
-INLINE void ints_transpose16(ints a[16]) {
-    ints b[16];
-    _Pragma("GCC unroll 4") for (int i = 0; i < 16; i += 4) { /* 4 × 4 within 128 bits */
-        ints p = _mm512_unpacklo_epi32(a[i], a[i + 1]), q = _mm512_unpacklo_epi32(a[i + 2], a[i + 3]);
-        ints r = _mm512_unpackhi_epi32(a[i], a[i + 1]), s = _mm512_unpackhi_epi32(a[i + 2], a[i + 3]);
-        b[i] = _mm512_unpacklo_epi64(p, q), b[i + 1] = _mm512_unpackhi_epi64(p, q);
-        b[i + 2] = _mm512_unpacklo_epi64(r, s), b[i + 3] = _mm512_unpackhi_epi64(r, s);
-    }
-    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) { /* 4 × 4 of 128 bits */
-        ints p = _mm512_shuffle_i32x4(b[i], b[i + 4], 0x88), q = _mm512_shuffle_i32x4(b[i], b[i + 4], 0xdd);
-        ints r = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0x88), s = _mm512_shuffle_i32x4(b[i + 8], b[i + 12], 0xdd);
-        a[i] = _mm512_shuffle_i32x4(p, r, 0x88), a[i + 8] = _mm512_shuffle_i32x4(p, r, 0xdd);
-        a[i + 4] = _mm512_shuffle_i32x4(q, s, 0x88), a[i + 12] = _mm512_shuffle_i32x4(q, s, 0xdd);
-    }
-}
-
 #elif defined(TERN_AVX512) || defined(TERN_AVX2)
 
 typedef struct {
