@@ -152,7 +152,9 @@ class Engine:
         if scheduler is None or not self.workers.attached:
             return
         while len(scheduler.in_flight) < self.depth and not self._waits_for_masks(scheduler):
-            planned = scheduler.plan(self.meter.prompt_budget())
+            soon = min(len(scheduler.free_slots), scheduler.num_waiting)
+            budget = self.meter.prompt_budget(len(scheduler.prefilling) + soon, len(scheduler.decoding))
+            planned = scheduler.plan(budget)
             if planned is None:
                 return
             self.workers.dispatch(planned.plan)

@@ -15,6 +15,9 @@ from protocol.observation import MOST_TIMINGS
 _WEIGHT = 0.25
 """Of the newest sample in the moving averages: a change shows within about five steps."""
 _LEAST_CHUNK = 16
+_LEAST_SLOWDOWN = 3.0
+"""Mixed step over pure decode step, which prompts may always cause. Where decoding alone takes most of the
+target, they would be cut into chunks so small that everyone waits; two thirds of the time keep them going."""
 _RATE_WINDOW_S = 10.0
 """Of the rate of ends: what is three windows old counts for nothing."""
 _LONGEST_WAIT_S = 60.0
@@ -68,9 +71,15 @@ class Meter:
     def _rate_now(self, now: float) -> float:
         return self._rate * math.exp((self._rate_at - now) / _RATE_WINDOW_S)
 
-    def prompt_budget(self) -> int:
-        """Prompt tokens that keep a mixed step within the target; never none, so that prompts get on."""
+    def prompt_budget(self, num_starting: int, num_decoding: int) -> int:
+        """Prompt tokens of a step, so that it stays within the target; never none, so that prompts get on.
+
+        Where a step cannot be that short, time is shared by heads, who starts as much as who decodes: a mixed
+        step may take 1 + num_starting / num_decoding pure decode steps, or three if that is more.
+        """
         if not self.target_s or not self.per_prompt_token_s:
             return self.most
-        room = (self.target_s - self.base_s) / self.per_prompt_token_s
+        slowdown = max(_LEAST_SLOWDOWN, 1 + num_starting / max(num_decoding, 1))
+        longest = max(self.target_s, slowdown * self.base_s)
+        room = (longest - self.base_s) / self.per_prompt_token_s
         return max(_LEAST_CHUNK, min(self.most, int(room)))

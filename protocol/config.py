@@ -136,7 +136,8 @@ class SchedulerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             description="prompt chunks that share a step with running answers are sized, from measured "
-            "step times, to keep the step this short; 0: no limit but max_num_batched_tokens",
+            "step times, to keep the step this short, or to share time by heads where it cannot be; 0: no "
+            "limit but max_num_batched_tokens",
         ),
     ] = 50.0
     watermark: Annotated[

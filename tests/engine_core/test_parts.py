@@ -227,15 +227,26 @@ def test_ended_requests_are_skipped() -> None:
 
 def test_the_prompt_budget_follows_measured_step_times() -> None:
     meter = Meter(target_s=0.050, most=2048)
-    assert meter.prompt_budget() == 2048, "nothing is known yet"
+    assert meter.prompt_budget(1, 32) == 2048, "nothing is known yet"
     for _ in range(50):
         meter.record(num_decodes=32, num_prompt_tokens=0, seconds=0.010)
         meter.record(num_decodes=32, num_prompt_tokens=100, seconds=0.030)
-    assert meter.prompt_budget() == pytest.approx(200, rel=0.05)
+    assert meter.prompt_budget(1, 32) == pytest.approx(200, rel=0.05)
     for _ in range(50):
         meter.record(num_decodes=32, num_prompt_tokens=100, seconds=5.0)
-    assert meter.prompt_budget() == 16, "prompts always get on"
-    assert Meter(target_s=0, most=99).prompt_budget() == 99
+    assert meter.prompt_budget(1, 32) == 16, "prompts always get on"
+    assert Meter(target_s=0, most=99).prompt_budget(1, 32) == 99
+
+
+def test_where_decoding_alone_takes_the_target_time_is_shared_by_heads() -> None:
+    meter = Meter(target_s=0.050, most=2048)
+    for _ in range(50):
+        meter.record(num_decodes=4, num_prompt_tokens=0, seconds=0.060)
+        meter.record(num_decodes=4, num_prompt_tokens=100, seconds=0.160)
+    assert meter.prompt_budget(1, 4) == pytest.approx(120, abs=2), "three times a decode step"
+    assert meter.prompt_budget(12, 4) == pytest.approx(180, abs=2), (
+        "one share for decoding, three for prompts"
+    )
 
 
 def test_a_full_queue_is_worth_coming_back_to_when_a_tenth_of_it_has_left() -> None:
