@@ -72,6 +72,11 @@ class Answer:
         self._sent_chars = 0
         self._entries: deque[TokenEntry] = deque()
 
+    @property
+    def stop_string(self) -> str | None:
+        """The one that ended it."""
+        return self._stops.found if self._stops is not None else None
+
     def take(self, batch: TokenBatch) -> Piece:
         """The next tokens. An empty piece: all of it is held back."""
         token_ids, finish = batch.token_ids, batch.finish

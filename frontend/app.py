@@ -1,4 +1,4 @@
-"""The routes, and the layers around them. What each endpoint does is in openai/."""
+"""The routes, and the layers around them. What each endpoint does is in openai/ and anthropic/."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -8,6 +8,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from protocol.config import FrontendOptions
 
 from . import playground
+from .anthropic.errors import PATH as ANTHROPIC_PATH
+from .anthropic.errors import AnthropicErrors
+from .anthropic.messages import CountTokens, Messages
 from .keys import api_keys
 from .middleware import PUBLIC_PATHS, Authentication, BodyLimit, Edge
 from .openai.chat import ChatCompletions
@@ -15,6 +18,8 @@ from .openai.completions import Completions
 from .openai.document import Document
 from .openai.embeddings import Embeddings
 from .openai.models import Models
+from .openai.responses.endpoint import Responses
+from .openai.responses.past import PastResponses
 from .openai.status import Status
 from .openai.tokenize import Tokenization
 from .service import Service
@@ -47,7 +52,8 @@ def make_app(service: Service) -> ASGIApp:
     """The ASGI application of one frontend. Raises StartupError when its keys cannot be read."""
     keys = api_keys(service.options)
     limited = BodyLimit(_Routes(routes(service, keys)), service.options.max_body_bytes)
-    return Edge(Authentication(limited, keys, public_paths(service.options)))
+    guarded = Authentication(limited, keys, public_paths(service.options))
+    return Edge(guarded, {ANTHROPIC_PATH: AnthropicErrors()})
 
 
 def public_paths(options: FrontendOptions) -> frozenset[str]:
@@ -58,6 +64,7 @@ def public_paths(options: FrontendOptions) -> frozenset[str]:
 def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
     """All there are."""
     models, text, status = Models(service), Tokenization(service), Status(service)
+    past = PastResponses(service)
     pages = {
         "/live/state": service.live.state,
         "/live/events": service.live.events,
@@ -72,9 +79,17 @@ def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
     def post(path: str, endpoint: Endpoint) -> BaseRoute:
         return Route(path, _Asgi(endpoint), methods=["POST"])
 
+    def delete(path: str, endpoint: Endpoint) -> BaseRoute:
+        return Route(path, _Asgi(endpoint), methods=["DELETE"])
+
     return [
         post("/v1/chat/completions", ChatCompletions(service)),
         post("/v1/completions", Completions(service)),
+        post("/v1/responses", Responses(service, past)),
+        get("/v1/responses/{id}", past.get),
+        delete("/v1/responses/{id}", past.delete),
+        post("/v1/messages", Messages(service)),
+        post("/v1/messages/count_tokens", CountTokens(service)),
         post("/v1/embeddings", Embeddings(service)),
         get("/v1/models", models.list),
         get("/v1/models/{id:path}", models.get),

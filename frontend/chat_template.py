@@ -83,8 +83,9 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        param: str = "messages",
     ) -> str:
-        """The prompt. Raises InvalidRequest with what the template says against the messages."""
+        """The prompt. Raises InvalidRequest with what the template says against the messages in `param`."""
         chat = [self._adapt(message) for message in messages]
         if continue_final_message:
             chat[-1] = {**chat[-1], "content": _marked(chat[-1]["content"])}
@@ -100,7 +101,7 @@ class ChatTemplate:
         except Exception as error:  # a template is arbitrary code: whatever it raises is about this input
             said = error.message if isinstance(error, jinja2.TemplateError) else type(error).__name__
             raise InvalidRequest(
-                f"the model's chat template does not accept these messages: {said}", param="messages"
+                f"the model's chat template does not accept these messages: {said}", param=param
             ) from error
         return _until_mark(text) if continue_final_message else text
 

@@ -12,14 +12,14 @@ import logging
 import re
 import traceback
 import uuid
-from collections.abc import Awaitable, Collection, Iterable
+from collections.abc import Awaitable, Collection, Iterable, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.errors import BodyTooLarge, InternalError, RequestError, TernError, Unauthorized
 
-from .responses import error_body, send_error
+from .responses import LAST_WORDS, ErrorShape, LastWords, OpenAIErrors, send_error
 
 log = logging.getLogger("tern.frontend")
 
@@ -43,10 +43,15 @@ class MethodNotAllowed(RequestError):
 
 
 class Edge:
-    """Outermost: gives each request an id, and turns what the app raises into a response or a last event."""
+    """Outermost: gives each request an id, and turns what the app raises into a response or a last event.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `shapes`: paths under which errors look different.
+    """
+
+    def __init__(self, app: ASGIApp, shapes: Mapping[str, ErrorShape]) -> None:
         self._app = app
+        self._shapes = shapes
+        self._default = OpenAIErrors()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,32 +66,36 @@ class Edge:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             return send(message)
 
+        async def report(error: TernError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+            """Before the response: the error. Within a stream: its last events, and the connection is cut off
+            (the response is never completed), so that no client takes what it has for the whole answer."""
+            shape, label = self._shape(scope["path"]), request_id.decode()
+            if not started:
+                await send_error(labelled, error, shape, label, headers)
+                return
+            last_words: LastWords | None = scope.get("state", {}).get(LAST_WORDS)
+            events = last_words(error) if last_words is not None else shape.last_event(error, label)
+            await labelled({"type": "http.response.body", "body": events, "more_body": True})
+
         try:
             await self._app(scope, receive, labelled)
         except TernError as error:
-            await self._report(error, started, labelled)
+            await report(error)
         except HTTPException as error:  # the router's
             headers = [(k.encode(), v.encode()) for k, v in (error.headers or {}).items()]
-            await self._report(_routing_error(error, scope), started, labelled, headers)
+            await report(_routing_error(error, scope), headers)
         except Exception as error:  # a defect of ours; what it says may quote the prompt
             where = "".join(traceback.format_tb(error.__traceback__))
             kind, label = type(error).__name__, request_id.decode()
             log.error("request %s: %s %r: %s\n%s", label, scope["method"], scope["path"], kind, where)
             log.debug("request %s", label, exc_info=error)
-            await self._report(
-                InternalError("internal error; the server's log has the cause"), started, labelled
-            )
+            await report(InternalError("internal error; the server's log has the cause"))
 
-    async def _report(
-        self, error: TernError, started: bool, send: Send, headers: Iterable[tuple[bytes, bytes]] = ()
-    ) -> None:
-        """Before the response: the error. Within a stream: an error event, and the connection is cut off
-        (the response is never completed), so that no client takes what it has for the whole answer."""
-        if not started:
-            await send_error(send, error, headers)
-        else:
-            event = b"data: " + error_body(error) + b"\n\n"
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+    def _shape(self, path: str) -> ErrorShape:
+        for prefix, shape in self._shapes.items():
+            if path == prefix or path.startswith(prefix + "/"):
+                return shape
+        return self._default
 
 
 class Authentication:
@@ -106,13 +115,16 @@ class Authentication:
 
     def _tenant(self, scope: Scope) -> str:
         """A short name for the key: tenants share neither turns nor cached prefixes."""
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, key = given.partition(b" ")
+        given = _header(scope, b"authorization")
+        if given is None and (bare := _header(scope, b"x-api-key")) is not None:
+            given = b"Bearer " + bare
+        scheme, _, key = (given or b"").partition(b" ")
         digest = hashlib.sha256(key.strip()).digest()
         known = [hmac.compare_digest(digest, one) for one in self._hashes]
         if scheme.lower() != b"bearer" or not any(known):
             reason = "is not one of this server's" if given else "is missing"
-            raise Unauthorized(f"the API key {reason}; send it as 'Authorization: Bearer KEY'")
+            how = "'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+            raise Unauthorized(f"the API key {reason}; send it as {how}")
         return digest.hex()[:16]
 
 
@@ -142,6 +154,12 @@ class BodyLimit:
 
     def _error(self, size: str) -> BodyTooLarge:
         return BodyTooLarge(f"the body has {size}; the limit is {self._limit} (--max-body-bytes)")
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    """The first of that name."""
+    found: bytes | None = next((value for key, value in scope["headers"] if key == name), None)
+    return found
 
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -1,10 +1,11 @@
-"""What goes back over HTTP: a JSON document, or an error in OpenAI's shape. One table from error to response.
+"""What goes back over HTTP: a JSON document, or an error. One table from error to response per shape.
 
-{"error": {"message": …, "type": …, "param": … | null, "code": … | null}}
+OpenAI's   {"error": {"message": …, "type": …, "param": … | null, "code": … | null}}
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -70,9 +71,44 @@ def error_headers(error: TernError) -> list[Header]:
     return [(b"www-authenticate", b"Bearer")] if error.status == 401 else []
 
 
-async def send_error(send: Send, error: TernError, headers: Iterable[Header] = ()) -> None:
+class ErrorShape(Protocol):
+    """How errors look on some paths."""
+
+    def status(self, error: TernError) -> int: ...
+
+    def body(self, error: TernError, request_id: str) -> bytes:
+        """JSON of a whole response."""
+        ...
+
+    def last_event(self, error: TernError, request_id: str) -> bytes:
+        """Of a stream that cannot go on, and whose endpoint has no last words of its own."""
+        ...
+
+
+class OpenAIErrors:
+    """Everywhere, unless a path has another shape."""
+
+    def status(self, error: TernError) -> int:
+        return error.status
+
+    def body(self, error: TernError, request_id: str) -> bytes:
+        return error_body(error)
+
+    def last_event(self, error: TernError, request_id: str) -> bytes:
+        return b"data: " + error_body(error) + b"\n\n"
+
+
+LAST_WORDS = "last_words"
+"""Where a request's `state` has its endpoint's own LastWords, while it streams."""
+LastWords = Callable[[TernError], bytes]
+
+
+async def send_error(
+    send: Send, error: TernError, shape: ErrorShape, request_id: str, headers: Iterable[Header] = ()
+) -> None:
     """An error as a whole response."""
-    await send_body(send, error_body(error), error.status, [*headers, *error_headers(error)])
+    body = shape.body(error, request_id)
+    await send_body(send, body, shape.status(error), [*headers, *error_headers(error)])
 
 
 async def send_json(send: Send, document: object, status: int = 200, headers: Iterable[Header] = ()) -> None:

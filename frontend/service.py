@@ -23,6 +23,7 @@ from .grammars import Grammars
 from .live import Live
 from .metrics import Metrics
 from .reading import Formats
+from .response_store import ResponseStore
 from .tokenizer import Tokenizer
 
 
@@ -52,7 +53,7 @@ class GenerationDefaults(Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    """Tokenizer, template, grammars, engine client, door, live view and metrics of one frontend."""
+    """Tokenizer, template, grammars, engine client, door, live view, metrics and store of one frontend."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Service:
         metrics: Metrics,
         options: FrontendOptions,
         model_names: tuple[str, ...],
+        response_store: ResponseStore,
         seed: int = 0,
     ) -> None:
         self.client = client
@@ -76,6 +78,7 @@ class Service:
         self.metrics = metrics
         self.options = options
         self.model_names = model_names
+        self.response_store = response_store
         self.door = Door(client)
         self.live = Live(client, self.door)
         self.started_at = int(time.time())
@@ -98,6 +101,12 @@ class Service:
             metrics=Metrics(config.metrics_dir),
             options=config.frontend,
             model_names=config.model.served_model_name,
+            response_store=ResponseStore(
+                config.responses_dir,
+                config.frontend.response_store_bytes,
+                index=config.index,
+                num_frontends=config.frontend.frontends,
+            ),
             seed=config.model.seed and config.model.seed + config.index,
         )
 

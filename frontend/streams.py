@@ -108,6 +108,11 @@ class Choice:
         return self._answer.finish_reason
 
     @property
+    def stop_string(self) -> str | None:
+        """The one that ended it."""
+        return self._answer.stop_string
+
+    @property
     def position(self) -> int:
         """Output tokens that its pieces so far, and what is held back, are made of."""
         return self._answer.num_tokens or int(self.finish_reason is not None)

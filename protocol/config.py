@@ -213,6 +213,15 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "its answer is kept",
         ),
     ] = 30.0
+    response_store_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="of past responses that /v1/responses can go on from, in files of the run directory; "
+            "0: none is stored",
+            extra={"unit": "bytes"},
+        ),
+    ] = 64 << 20
     receive_timeout: Annotated[
         float, Meta(gt=0, description="seconds that a client has for its headers, and again for its body")
     ] = 10.0
@@ -302,6 +311,8 @@ class FrontendConfig(Struct, frozen=True, kw_only=True, tag="frontend"):
     frontend: FrontendOptions
     metrics_dir: str
     """Folder in which frontends find each other's metrics; empty for a single frontend."""
+    responses_dir: str = ""
+    """Folder in which frontends keep past responses; empty: they keep none."""
     log_level: str = "info"
     progress_fd: int = -1
     """Of the progress board, inherited; -1: there is none."""

@@ -3,6 +3,7 @@
     c{n} w{n}   sockets of the engine core of incarnation n, for clients and for workers
     g{n}/       where the ranks of the worker group of incarnation n meet
     metrics/    where several frontends find each other's metrics
+    responses/  past responses that clients may ask for again
     endpoint    the engine core's current address: what `EngineClient.attach` takes
     pids.json   pids by kind of process
     lock        held as long as the supervisor lives
@@ -27,7 +28,7 @@ MAX_SOCKET_PATH_BYTES = 107
 """sun_path in <sys/un.h>, less its final zero."""
 LONGEST_NAME = "/g99999999999/rank63"
 PREFIX = "tern-"
-OURS = ("c[0-9]*", "w[0-9]*", "g[0-9]*", "metrics", "endpoint", "pids.json", "*.new")
+OURS = ("c[0-9]*", "w[0-9]*", "g[0-9]*", "metrics", "responses", "endpoint", "pids.json", "*.new")
 
 
 class RunDir:
@@ -36,9 +37,11 @@ class RunDir:
     def __init__(self, path: str, lock: int, *, made: bool) -> None:
         self.path = path
         self.metrics_dir = os.path.join(path, "metrics")
+        self.responses_dir = os.path.join(path, "responses")
         self._lock = lock
         self._made = made
         os.mkdir(self.metrics_dir, 0o700)
+        os.mkdir(self.responses_dir, 0o700)
 
     @classmethod
     def open(cls, path: str) -> "RunDir":

@@ -223,6 +223,7 @@ def _frontend(
             model=options.model,
             frontend=options.frontend,
             metrics_dir=run_dir.metrics_dir if options.frontend.frontends > 1 else "",
+            responses_dir=run_dir.responses_dir,
             log_level=options.server.log_level,
             progress_fd=board_fd,
             progress_row=row,

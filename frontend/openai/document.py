@@ -11,6 +11,10 @@ import msgspec
 from msgspec import Struct
 from starlette.types import Receive, Scope, Send
 
+from ..anthropic.errors import PATH as ANTHROPIC_PATH
+from ..anthropic.errors import AnthropicError
+from ..anthropic.message import MessageObject, TokenCount
+from ..anthropic.request import CountFields, MessagesRequest
 from ..live_state import LiveState
 from ..responses import ErrorBody, send_body
 from .chat import ChatRequest
@@ -27,6 +31,9 @@ from .headers import (
     TIMEOUT,
 )
 from .models import ModelCard, ModelList
+from .responses.past import DeletedResponse
+from .responses.request import ResponsesRequest
+from .responses.response import ResponseObject
 from .status import Live, Load, Ready, Version
 from .tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
@@ -50,6 +57,23 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("post", "/v1/completions"): Operation(
         summary="Continue texts", request=CompletionRequest, answer=CompletionResponse, generates=True
+    ),
+    ("post", "/v1/responses"): Operation(
+        summary="Answer a conversation of items",
+        request=ResponsesRequest,
+        answer=ResponseObject,
+        generates=True,
+    ),
+    ("get", "/v1/responses/{id}"): Operation(summary="A past response", answer=ResponseObject),
+    ("delete", "/v1/responses/{id}"): Operation(summary="Forget it", answer=DeletedResponse),
+    ("post", ANTHROPIC_PATH): Operation(
+        summary="Answer a conversation, in Anthropic's shape",
+        request=MessagesRequest,
+        answer=MessageObject,
+        generates=True,
+    ),
+    ("post", f"{ANTHROPIC_PATH}/count_tokens"): Operation(
+        summary="How many tokens its prompt has", request=CountFields, answer=TokenCount
     ),
     ("post", "/v1/embeddings"): Operation(
         summary="Turn texts into vectors", request=EmbeddingRequest, answer=EmbeddingResponse
@@ -99,7 +123,7 @@ class Document:
 def make_document(public_paths: Collection[str] | None, absent: Collection[str] = ()) -> Json:
     """The whole document as plain JSON data."""
     kinds = [kind for one in OPERATIONS.values() for kind in (one.request, one.answer) if kind is not None]
-    _, schemas = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REF)
+    _, schemas = msgspec.json.schema_components([*kinds, ErrorBody, AnthropicError], ref_template=_REF)
     paths: dict[str, Json] = {}
     for (method, path), operation in OPERATIONS.items():
         if path in absent:
@@ -108,27 +132,34 @@ def make_document(public_paths: Collection[str] | None, absent: Collection[str] 
         if public_paths is None or path in public_paths:
             described["security"] = []
         paths.setdefault(path, {})[method] = described
-    error = {"description": "Why not", "content": _json(ErrorBody)}
+    errors = {
+        "Error": {"description": "Why not", "content": _json(ErrorBody)},
+        "AnthropicError": {"description": "Why not", "content": _json(AnthropicError)},
+    }
     return {
         "openapi": "3.1.0",
         "info": {"title": "Tern", "version": "1"},
         "paths": paths,
-        "security": [{"key": []}],
+        "security": [{"key": []}, {"header": []}],
         "components": {
             "schemas": schemas,
-            "responses": {"Error": error},
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "responses": errors,
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
     }
 
 
 def _describe(method: str, path: str, operation: Operation) -> Json:
+    error = "AnthropicError" if path.startswith(ANTHROPIC_PATH) else "Error"
     described: Json = {
         "operationId": f"{method}{path.translate(str.maketrans('/.', '__', '{}'))}",
         "summary": operation.summary,
         "responses": {
             "200": {"description": operation.summary, "content": _content(operation)},
-            "default": {"$ref": "#/components/responses/Error"},
+            "default": {"$ref": f"#/components/responses/{error}"},
         },
     }
     if operation.request is not None:

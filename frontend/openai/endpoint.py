@@ -1,7 +1,8 @@
-"""GeneratingEndpoint: a request's way from body to answer. Knows no endpoint's fields or shapes.
+"""A request's way from body to answer. Knows no endpoint's fields or shapes.
 
-admit → read → parse → refuse what is not honoured → plan → generate ─┬─ whole ── one JSON document
-                                                                      └─ stream ─ server-sent events
+Endpoint            admit → read → parse → refuse what is not honoured → answer
+GeneratingEndpoint  plan → generate ─┬─ whole ── one JSON document
+                                     └─ stream ─ server-sent events
 """
 
 from abc import ABC, abstractmethod
@@ -26,6 +27,7 @@ from .refused import Refusal, Refusals
 from .resumable import ResumableStream
 from .structured import check_room, compile_constraint, constraint_of
 
+AnyFields = TypeVar("AnyFields", bound=Struct)
 Fields = TypeVar("Fields", bound=GenerationFields)
 
 
@@ -37,10 +39,10 @@ class Response(Events, Protocol):
         ...
 
 
-class GeneratingEndpoint(ABC, Generic[Fields]):
-    """What an endpoint has to say itself: what a request asks for, and how its answer is written."""
+class Endpoint(ABC, Generic[AnyFields]):
+    """What every endpoint that generates does before it knows what for."""
 
-    def __init__(self, service: Service, fields: type[Fields], refused: Mapping[str, Refusal]) -> None:
+    def __init__(self, service: Service, fields: type[AnyFields], refused: Mapping[str, Refusal]) -> None:
         self.service = service
         self._decoder = msgspec.json.Decoder(fields)
         self._refusals = Refusals(refused)
@@ -51,7 +53,17 @@ class GeneratingEndpoint(ABC, Generic[Fields]):
         request = parse(self._decoder, body)
         self._refusals.check(body)
         terms = read_terms(scope, body, self.service.options.request_timeout)
-        await self.service.door.attend(receive, self._answer(request, facts, terms, send))
+        await self.service.door.attend(receive, self.answer(request, facts, terms, scope, send))
+
+    @abstractmethod
+    async def answer(
+        self, request: AnyFields, facts: EngineFacts, terms: Terms, scope: Scope, send: Send
+    ) -> None:
+        """All of the response. Cancelled when the client goes away."""
+
+
+class GeneratingEndpoint(Endpoint[Fields]):
+    """What an endpoint of choices has to say itself: what is asked for, and how the answer is written."""
 
     @abstractmethod
     async def plan(self, request: Fields, facts: EngineFacts, terms: Terms) -> tuple[Sequence[Prompt], Wish]:
@@ -73,7 +85,9 @@ class GeneratingEndpoint(ABC, Generic[Fields]):
         grammar = await compile_constraint(self.service.grammars, constraint, facts, num_choices)
         return structs.replace(wish, grammar=grammar)
 
-    async def _answer(self, request: Fields, facts: EngineFacts, terms: Terms, send: Send) -> None:
+    async def answer(
+        self, request: Fields, facts: EngineFacts, terms: Terms, scope: Scope, send: Send
+    ) -> None:
         model = self.service.model_name(request.model)
         prompts, wish = await self.plan(request, facts, terms)
         wish = await self._constrain(request, wish, facts)

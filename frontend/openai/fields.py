@@ -136,11 +136,12 @@ def make_wish(
     echo_logprobs: int | None = None,
     num_choices: int | None = None,
     silent: bool = False,
+    max_tokens_field: str = "max_tokens",
 ) -> Wish:
     """Check what types cannot say, and fill in defaults. Raises InvalidRequest.
 
     `default_max_tokens` of 0: what fits the context. `echo_logprobs`: of the prompt, which is sent back.
-    `num_choices` per prompt, if not n.
+    `num_choices` per prompt, if not n. Errors name `prompt_field` and `max_tokens_field`.
     """
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("stream_options: only allowed with stream: true", param="stream_options")
@@ -163,7 +164,12 @@ def make_wish(
             request,
             service.defaults,
             _answer_budget(
-                len(prompt.token_ids), max_tokens, default_max_tokens, facts.max_model_len, prompt_field
+                len(prompt.token_ids),
+                max_tokens,
+                default_max_tokens,
+                facts.max_model_len,
+                prompt_field,
+                max_tokens_field,
             ),
             seed,
             logprobs=logprobs,
@@ -276,7 +282,12 @@ def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, .
 
 
 def _answer_budget(
-    num_prompt_tokens: int, asked: int | None, default: int, context: int, prompt_field: str
+    num_prompt_tokens: int,
+    asked: int | None,
+    default: int,
+    context: int,
+    prompt_field: str,
+    max_tokens_field: str,
 ) -> int:
     """How many tokens the answer may have. Raises ContextLengthExceeded with both numbers."""
     room = context - num_prompt_tokens
@@ -285,8 +296,8 @@ def _answer_budget(
         raise ContextLengthExceeded(
             f"this model's maximum context length is {context} tokens, but the request asks for "
             f"{num_prompt_tokens + (asked or 0)}: {num_prompt_tokens} in the prompt{wanted}; "
-            "shorten the prompt or lower max_tokens",
-            param="max_tokens" if asked is not None and room > 0 else prompt_field,
+            f"shorten the prompt or lower {max_tokens_field}",
+            param=max_tokens_field if asked is not None and room > 0 else prompt_field,
         )
     if asked is not None:
         return asked

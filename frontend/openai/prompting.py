@@ -52,16 +52,18 @@ async def encode_chat(
     *,
     tools: Sequence[Tool] = (),
     defaults: Mapping[str, Any] | None = None,
+    param: str = "messages",
 ) -> Prompt:
     """Render and tokenize. Raises InvalidRequest.
 
     `tools`: those that the model is told of. `defaults`: the template's variables, unless the request's own.
+    `param`: where the messages come from.
     """
     template, messages = service.template, template_messages(chat)
     if template is None:
         raise InvalidRequest(
             "this model has no chat template; use /v1/completions, or serve it with --chat-template FILE",
-            param="messages",
+            param=param,
         )
     variables = {**(defaults or {}), **(fields.chat_template_kwargs or {})}
     if clash := RESERVED & variables.keys():
@@ -78,7 +80,7 @@ async def encode_chat(
     shown = [tool.for_template() for tool in tools]
     size = num_chars(chat) + len(chat) * MESSAGE_CHARS
     if facts is not None:
-        check_text_length(size, facts, "messages")
+        check_text_length(size, facts, param)
 
     def render() -> str:
         return template.render(
@@ -87,6 +89,7 @@ async def encode_chat(
             add_generation_prompt=not going_on and fields.add_generation_prompt is not False,
             continue_final_message=going_on,
             variables=variables,
+            param=param,
         )
 
     size += num_extra_chars(chat) + sum(len(msgspec.json.encode(one)) for one in (variables, shown) if one)

@@ -17,6 +17,7 @@ from frontend.app import make_app
 from frontend.chat_template import ChatTemplate
 from frontend.grammars import Grammars
 from frontend.metrics import Metrics
+from frontend.response_store import ResponseStore
 from frontend.server import HttpServer
 from frontend.service import GenerationDefaults, Service
 from frontend.tokenizer import Tokenizer
@@ -117,7 +118,9 @@ MakeService = Callable[..., Service]
 
 
 @pytest.fixture
-async def make_service(model_folder: Path, tokenizer: Tokenizer) -> AsyncIterator[MakeService]:
+async def make_service(
+    model_folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> AsyncIterator[MakeService]:
     """A service whose client is attached to nothing yet."""
     clients: list[EngineClient] = []
     grammars: list[Grammars] = []
@@ -135,6 +138,9 @@ async def make_service(model_folder: Path, tokenizer: Tokenizer) -> AsyncIterato
             defaults=defaults,
             metrics=Metrics(),
             model_names=("tiny", "org/tiny"),
+            response_store=ResponseStore(
+                str(tmp_path / "responses"), options.get("response_store_bytes", 1 << 20)
+            ),
             options=FrontendOptions(**options),
             seed=7,
         )

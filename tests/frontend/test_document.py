@@ -14,7 +14,7 @@ from frontend.service import Service
 from tests.frontend.conftest import asgi_client
 from tests.frontend.fake_engine import FakeEngine
 
-METHODS = {"get", "post"}
+METHODS = {"get", "post", "delete"}
 TYPES = {"string", "integer", "number", "boolean", "array", "object", "null"}
 
 

@@ -60,7 +60,7 @@ def test_leftovers_of_a_server_that_was_killed_are_cleared(tmp_path: Path) -> No
         (tmp_path / name).touch()
     (tmp_path / "g1").mkdir()
     run_dir = RunDir.open(str(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "metrics"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "metrics", "responses"]
     run_dir.remove()
 
 

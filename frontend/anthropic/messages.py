@@ -1,0 +1,110 @@
+"""POST /v1/messages and /v1/messages/count_tokens. What comes out is in message.py and writer.py."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct, structs
+from starlette.types import Receive, Scope, Send
+
+from protocol.errors import InvalidRequest
+from protocol.messages import EngineFacts
+
+from ..openai.fields import GenerationFields, make_wish
+from ..openai.headers import Terms
+from ..openai.parse import parse, read_body
+from ..openai.prompting import check_not_empty, encode_chat
+from ..openai.refused import Refusals
+from ..openai.structured import compile_constraint
+from ..openai.turn import Turn, TurnEndpoint
+from ..outbox import Outbox
+from ..responses import send_json
+from ..service import Service
+from ..streams import Generation, Prompt
+from .content import chat_messages
+from .message import TokenCount
+from .request import MESSAGES, PROMPT, CountFields, MessagesRequest
+from .writer import MessageWriter
+
+
+class ChatOptions(Struct, frozen=True, kw_only=True):
+    """How the chat template is filled; see prompting.ChatFields."""
+
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+class Messages(TurnEndpoint[MessagesRequest]):
+    """The endpoint that answers."""
+
+    numbered = False
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(service, MessagesRequest, MESSAGES)
+
+    async def plan(self, request: MessagesRequest, facts: EngineFacts, terms: Terms) -> Turn:
+        if not request.model:
+            raise InvalidRequest("model: required, but empty or missing", param="model")
+        model = self.service.model_name(request.model)
+        prompt = await _prompt(self.service, request, facts)
+        room = facts.max_model_len - len(prompt.token_ids)
+        fields = GenerationFields(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            stop=request.stop_sequences,
+            seed=request.seed,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )
+        wish = make_wish(
+            fields,
+            [prompt],
+            facts,
+            self.service,
+            prompt_field="messages",
+            terms=terms,
+            max_tokens=min(request.max_tokens, room) if room > 0 else None,
+            default_max_tokens=0,
+            logprobs=None,
+        )
+        if (constraint := request.constraint) is not None:
+            grammar = await compile_constraint(self.service.grammars, constraint, facts, 1)
+            wish = structs.replace(wish, grammar=grammar)
+
+        def begin(generation: Generation, outbox: Outbox) -> MessageWriter:
+            clipped = request.max_tokens > room
+            return MessageWriter(f"msg_{terms.response_id}", model, generation, outbox, clipped=clipped)
+
+        return Turn(prompt, wish, begin)
+
+
+class CountTokens:
+    """The endpoint that only counts. It needs no engine core."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._decoder = msgspec.json.Decoder(CountFields)
+        self._refusals = Refusals(PROMPT)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive)
+        request = parse(self._decoder, body)
+        self._refusals.check(body)
+        self._service.model_name(request.model)
+        prompt = await _prompt(self._service, request, None)
+        await send_json(send, TokenCount(len(prompt.token_ids)))
+
+
+async def _prompt(service: Service, request: CountFields, facts: EngineFacts | None) -> Prompt:
+    """The same for both endpoints: a count is exact. Raises InvalidRequest."""
+    options = ChatOptions(
+        chat_template_kwargs=request.template_variables,
+        continue_final_message=request.goes_on,
+        add_generation_prompt=None,
+    )
+    chat = chat_messages(request.system, request.messages)
+    prompt = await encode_chat(service, chat, options, facts)
+    check_not_empty([prompt], "messages")
+    return prompt

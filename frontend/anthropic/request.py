@@ -1,0 +1,109 @@
+"""The fields of POST /v1/messages and /v1/messages/count_tokens."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Raw, Struct, field
+
+from protocol.errors import InvalidRequest
+from protocol.sampling import MAX_TOKENS
+
+from ..grammars import Constraint
+from ..openai.fields import MAX_STOPS, StopString
+from ..openai.refused import Refusal
+from ..openai.structured import NULL
+from ..openai.turn import TurnFields, refusals
+from .content import AnthropicMessage, ContentBlock
+
+
+class OutputFormat(Struct, frozen=True, kw_only=True, rename={"json_schema": "schema"}):
+    type: Literal["json_schema"]
+    json_schema: Raw = field(default_factory=lambda: NULL)
+
+
+class OutputConfig(Struct, frozen=True, kw_only=True):
+    format: OutputFormat | None = None
+    effort: str | None = None
+    """Accepted without effect."""
+
+
+class Thinking(Struct, frozen=True, kw_only=True):
+    """`budget_tokens` is a target that nothing enforces but max_tokens."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class CountFields(TurnFields, frozen=True, kw_only=True):
+    """What a prompt is made of."""
+
+    messages: Annotated[list[AnthropicMessage], Meta(min_length=1, max_length=100_000)]
+    system: str | list[ContentBlock] | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def template_variables(self) -> dict[str, Any] | None:
+        """As templates of models that reason know them; theirs is the default."""
+        if self.thinking is None:
+            return self.chat_template_kwargs
+        wanted = self.thinking.type != "disabled"
+        return {"enable_thinking": wanted, "thinking": wanted, **(self.chat_template_kwargs or {})}
+
+    @property
+    def goes_on(self) -> bool:
+        """The answer continues the last message."""
+        return self.messages[-1].role == "assistant"
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the text has to follow. Raises InvalidRequest."""
+        given = self.output_config.format if self.output_config is not None else None
+        if given is None:
+            return None
+        param = "output_config.format.schema"
+        if given.json_schema == NULL:
+            raise InvalidRequest(f"{param}: required, but missing", param=param)
+        return Constraint(param, "json_schema", bytes(given.json_schema).decode())
+
+
+class MessagesRequest(CountFields, frozen=True, kw_only=True):
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+    """What does not fit the context ends with stop_reason model_context_window_exceeded."""
+    stop_sequences: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
+    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    priority: Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)] | None = None
+    cache_salt: Annotated[str, Meta(max_length=256)] | None = None
+
+
+_FORMAT = Refusal("use `output_config.format`")
+
+PROMPT: dict[str, Refusal] = {
+    "tools": Refusal("not in this API yet; use /v1/chat/completions", ([],)),
+    "container": Refusal("this server runs no code"),
+    "mcp_servers": Refusal("this server calls no other", ([],)),
+    "context_management": Refusal("nothing is cut silently here; leave out old messages yourself", ({},)),
+}
+
+MESSAGES: dict[str, Refusal] = (
+    refusals(MessagesRequest)
+    | PROMPT
+    | {
+        "max_completion_tokens": Refusal("use `max_tokens`"),
+        "stop": Refusal("use `stop_sequences`", ([], "")),
+        "repetition_penalty": Refusal("it is none of this API's; use /v1/chat/completions", (1,)),
+        "response_format": _FORMAT,
+        "output_format": _FORMAT,
+        "structured_outputs": _FORMAT,
+        "guided_json": _FORMAT,
+        "guided_regex": _FORMAT,
+        "guided_choice": _FORMAT,
+        "guided_grammar": _FORMAT,
+        "functions": Refusal("use `tools`", ([],)),
+        "function_call": Refusal("use `tool_choice`", ("none", "auto")),
+    }
+)

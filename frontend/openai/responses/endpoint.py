@@ -1,0 +1,163 @@
+"""POST /v1/responses: items in, items out. Their events are in writer.py, the conversation's in items.py."""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, structs
+
+from protocol.errors import InvalidRequest, Unsupported
+from protocol.messages import EngineFacts
+
+from ...outbox import Outbox
+from ...service import Service
+from ...streams import Generation, Prompt, Wish
+from ..fields import GenerationFields, make_wish
+from ..headers import Terms
+from ..prompting import check_not_empty, encode_chat
+from ..structured import compile_constraint
+from ..turn import Turn, TurnEndpoint
+from .items import Conversation, InputItem
+from .past import PastResponses
+from .request import RESPONSES, ResponsesRequest, TextFormat
+from .response import ResponseObject
+from .writer import ResponseWriter
+
+
+class ChatOptions(Struct, frozen=True, kw_only=True):
+    """How the chat template is filled; see prompting.ChatFields."""
+
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+class Responses(TurnEndpoint[ResponsesRequest]):
+    """The endpoint."""
+
+    numbered = True
+
+    def __init__(self, service: Service, past: PastResponses) -> None:
+        super().__init__(service, ResponsesRequest, RESPONSES)
+        self._past = past
+
+    async def plan(self, request: ResponsesRequest, facts: EngineFacts, terms: Terms) -> Turn:
+        model = self.service.model_name(request.model)
+        if request.truncation == "auto":
+            raise Unsupported(
+                "truncation: 'auto' is not supported: nothing is cut silently here; leave out old items",
+                param="truncation",
+            )
+        conversation = Conversation(request.instructions)
+        items = await self._history(request, terms, conversation)
+        options = ChatOptions(chat_template_kwargs=request.chat_template_kwargs)
+        prompt = await encode_chat(self.service, conversation.close(), options, facts, param="input")
+        check_not_empty([prompt], "input")
+        wish = await self._wish(request, prompt, facts, terms)
+
+        def begin(generation: Generation, outbox: Outbox) -> ResponseWriter:
+            async def keep(response: ResponseObject) -> ResponseObject:
+                if not response.store:
+                    return response
+                output = msgspec.convert(msgspec.to_builtins(response.output), list[InputItem])
+                kept = await self._past.keep(terms.tenant, response, [*items, *output])
+                return response if kept else structs.replace(response, store=False)
+
+            return ResponseWriter(
+                _response(request, model, f"resp_{terms.response_id}", wish, self.service),
+                terms.response_id,
+                generation,
+                outbox,
+                keep,
+                self.service.now,
+                self.service.tokenizer,
+                request.logprobs,
+            )
+
+        return Turn(prompt, wish, begin)
+
+    async def _history(
+        self, request: ResponsesRequest, terms: Terms, conversation: Conversation
+    ) -> list[InputItem]:
+        """All items so far, also added to the conversation. Raises RequestError."""
+        history: list[InputItem] = []
+        if request.previous_response_id is not None:
+            name = "previous_response_id"
+            history += (await self._past.find(terms.tenant, request.previous_response_id, name)).items
+            for item in history:
+                conversation.add(item, name)
+        given = request.input
+        if not given and given != "":
+            raise InvalidRequest("input: required, but empty or missing", param="input")
+        new = [InputItem(role="user", content=given)] if isinstance(given, str) else given or []
+        for i, item in enumerate(new):
+            conversation.add(item, f"input[{i}]")
+        return history + new
+
+    async def _wish(
+        self, request: ResponsesRequest, prompt: Prompt, facts: EngineFacts, terms: Terms
+    ) -> Wish:
+        fields = GenerationFields(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            repetition_penalty=request.repetition_penalty,
+            seed=request.seed,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )
+        wish = make_wish(
+            fields,
+            [prompt],
+            facts,
+            self.service,
+            prompt_field="input",
+            terms=terms,
+            max_tokens=request.max_output_tokens,
+            default_max_tokens=self.service.options.default_max_tokens,
+            logprobs=request.logprobs,
+            max_tokens_field="max_output_tokens",
+        )
+        constraint = request.constraint
+        if constraint is None:
+            return wish
+        return structs.replace(
+            wish, grammar=await compile_constraint(self.service.grammars, constraint, facts, 1)
+        )
+
+
+def _response(
+    request: ResponsesRequest, model: str, response_id: str, wish: Wish, service: Service
+) -> ResponseObject:
+    """As it begins."""
+    sampling = wish.sampling[0]
+    reasoning = request.reasoning
+    verbosity = request.text.verbosity if request.text is not None else None
+    return ResponseObject(
+        id=response_id,
+        created_at=service.now(),
+        model=model,
+        instructions=request.instructions,
+        previous_response_id=request.previous_response_id,
+        store=request.store is not False and service.response_store.enabled,
+        metadata=request.metadata or {},
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_output_tokens=request.max_output_tokens,
+        top_logprobs=request.top_logprobs or 0,
+        text={"format": _format(request.text.format if request.text is not None else None),
+              "verbosity": verbosity or "medium"},
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        skipped_tools=UNSET,
+        reasoning={"effort": reasoning.effort if reasoning else None,
+                   "summary": reasoning.summary if reasoning else None},
+    )  # fmt: skip
+
+
+def _format(given: TextFormat | None) -> dict[str, Any]:
+    if given is None or given.type != "json_schema":
+        return {"type": "text" if given is None else given.type}
+    return {"type": given.type, "name": given.name or "schema", "schema": given.json_schema, "strict": True}

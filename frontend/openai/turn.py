@@ -1,0 +1,125 @@
+"""TurnEndpoint: an endpoint whose answer is one assistant's turn, of typed items with events of their own.
+
+What /v1/responses and /v1/messages have in common; knows the shapes of neither. An answer that is not
+streamed is written by the same writer, and nobody takes its events.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from msgspec import Struct, structs
+from starlette.types import Scope, Send
+
+from protocol.errors import TernError
+from protocol.messages import EngineFacts
+
+from ..answer import Piece
+from ..outbox import Outbox, Position
+from ..responses import EVENT_STREAM_HEADERS, LAST_WORDS, send_json
+from ..streams import Generation, Prompt, Wish
+from .endpoint import Endpoint
+from .fields import GenerationFields
+from .headers import Terms
+from .refused import CHAT, Refusal
+
+
+class TurnFields(Struct, frozen=True, kw_only=True):
+    """null and absent mean the same everywhere."""
+
+    model: str | None = None
+    stream: bool | None = None
+
+
+def refusals(own: type[Struct]) -> dict[str, Refusal]:
+    """For an endpoint with these fields: what no endpoint honours, and what only others do."""
+    elsewhere = Refusal("there is no such field in this API; use /v1/chat/completions", _NOTHING)
+    others = [*GenerationFields.__struct_fields__, *_CHAT_ONLY]
+    table = CHAT | dict.fromkeys(others, elsewhere) | {"n": _ONE, "best_of": _ONE}
+    return {name: refusal for name, refusal in table.items() if name not in own.__struct_fields__}
+
+
+_NOTHING: tuple[Any, ...] = (False, 0, 0.0, [], {}, "")
+_ONE = Refusal("it is one answer; ask several times", (1,))
+_CHAT_ONLY = (
+    "logprobs",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+)
+
+
+class TurnWriter(Protocol):
+    """Writes one answer's events into an outbox, and knows the whole of it in the end."""
+
+    def write(self, piece: Piece) -> None:
+        """What has come. The first call begins the turn."""
+        ...
+
+    async def end(self) -> Struct:
+        """After the last piece: the last events, and the whole document."""
+        ...
+
+    def last_words(self, error: TernError) -> bytes:
+        """The events that end a stream which cannot go on."""
+        ...
+
+
+class Turn(NamedTuple):
+    """What a request comes to. `begin` makes the writer of its answer."""
+
+    prompt: Prompt
+    wish: Wish
+    begin: Callable[[Generation, Outbox], TurnWriter]
+
+
+Fields = TypeVar("Fields", bound=TurnFields)
+
+
+class TurnEndpoint(Endpoint[Fields]):
+    """What such an endpoint has to say itself is what a request comes to."""
+
+    numbered: bool
+    """Its events have a `sequence_number`."""
+
+    @abstractmethod
+    async def plan(self, request: Fields, facts: EngineFacts, terms: Terms) -> Turn:
+        """Raises RequestError."""
+
+    async def answer(
+        self, request: Fields, facts: EngineFacts, terms: Terms, scope: Scope, send: Send
+    ) -> None:
+        known = Position.of(terms.positions, stream=bool(request.stream))
+        turn = await self.plan(request, facts, structs.replace(terms, positions=None))
+        outbox = Outbox(numbered=self.numbered, ids=terms.key is not None, known=known)
+        with Generation(self.service, [turn.prompt], turn.wish) as generation:
+            writer = turn.begin(generation, outbox)
+            if request.stream:
+                scope.setdefault("state", {})[LAST_WORDS] = writer.last_words
+                await _stream(send, generation, writer, outbox)
+            else:
+                async for piece in generation.choices[0]:
+                    writer.write(piece)
+                await send_json(send, await writer.end())
+
+
+async def _stream(send: Send, generation: Generation, writer: TurnWriter, outbox: Outbox) -> None:
+    """The response starts with the first token: a request that the engine core refuses gets its status."""
+    started = False
+
+    async def flush(*, more: bool) -> None:
+        nonlocal started
+        body = outbox.take()
+        if not started and (body or not more):
+            started = True
+            await send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM_HEADERS]})
+        if body or not more:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async for piece in generation.choices[0]:
+        writer.write(piece)
+        if piece.finish_reason is None:
+            await flush(more=True)
+    await writer.end()
+    outbox.check_reached()
+    await flush(more=False)

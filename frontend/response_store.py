@@ -1,0 +1,107 @@
+"""ResponseStore: documents that clients may ask for again, in files that all frontends of a server share.
+
+    folder/0/5f3a…     of the frontend with index 0: it alone writes there, and forgets its oldest
+    folder/1/9c01…     of the next; whoever looks for a document looks into every folder
+
+So a document outlives its frontend, and is gone with the server, whose private folder it lies in. A name is a
+hash of tenant and id: no tenant finds another's. Files are read and written in threads. Knows no shapes.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections import OrderedDict
+from contextlib import suppress
+
+log = logging.getLogger("tern.frontend")
+
+MOST_DOCUMENTS = 4096
+"""Of all frontends together."""
+
+
+class ResponseStore:
+    """The part of one frontend. Without a folder, or with room for no byte, nothing is kept."""
+
+    def __init__(self, folder: str, most_bytes: int, *, index: int = 0, num_frontends: int = 1) -> None:
+        """`most_bytes`: of all frontends together."""
+        self.enabled = bool(folder) and most_bytes > 0
+        self._folders = [os.path.join(folder, str(i)) for i in range(num_frontends)]
+        self._own = self._folders[index]
+        self._most_bytes = most_bytes // num_frontends
+        self._most = max(MOST_DOCUMENTS // num_frontends, 1)
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        """Of our files, the oldest first."""
+        self._num_bytes = 0
+        if self.enabled:
+            self._take_over()
+
+    async def put(self, tenant: str, document_id: str, document: bytes) -> bool:
+        """Keep it, as long as there is room for it. False: it is not kept."""
+        if not self.enabled or len(document) > self._most_bytes:
+            return False
+        name = _name(tenant, document_id)
+        try:
+            await asyncio.to_thread(self._write, name, document)
+        except OSError as error:
+            log.error("a response cannot be stored: %s", error.strerror)
+            return False
+        self._num_bytes += len(document) - self._sizes.pop(name, 0)
+        self._sizes[name] = len(document)
+        while self._num_bytes > self._most_bytes or len(self._sizes) > self._most:
+            oldest, size = self._sizes.popitem(last=False)
+            self._num_bytes -= size
+            self._unlink(self._own, oldest)
+        return True
+
+    async def get(self, tenant: str, document_id: str) -> bytes | None:
+        """None: it was never kept, or is forgotten."""
+        return await asyncio.to_thread(self._read, _name(tenant, document_id)) if self.enabled else None
+
+    async def delete(self, tenant: str, document_id: str) -> bool:
+        """False: there was none."""
+        name = _name(tenant, document_id)
+        self._num_bytes -= self._sizes.pop(name, 0)
+        return sum(self._unlink(folder, name) for folder in self._folders) > 0
+
+    def _take_over(self) -> None:
+        """What a frontend that had our index has left."""
+        os.makedirs(self._own, mode=0o700, exist_ok=True)
+        found = []
+        with os.scandir(self._own) as entries:
+            for entry in entries:
+                if entry.name.endswith(".new"):
+                    os.unlink(entry.path)
+                else:
+                    status = entry.stat()
+                    found.append((status.st_mtime_ns, entry.name, status.st_size))
+        for _, name, size in sorted(found):
+            self._sizes[name] = size
+            self._num_bytes += size
+
+    def _write(self, name: str, document: bytes) -> None:
+        """Whoever reads sees all of it or nothing."""
+        path = os.path.join(self._own, name)
+        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(document)
+        os.replace(f"{path}.new", path)
+
+    def _read(self, name: str) -> bytes | None:
+        for folder in self._folders:
+            try:
+                with open(os.path.join(folder, name), "rb") as file:
+                    return file.read()
+            except FileNotFoundError:
+                continue
+        return None
+
+    def _unlink(self, folder: str, name: str) -> bool:
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
+            return True
+        return False
+
+
+def _name(tenant: str, document_id: str) -> str:
+    return hashlib.sha256(f"{tenant}\n{document_id}".encode()).hexdigest()[:32]

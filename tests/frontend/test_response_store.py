@@ -1,0 +1,65 @@
+"""The store of past responses: bounded, shared between frontends, and private to a tenant."""
+
+from pathlib import Path
+
+from frontend.response_store import MOST_DOCUMENTS, ResponseStore
+
+
+async def test_documents_are_kept_and_forgotten(tmp_path: Path) -> None:
+    store = ResponseStore(str(tmp_path), 1000)
+    assert await store.put("", "a", b"1")
+    assert await store.get("", "a") == b"1"
+    assert await store.get("other", "a") is None
+    assert await store.delete("", "a")
+    assert not await store.delete("", "a")
+    assert await store.get("", "a") is None
+
+
+async def test_it_is_bounded_in_bytes(tmp_path: Path) -> None:
+    store = ResponseStore(str(tmp_path), 100)
+    assert not await store.put("", "large", b"x" * 101)
+    for i in range(10):
+        assert await store.put("", str(i), b"x" * 30)
+    found = [i for i in range(10) if await store.get("", str(i)) is not None]
+    assert found == [7, 8, 9]
+    assert await store.put("", "9", b"y" * 40)
+    assert await store.get("", "9") == b"y" * 40
+    assert sum(path.stat().st_size for path in (tmp_path / "0").iterdir()) == 100
+
+
+async def test_it_is_bounded_in_documents(tmp_path: Path) -> None:
+    store = ResponseStore(str(tmp_path), 1 << 20, num_frontends=MOST_DOCUMENTS // 2)
+    for i in range(5):
+        await store.put("", str(i), b"x")
+    assert [i for i in range(5) if await store.get("", str(i)) is not None] == [3, 4]
+
+
+async def test_frontends_find_each_others_and_their_predecessors(tmp_path: Path) -> None:
+    first, second = (ResponseStore(str(tmp_path), 400, index=i, num_frontends=2) for i in range(2))
+    await first.put("", "a", b"x" * 150)
+    assert await second.get("", "a") is not None
+    reborn = ResponseStore(str(tmp_path), 400, index=0, num_frontends=2)
+    assert await reborn.get("", "a") is not None
+    await reborn.put("", "b", b"x" * 150)
+    assert await second.get("", "a") is None
+    assert await second.delete("", "b")
+    assert await reborn.get("", "b") is None
+
+
+async def test_nothing_is_kept_without_a_folder() -> None:
+    store = ResponseStore("", 1000)
+    assert not await store.put("", "a", b"1")
+    assert await store.get("", "a") is None
+    assert not await store.delete("", "a")
+
+
+async def test_a_folder_that_is_gone_costs_only_the_document(tmp_path: Path) -> None:
+    store = ResponseStore(str(tmp_path / "x"), 1000)
+    (tmp_path / "x" / "0").rmdir()
+    assert not await store.put("", "a", b"1")
+
+
+async def test_only_we_can_read_it(tmp_path: Path) -> None:
+    store = ResponseStore(str(tmp_path), 1000)
+    await store.put("", "a", b"1")
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "0").iterdir()] == [0o600]
