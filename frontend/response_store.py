@@ -26,7 +26,7 @@ class ResponseStore:
     def __init__(self, folder: str, most_bytes: int, *, index: int = 0, num_frontends: int = 1) -> None:
         """`most_bytes`: of all frontends together."""
         self.enabled = bool(folder) and most_bytes > 0
-        self._folders = [os.path.join(folder, str(i)) for i in range(num_frontends)]
+        self._folders = [os.path.join(folder, str(i)) for i in range(max(num_frontends, index + 1))]
         self._own = self._folders[index]
         self._most_bytes = most_bytes // num_frontends
         self._most = max(MOST_DOCUMENTS // num_frontends, 1)
