@@ -178,6 +178,9 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
+    uds: Annotated[
+        str, Meta(description="path of a unix socket to listen on instead; only you can connect to it")
+    ] = ""
     frontends: Annotated[int, Meta(ge=1, le=64, description="frontend processes sharing the port")] = 1
     api_key: Annotated[
         tuple[str, ...],

@@ -1,25 +1,31 @@
-"""`tern chat`: a conversation with a running server in the terminal. Knows only its HTTP API.
+"""`tern chat`: a conversation with a running server in the terminal. Knows only its HTTP API."""
 
-/reset        forget the conversation       /system TEXT   set the system prompt and start anew
-/quit, ^D     leave                         ^C             stop the answer
-"""
-
-import argparse
-import http.client
 import sys
-import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 
 import msgspec
 from msgspec import Struct
 
-from protocol.errors import StartupError
+from .api_client import TROUBLE, ApiClient, Refusal, connect
+from .client_options import ChatCommand, ChatOptions
+from .flags import Command
+from .terminal import DIM, Terminal
 
-from .flags import Parser
-
-TIMEOUT_S = 600
+HELP = """\
+  /help                  this
+  /system [TEXT]         set the system prompt and start anew; without a text: none
+  /params [NAME=VALUE …] show or set fields of the requests: temperature=0.2 max_tokens=100 stop=["."]
+                         NAME= alone takes one away
+  /history               the conversation so far
+  /retry                 ask the last question again
+  /clear                 forget the conversation (also /reset)
+  /quit, ^D              leave
+  ^C                     stop the answer
+"""
+CHAT = Command(
+    "chat", "Talk to a running server. /help lists what can be typed besides questions.", ChatCommand
+)
 
 
 class Message(Struct):
@@ -27,89 +33,92 @@ class Message(Struct):
     content: str
 
 
-class Refusal(Exception):
-    """The server answered, but not with an answer."""
+class Conversation:
+    """What has been said, and with which parameters the next answer is asked for."""
 
+    def __init__(self, client: ApiClient, model: str, options: ChatOptions, terminal: Terminal) -> None:
+        self._client, self._model, self._terminal = client, model, terminal
+        self._system = options.system
+        names = ("max_tokens", "temperature", "top_p", "seed")
+        self.params = {name: value for name in names if (value := getattr(options, name)) is not None}
+        self.clear()
 
-class ChatClient:
-    """One server; a new connection per question, so that closing it stops the answer."""
+    def clear(self, system: str | None = None) -> None:
+        """Start anew, with another system prompt if one is given."""
+        self._system = self._system if system is None else system
+        self.messages = [Message("system", self._system)] if self._system else []
 
-    def __init__(self, url: str, api_key: str, extra: Mapping[str, object]) -> None:
-        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise StartupError(f"--url {url}: expected http://host:port")
-        self._connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._host, self._port = parts.hostname, parts.port
-        self._prefix = parts.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._extra = dict(extra)
-
-    def models(self) -> list[str]:
-        """Names that the server answers to."""
-        connection = self._connect(self._host, self._port, timeout=TIMEOUT_S)
+    def ask(self, question: str) -> None:
+        """What was answered joins the conversation, and a question that failed leaves it."""
+        self.messages.append(Message("user", question))
+        body = {"model": self._model, "messages": self.messages, "stream": True, **self.params}
+        answer = ""
         try:
-            response = self._request(connection, "GET", "/v1/models", None)
-            return [model["id"] for model in msgspec.json.decode(response.read())["data"]]
-        finally:
-            connection.close()
+            with closing(self._client.events("/v1/chat/completions", body)) as events:
+                for event in events:
+                    for choice in event.get("choices", ()):
+                        answer += self._show(choice.get("delta", {}))
+            print()
+        except KeyboardInterrupt:
+            print(" (stopped)")
+        except (*TROUBLE, Refusal, msgspec.DecodeError) as error:
+            print(f"\n{error}", file=sys.stderr)
+            self.messages.pop()
+            return
+        self.messages.append(Message("assistant", answer))
 
-    def answer(self, model: str, messages: Sequence[Message]) -> Iterator[str]:
-        """Pieces of the answer as they come. Raises Refusal, also in the middle."""
-        body = {"model": model, "messages": messages, "stream": True, **self._extra}
-        connection = self._connect(self._host, self._port, timeout=TIMEOUT_S)
-        try:
-            response = self._request(connection, "POST", "/v1/chat/completions", msgspec.json.encode(body))
-            for line in response:
-                data = line.decode().removeprefix("data:").strip() if line.startswith(b"data:") else ""
-                if data == "[DONE]":
-                    return
-                if data:
-                    yield from _pieces(msgspec.json.decode(data))
-            raise Refusal("the server ended the stream before the answer was complete")
-        finally:
-            connection.close()
+    def retry(self) -> None:
+        """The last question once more, in place of its answer."""
+        questions = [i for i, message in enumerate(self.messages) if message.role == "user"]
+        if not questions:
+            print("nothing has been asked yet")
+            return
+        question = self.messages[questions[-1]].content
+        del self.messages[questions[-1] :]
+        self.ask(question)
 
-    def _request(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None
-    ) -> http.client.HTTPResponse:
-        connection.request(method, self._prefix + path, body, self._headers)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise Refusal(f"{response.status}: {_error_text(response.read())}")
-        return response
+    def set_params(self, text: str) -> None:
+        """NAME=VALUE …, where a value is JSON or a plain word; the server judges names and values."""
+        for part in text.split():
+            name, equals, value = part.partition("=")
+            if not equals or not name:
+                print(f"{part}: expected NAME=VALUE")
+            elif not value:
+                self.params.pop(name, None)
+            else:
+                try:
+                    self.params[name] = msgspec.json.decode(value)
+                except msgspec.DecodeError:
+                    self.params[name] = value
+        print(" ".join(f"{name}={_json(value)}" for name, value in self.params.items()) or "the server's own")
+
+    def show_history(self) -> None:
+        for message in self.messages:
+            print(f"{message.role}: {message.content}")
+
+    def _show(self, delta: Mapping[str, str | None]) -> str:
+        """Print a piece of the answer; what the model thinks is dim, and no part of the answer."""
+        thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        if thought:
+            print(self._terminal.paint(sys.stdout, thought, DIM), end="", flush=True)
+        piece = delta.get("content") or ""
+        print(piece, end="", flush=True)
+        return piece
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Raises StartupError for options that make no sense."""
-    arguments = _parser().parse_args(argv)
-    extra = {
-        name: value
-        for name in ("max_tokens", "temperature")
-        if (value := getattr(arguments, name)) is not None
-    }
-    client = ChatClient(
-        arguments.url, arguments.api_key or environ.get("TERN_API_KEY", "").partition(",")[0], extra
-    )
-    try:
-        model = arguments.model or client.models()[0]
-    except OSError as error:
-        hint = "start one with: tern serve"
-        raise StartupError(
-            f"no server answers at {arguments.url}: {error.strerror or error}", hint=hint
-        ) from None
-    except Refusal as error:
-        raise StartupError(f"the server at {arguments.url} answered {error}") from None
+    options, _ = CHAT.parse(argv, environ)
+    asked = options.connection
+    client, model = connect(asked.url, asked.api_key, options.chat.model)
     with suppress(ImportError):
         import readline  # noqa: F401  # line editing, where the platform has it
-    print(f"{model} at {arguments.url}. /reset, /system TEXT, /quit; Ctrl-C stops an answer.")
-    return converse(client, model, arguments.system)
+    print(f"{model} at {asked.url}. /help lists commands; Ctrl-C stops an answer.")
+    return converse(Conversation(client, model, options.chat, Terminal(environ)))
 
 
-def converse(client: ChatClient, model: str, system: str) -> int:
+def converse(conversation: Conversation) -> int:
     """Read, ask, print, until the end of the input."""
-    history = _opening(system)
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -124,60 +133,23 @@ def converse(client: ChatClient, model: str, system: str) -> int:
                 continue
             case "/quit" | "/exit":
                 return 0
-            case "/reset":
-                history = _opening(system)
+            case "/help":
+                print(HELP, end="")
+            case "/clear" | "/reset":
+                conversation.clear()
             case "/system":
-                system = rest.strip()
-                history = _opening(system)
+                conversation.clear(rest.strip())
+            case "/params":
+                conversation.set_params(rest)
+            case "/history":
+                conversation.show_history()
+            case "/retry":
+                conversation.retry()
             case _ if command.startswith("/"):
-                print(f"{command} is none of /reset, /system TEXT, /quit")
+                print(f"{command} is none of the commands:\n{HELP}", end="")
             case _:
-                _exchange(client, model, history, line)
+                conversation.ask(line)
 
 
-def _exchange(client: ChatClient, model: str, history: list[Message], question: str) -> None:
-    """Ask; what was answered joins the history, and a question that failed leaves it."""
-    history.append(Message("user", question))
-    answer = ""
-    try:
-        for piece in client.answer(model, history):
-            answer += piece
-            print(piece, end="", flush=True)
-        print()
-    except KeyboardInterrupt:
-        print(" (stopped)")
-    except (OSError, http.client.HTTPException, Refusal, msgspec.DecodeError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        history.pop()
-        return
-    history.append(Message("assistant", answer))
-
-
-def _opening(system: str) -> list[Message]:
-    return [Message("system", system)] if system else []
-
-
-def _pieces(event: dict[str, Any]) -> Iterator[str]:
-    if "error" in event:
-        raise Refusal(str(event["error"].get("message", event["error"])))
-    for choice in event.get("choices", ()):
-        if piece := choice["delta"].get("content"):
-            yield piece
-
-
-def _error_text(body: bytes) -> str:
-    try:
-        return str(msgspec.json.decode(body)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return body.decode(errors="replace")[:500]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tern chat", description="Talk to a running server.", allow_abbrev=False)
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    parser.add_argument("--model", default="", help="one of its models (default: the first)")
-    parser.add_argument("--api-key", default="", help="default: TERN_API_KEY")
-    parser.add_argument("--system", default="", metavar="TEXT", help="system prompt")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="of each answer (default: the server's)")
-    parser.add_argument("--temperature", type=float, metavar="X", help="0 is greedy (default: the server's)")
-    return parser
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -17,21 +17,27 @@ from .version import version
 USAGE = """\
 usage: tern COMMAND [options]
 
-  serve     serve a model behind the OpenAI API   (tern serve --help)
-  chat      talk to a running server              (tern chat --help)
-  bench     measure a server                      (tern bench --help)
-  replay    run a journal again, token for token  (tern replay --help)
-  soak      serve under load and random faults    (tern soak --help)
-  keys      make a key pair for tcp://
-  version   print the version
+  serve       serve a model behind the OpenAI API   (tern serve --help)
+  chat        talk to a running server              (tern chat --help)
+  complete    complete a text                       (tern complete --help)
+  generate    answer a file of prompts              (tern generate --help)
+  bench       measure a server                      (tern bench --help)
+  replay      run a journal again, token for token  (tern replay --help)
+  soak        serve under load and random faults    (tern soak --help)
+  keys        make a key pair for tcp://
+  completion  print a script that completes commands and options: bash, zsh or fish
+  version     print the version
 """
 COMMANDS = {
     "serve": "scripts.serve",
     "chat": "scripts.chat",
+    "complete": "scripts.complete",
+    "generate": "scripts.generate",
     "bench": "scripts.bench.cli",
     "replay": "scripts.replay",
     "soak": "scripts.soak.cli",
     "keys": "scripts.keys",
+    "completion": "scripts.completion",
 }
 """Modules with a `main(argv, environ) -> exit code`."""
 

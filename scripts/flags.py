@@ -1,28 +1,33 @@
-"""`tern serve`'s options from their three sources: a flag beats the environment, which beats the file.
+"""A command's options from their three sources: a flag beats the environment, which beats the file.
 
 Everything is generated from the config Structs. Nothing is ignored: an unknown flag, key or TERN_
-variable, and a value that breaks its rule, stops the start and says what was meant.
+variable, and a value that breaks its rule, stops the start and says what was meant. What another command
+knows, in the environment or in a file, is none of this one's business.
 """
 
 import argparse
 import inspect
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn
 
 import msgspec
 
 from protocol.config import ServeOptions
 from protocol.errors import StartupError
 
-from .options import Option, build, declared_options, did_you_mean
+from .client_options import ROOTS
+from .options import Option, Root, build, declared_options, did_you_mean
 
 CONFIG_FLAG, CONFIG_VARIABLE = "--config", "TERN_CONFIG"
 FOR_WORKERS = {"TERN_FAULTS", "TERN_FAULTS_DIR"}
 """No options: faults on purpose, for tests; see worker/faults.py, which checks them."""
+FOR_SCRIPTS = {"TERN_ENDPOINT_FILE"}
+"""No option: where scripts that attach to an engine core look for it."""
 EPILOG = """\
-Every option can also be given as TERN_<NAME> in the environment (TERN_MAX_NUM_SEQS=64; lists with
-commas), or in a TOML file, flat or in sections. A flag beats the environment, which beats the file.
+Every option can also be given as TERN_<NAME> in the environment{own} (lists with commas),
+or in a TOML file, flat or in sections. A flag beats the environment, which beats the file.
 """
 
 
@@ -33,52 +38,90 @@ class Parser(argparse.ArgumentParser):
         raise StartupError(message, hint=f"{self.prog} --help lists what there is")
 
 
-def serve_parser() -> Parser:
-    """Flags grouped by section. Values stay text here: options.py reads them, whatever their source."""
-    parser = Parser(
-        prog="tern serve",
-        usage="tern serve [MODEL] [options]",
-        description="Serve a model behind the OpenAI API.",
-        epilog=EPILOG,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=34, width=110
-        ),
-    )
-    parser.add_argument("positional_model", metavar="MODEL", nargs="?", help="the same as --model")
-    parser.add_argument(CONFIG_FLAG, metavar="FILE", help="TOML file of options")
-    groups = {
-        field.name: parser.add_argument_group((inspect.getdoc(type(field.default)) or "").rstrip("."))
-        for field in msgspec.structs.fields(ServeOptions)
-    }
-    for option in declared_options():
-        _add(groups[option.section], option)
-    return parser
+@dataclass(frozen=True)
+class Command(Generic[Root]):
+    """What `tern NAME` takes."""
+
+    name: str
+    description: str
+    root: type[Root]
+    positional: str = ""
+    """The option that may be given without its flag."""
+
+    def parser(self) -> Parser:
+        """Flags grouped by section. Values stay text here: options.py reads them, whatever their source."""
+        options = declared_options(self.root)
+        own = f", [{self.name}] as TERN_{self.name.upper()}_<NAME>" if any(o.is_own for o in options) else ""
+        metavar = self.positional.upper()
+        parser = Parser(
+            prog=f"tern {self.name}",
+            usage=f"tern {self.name} {f'[{metavar}] ' if metavar else ''}[options]",
+            description=self.description,
+            epilog=EPILOG.format(own=own),
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, max_help_position=34, width=110
+            ),
+        )
+        if self.positional:
+            parser.add_argument(
+                "positional", metavar=metavar, nargs="?", help=f"the same as --{self.positional}"
+            )
+        parser.add_argument(CONFIG_FLAG, metavar="FILE", help="TOML file of options")
+        groups = {
+            field.name: parser.add_argument_group((inspect.getdoc(type(field.default)) or "").rstrip("."))
+            for field in msgspec.structs.fields(self.root)
+        }
+        for option in options:
+            _add(groups[option.section], option)
+        return parser
+
+    def parse(self, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Root, frozenset[str]]:
+        """(all options, checked; the names of those given as flags). Raises StartupError."""
+        parser = self.parser()
+        namespace, extras = parser.parse_known_args(argv)
+        given = vars(namespace)
+        if extras:
+            raise _unknown_argument(extras, parser)
+        if "positional" in given:
+            name, value = self.positional, given.pop("positional")
+            if given.setdefault(name, value) != value:
+                raise StartupError(f"two {name}s: {value} and --{name} {given[name]}", hint="give one")
+
+        options = {option.name: option for option in declared_options(self.root)}
+        values: dict[str, Any] = {}
+        path = given.pop("config", environ.get(CONFIG_VARIABLE, ""))
+        for name, raw, source in (*_from_file(path, options), *_from_environment(environ, options)):
+            values[name] = options[name].read(raw, source)
+        for name, raw in given.items():
+            values[name] = options[name].read(raw, options[name].flag)
+        root = build(self.root, values)
+        if isinstance(root, ServeOptions):
+            _check_together(root)
+        return root, frozenset(given)
+
+
+SERVE = Command("serve", "Serve a model behind the OpenAI API.", ServeOptions, positional="model")
 
 
 def parse_serve(argv: Sequence[str], environ: Mapping[str, str]) -> ServeOptions:
-    """All options, checked. Raises StartupError."""
-    parser = serve_parser()
-    namespace, extras = parser.parse_known_args(argv)
-    given = vars(namespace)
-    if extras:
-        raise _unknown_argument(extras, parser)
-    if "positional_model" in given:
-        model = given.pop("positional_model")
-        if given.setdefault("model", model) != model:
-            raise StartupError(f"two models: {model} and --model {given['model']}", hint="give one")
+    """All options of `tern serve`, checked. Raises StartupError."""
+    return SERVE.parse(argv, environ)[0]
 
-    options = {option.name: option for option in declared_options()}
-    values: dict[str, Any] = {}
-    path = given.pop("config", environ.get(CONFIG_VARIABLE, ""))
-    for name, raw, source in (*_from_file(path, options), *_from_environment(environ, options)):
-        values[name] = options[name].read(raw, source)
-    for name, raw in given.items():
-        values[name] = options[name].read(raw, options[name].flag)
-    serve = build(values)
-    _check_together(serve)
-    return serve
+
+def as_flags(options: ServeOptions) -> list[str]:
+    """Flags from which `parse_serve` makes these options again, in an environment without any."""
+    flags: list[str] = []
+    for option in declared_options():
+        value = getattr(getattr(options, option.section), option.name)
+        if value == option.default:
+            continue
+        if option.is_switch:
+            flags.append(option.flag if value else option.flag.replace("--", "--no-", 1))
+        else:
+            flags += [option.flag, *map(str, value if option.is_list else [value])]
+    return flags
 
 
 def _add(group: "argparse._ArgumentGroup", option: Option) -> None:
@@ -113,15 +156,16 @@ def _from_environment(
 ) -> Iterator[tuple[str, object, str]]:
     """(name, raw value, source). A variable that is set but empty counts as not given."""
     by_variable = {option.variable: option for option in options.values()}
+    known = {option.variable for root in ROOTS for option in declared_options(root)}
     for variable, text in environ.items():
-        if not variable.startswith("TERN_") or variable in {CONFIG_VARIABLE, *FOR_WORKERS}:
+        if not variable.startswith("TERN_") or variable in {CONFIG_VARIABLE, *FOR_WORKERS, *FOR_SCRIPTS}:
             continue
-        if variable not in by_variable:
+        if variable not in known:
             hint = "TERN_ is for options: unset it, or give it another name (Kubernetes sets such variables "
             hint += "for a service named tern: enableServiceLinks: false)"
             meant = did_you_mean(variable, [*by_variable, CONFIG_VARIABLE])
             raise StartupError(f"unknown environment variable {variable}{meant}", hint=hint)
-        if text:
+        if text and variable in by_variable:
             yield by_variable[variable].name, text, f"{variable}="
 
 
@@ -137,21 +181,28 @@ def _from_file(path: str, options: Mapping[str, Option]) -> Iterator[tuple[str, 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StartupError(f"{CONFIG_FLAG} {path}: not a TOML file: {error}") from None
 
-    sections = {option.section for option in options.values()}
+    everywhere = [option for root in ROOTS for option in declared_options(root)]
+    sections = {option.section for option in everywhere}
+    homes = {(option.section, option.name) for option in everywhere}
+    by_name = [*reversed(everywhere), *options.values()]
+    flat = {option.name: option.section for option in by_name if not option.is_own}
     seen: set[str] = set()
     for section, key, raw in _entries(document):
         name = key.replace("-", "_")
         where = f"{path}: [{section}] {key}" if section else f"{path}: {key}"
         if section and section not in sections:
             raise StartupError(f"{path}: unknown section [{section}]{did_you_mean(section, sections)}")
-        if name not in options:
-            raise StartupError(f"{where}: unknown option{did_you_mean(name, options)}")
-        if section and options[name].section != section:
-            raise StartupError(f"{where}: belongs to [{options[name].section}]")
-        if name in seen:
+        home = section or flat.get(name, "")
+        if (home, name) not in homes:
+            if section and name in flat:
+                raise StartupError(f"{where}: belongs to [{flat[name]}]")
+            known = {name for section_, name in homes if section_ == section} if section else flat
+            raise StartupError(f"{where}: unknown option{did_you_mean(name, known)}")
+        if f"{home}.{name}" in seen:
             raise StartupError(f"{where}: given twice", hint="keep one")
-        seen.add(name)
-        yield name, raw, f"{where} ="
+        seen.add(f"{home}.{name}")
+        if name in options and options[name].section == home:
+            yield name, raw, f"{where} ="
 
 
 def _entries(document: dict[str, Any]) -> Iterator[tuple[str, str, object]]:

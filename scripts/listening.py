@@ -7,10 +7,20 @@ all of them open: connections to a frontend that died wait in the backlog for it
 import errno
 import os
 import socket
+import stat
+from contextlib import suppress
 
+from protocol.config import FrontendOptions
 from protocol.errors import StartupError
 
 BACKLOG = 2048
+
+
+def listeners_for(options: FrontendOptions) -> list[socket.socket]:
+    """One for each frontend. Raises StartupError."""
+    if options.uds:
+        return listen_uds(options.uds, options.frontends)
+    return listen(options.host, options.port, options.frontends)
 
 
 def listen(host: str, port: int, count: int) -> list[socket.socket]:
@@ -29,11 +39,53 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
     return sockets
 
 
-def url(listener: socket.socket) -> str:
-    """Where a client on this machine finds it: "http://127.0.0.1:8000"."""
+def listen_uds(path: str, count: int) -> list[socket.socket]:
+    """One unix socket, `count` times: whoever is free accepts. A socket that nobody listens on any more is
+    replaced. Raises StartupError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        _remove_abandoned(path)
+        listener.bind(path)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        return [listener, *(listener.dup() for _ in range(count - 1))]
+    except OSError as error:
+        listener.close()
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "another program uses it, or it is no socket" if in_use else error.strerror or str(error)
+        raise StartupError(f"--uds {path}: cannot listen there: {reason}", hint="name another path") from None
+    finally:
+        os.umask(mask)
+
+
+def stop_listening(listeners: list[socket.socket], uds: str) -> None:
+    """The end: a unix socket's file goes, too."""
+    for listener in listeners:
+        listener.close()
+    if uds:
+        with suppress(OSError):
+            os.unlink(uds)
+
+
+def url(listener: socket.socket, scheme: str = "http") -> str:
+    """Where a client on this machine finds it: "http://127.0.0.1:8000", "unix:/run/tern.sock"."""
+    if listener.family is socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _remove_abandoned(path: str) -> None:
+    """What is there stays, unless it is a socket on which nobody answers."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(path)
+                except ConnectionRefusedError:
+                    os.unlink(path)
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int, *tuple[int, ...]]]:

@@ -1,4 +1,4 @@
-"""Every option of `tern serve` as a record, read off the config Structs; and how a written value is read.
+"""Every option of a command as a record, read off its config Structs; and how a written value is read.
 
 Knows nothing of argument vectors, environments or files: those hand over raw values with the name of
 their source, and get a checked value or an error that names source, value and rule.
@@ -7,7 +7,8 @@ their source, and get a checked value or an error that names source, value and r
 import difflib
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -16,6 +17,10 @@ from protocol.config import ServeOptions
 from protocol.errors import StartupError
 
 from . import quantities
+from .client_options import OWN_VARIABLES
+
+Root = TypeVar("Root", bound=Struct)
+"""All options of one command: a Struct whose fields are sections."""
 
 BOOLEANS = {
     "1": True,
@@ -33,11 +38,11 @@ class Option(Struct, frozen=True):
     """One field of one section."""
 
     section: str
-    """Field of ServeOptions."""
+    """Field of the command's Struct."""
     name: str
-    """Field of the section, unique among all."""
+    """Field of the section, unique among all of a command."""
     declared: Any
-    """The annotated type, with its range."""
+    """The annotated type, with its range; of `X | None`, only X: None is a default, and cannot be given."""
     default: Any
     help: str
     alias: str = ""
@@ -50,7 +55,13 @@ class Option(Struct, frozen=True):
 
     @property
     def variable(self) -> str:
-        return "TERN_" + self.name.upper()
+        own = f"{self.section.upper()}_" if self.is_own else ""
+        return f"TERN_{own}{self.name.upper()}"
+
+    @property
+    def is_own(self) -> bool:
+        """It has the name of a command before its own, as another command may have one of that name."""
+        return self.section in OWN_VARIABLES
 
     @property
     def base(self) -> Any:
@@ -71,6 +82,8 @@ class Option(Struct, frozen=True):
 
     def shown_default(self) -> str:
         """For the help text; empty where the description says it."""
+        if self.default is None:
+            return ""
         if self.unit is not None:
             return quantities.show(self.default, self.unit)
         if self.is_switch:
@@ -115,25 +128,23 @@ class Option(Struct, frozen=True):
         return f"expected one of {', '.join(self.choices)}{did_you_mean(str(raw), self.choices)}"
 
 
-def declared_options() -> list[Option]:
-    """All options, in the order of their declaration."""
+def declared_options(root: type[Struct] = ServeOptions) -> list[Option]:
+    """All options of a command, in the order of their declaration."""
     return [
         _option(section, name, declared, getattr(default, name))
-        for section, default in (
-            (field.name, field.default) for field in msgspec.structs.fields(ServeOptions)
-        )
+        for section, default in ((field.name, field.default) for field in msgspec.structs.fields(root))
         for name, declared in get_type_hints(type(default), include_extras=True).items()
     ]
 
 
-def build(values: dict[str, Any]) -> ServeOptions:
+def build(root: type[Root], values: dict[str, Any]) -> Root:
     """Sections from checked values by option name; what is missing keeps its default."""
     sections: dict[str, dict[str, Any]] = {}
-    for option in declared_options():
+    for option in declared_options(root):
         if option.name in values:
             sections.setdefault(option.section, {})[option.name] = values[option.name]
-    defaults = ServeOptions()
-    return ServeOptions(
+    defaults = root()
+    return root(
         **{
             name: msgspec.structs.replace(getattr(defaults, name), **given)
             for name, given in sections.items()
@@ -148,6 +159,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def _option(section: str, name: str, declared: Any, default: Any) -> Option:
+    if NoneType in get_args(declared):
+        declared = next(one for one in get_args(declared) if one is not NoneType)
     meta = next(entry for entry in get_args(declared)[1:] if isinstance(entry, Meta))
     extra = meta.extra or {}
     return Option(

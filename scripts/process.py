@@ -176,7 +176,7 @@ def _spawn(command: Command) -> tuple["subprocess.Popen[bytes]", SupervisorChann
             stdin=subprocess.DEVNULL,
             stdout=STDERR,
             pass_fds=inherit,
-            env=_environment(),
+            env=packages_environment(),
         )
     except OSError:
         ours.close()
@@ -187,7 +187,7 @@ def _spawn(command: Command) -> tuple["subprocess.Popen[bytes]", SupervisorChann
     return process, ours
 
 
-def _environment() -> dict[str, str]:
+def packages_environment() -> dict[str, str]:
     """Ours; and a checkout's packages are found whether or not they are installed.
 
     `-P` keeps the current folder out of the child's path: someone's own `worker/` may lie in it.

@@ -13,7 +13,7 @@ import msgspec
 
 from . import output_paths
 from .flags import parse_serve
-from .listening import listen, url
+from .listening import listeners_for, stop_listening, url
 from .model_path import resolve
 from .restart_policy import RestartPolicy
 from .run_dir import RunDir
@@ -34,7 +34,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     options = parse_serve(argv, environ)
     os.umask(0o077)
     _allow_many_open_files()
-    listeners = listen(options.frontend.host, options.frontend.port, options.frontend.frontends)
+    uds = os.path.abspath(options.frontend.uds) if options.frontend.uds else ""
+    options = msgspec.structs.replace(options, frontend=msgspec.structs.replace(options.frontend, uds=uds))
+    listeners = listeners_for(options.frontend)
     options = msgspec.structs.replace(
         options,
         model=resolve(options.model, environ),
@@ -69,8 +71,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     finally:
         board.close()
         run_dir.remove()
-        for listener in listeners:
-            listener.close()
+        stop_listening(listeners, uds)
 
 
 def _allow_many_open_files() -> None:

@@ -83,16 +83,17 @@ def banner(
         if facts.get("weights_bytes", "0") != "0"
         else ""
     )
+    on_network = "://" in serving.url
     rows = {
         "model": f"{serving.model_name} ({facts.get('dtype', '?')} on {facts.get('device', '?')}{weights})",
         "KV cache": _cache(facts),
         "context": f"{int(facts.get('max_model_len', 0)):,} tokens",
-        "API": f"{serving.url}/v1",
-        "health": f"{serving.url}/health/ready   {serving.url}/metrics",
+        "API": f"{serving.url}/v1" if on_network else serving.url,
+        "health": f"{serving.url}/health/ready   {serving.url}/metrics" if on_network else "",
         "pids": " · ".join(f"{kind} {' '.join(map(str, group))}" for kind, group in pids.items()),
         "endpoint": f"{serving.endpoint_file}  (for EngineClient.attach)",
     }
-    table = "\n".join(f"  {name:<10}{value}" for name, value in rows.items())
+    table = "\n".join(f"  {name:<10}{value}" for name, value in rows.items() if value)
     return f"\n{headline}\n\n{table}\n\n{curl(serving)}\n\nCtrl-C stops everything.\n"
 
 
@@ -104,8 +105,11 @@ def curl(serving: Serving) -> str:
         "messages": [{"role": "user", "content": 'Spell the word "tern".'}],
     }
     key = ' -H "Authorization: Bearer $TERN_API_KEY"' if serving.has_api_key else ""
+    socket, at = "", serving.url
+    if serving.url.startswith("unix:"):
+        socket, at = f"--unix-socket {shlex.quote(serving.url.removeprefix('unix:'))} ", "http://localhost"
     return (
-        f"curl -N {serving.url}/v1/chat/completions{key} -H 'Content-Type: application/json'"
+        f"curl -N {socket}{at}/v1/chat/completions{key} -H 'Content-Type: application/json'"
         f" -d {shlex.quote(msgspec.json.encode(body).decode())}"
     )
 

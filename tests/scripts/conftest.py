@@ -3,11 +3,14 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.scripts.fake_api import FakeServer
 
 if TYPE_CHECKING:
     from tests.conftest import Launch, Program
@@ -62,3 +65,14 @@ def start(launch: "Launch", tmp_path: Path) -> StartFakes:
         return FakeStack(program, tmp_path)
 
     return start_fakes
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """The API as far as the commands that ask it need it."""
+    with FakeServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

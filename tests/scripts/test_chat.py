@@ -1,71 +1,15 @@
 """`tern chat` against a small HTTP server that answers as the real one does."""
 
-import http.server
 import io
-import json
-import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from protocol.errors import StartupError
 from scripts import chat
-
-
-class FakeServer(http.server.ThreadingHTTPServer):
-    """Answers with the events that a test has prepared, and keeps the requests."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.answers: list[list[str]] = []
-        self.status = 200
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: FakeServer
-
-    def do_GET(self) -> None:
-        self._send(200, json.dumps({"data": [{"id": "tiny"}]}).encode())
-
-    def do_POST(self) -> None:
-        self.server.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.server.keys.append(self.headers["Authorization"])
-        if self.server.status != 200:
-            self._send(self.server.status, b'{"error": {"message": "too long by 3"}}')
-        else:
-            self._send(200, "".join(f"data: {event}\n\n" for event in self.server.answers.pop(0)).encode())
-
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def delta(text: str) -> str:
-    return json.dumps({"choices": [{"delta": {"content": text}}]})
+from scripts.api_client import ApiClient
+from tests.scripts.fake_api import FakeServer, delta
 
 
 def talk(server: FakeServer, monkeypatch: pytest.MonkeyPatch, typed: str, *argv: str) -> int:
@@ -102,7 +46,9 @@ def test_an_unknown_command_is_not_sent(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk(server, monkeypatch, "/resett\n")
-    assert "/resett is none of" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "/resett is none of" in told
+    assert "/params" in told
     assert server.requests == []
 
 
@@ -139,11 +85,11 @@ def test_a_stream_that_cannot_go_on_is_told(
 def test_ctrl_c_stops_the_answer_and_keeps_what_there_is(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(self: chat.ChatClient, model: str, messages: list[chat.Message]) -> Iterator[str]:
-        yield "so far"
+    def interrupted(self: ApiClient, path: str, body: object) -> Generator[dict[str, Any], None, None]:
+        yield {"choices": [{"delta": {"content": "so far"}}]}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat.ChatClient, "answer", interrupted)
+    monkeypatch.setattr(ApiClient, "events", interrupted)
     assert talk(server, monkeypatch, "q\n") == 0
     assert "so far (stopped)" in capsys.readouterr().out
 
@@ -159,3 +105,51 @@ def test_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_url_that_is_none() -> None:
     with pytest.raises(StartupError, match="expected http://host:port"):
         chat.main(["--url", "ftp://x"], {})
+
+
+def test_params_are_sent_and_can_be_taken_away(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answers = [[delta("x"), "[DONE]"] for _ in range(2)]
+    typed = '/params stop=["a"] user=me nonsense\none\n/params temperature= stop=\ntwo\n'
+    talk(server, monkeypatch, typed, "--temperature", "0.5")
+    first, second = server.requests
+    assert (first["stop"], first["user"], first["temperature"]) == (["a"], "me", 0.5)
+    assert "stop" not in second
+    assert "temperature" not in second
+    told = capsys.readouterr().out
+    assert "nonsense: expected NAME=VALUE" in told
+    assert 'temperature=0.5 stop=["a"] user="me"' in told
+
+
+def test_retry_asks_the_last_question_again(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answers = [[delta(text), "[DONE]"] for text in ("a", "b", "c")]
+    talk(server, monkeypatch, "/retry\none\ntwo\n/retry\n/history\n/clear\n/history\n")
+    asked = [[message["content"] for message in request["messages"]] for request in server.requests]
+    assert asked == [["one"], ["one", "a", "two"], ["one", "a", "two"]]
+    told = capsys.readouterr().out
+    assert "nothing has been asked yet" in told
+    assert told.endswith("user: one\nassistant: a\nuser: two\nassistant: c\n")
+
+
+def test_thoughts_are_shown_and_no_part_of_the_answer(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thought = '{"choices": [{"delta": {"reasoning_content": "hm "}}]}'
+    server.answers = [[thought, delta("yes"), "[DONE]"], [delta("x"), "[DONE]"]]
+    talk(server, monkeypatch, "one\ntwo\n")
+    assert "hm yes\n" in capsys.readouterr().out
+    assert server.requests[1]["messages"][1] == {"role": "assistant", "content": "yes"}
+
+
+def test_options_come_from_the_environment_too(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.answers = [[delta("x"), "[DONE]"]]
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n"))
+    environ = {"TERN_URL": server.url, "TERN_CHAT_SYSTEM": "be brief", "TERN_CHAT_TOP_P": "0.5"}
+    environ |= {"TERN_MODEL": "/of/the/server", "TERN_COMPLETE_TOP_P": "0.1"}
+    assert chat.main([], environ) == 0
+    [request] = server.requests
+    assert (request["model"], request["top_p"]) == ("tiny", 0.5)
+    assert request["messages"][0]["content"] == "be brief"

@@ -1,15 +1,23 @@
 """Options from flags, environment and file; every mistake stops the start and says what was meant."""
 
 import io
+import json
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from protocol.config import ServeOptions
 from protocol.errors import StartupError
-from scripts.flags import parse_serve, serve_parser
-from scripts.options import declared_options
+from scripts.chat import CHAT
+from scripts.client_options import ROOTS
+from scripts.complete import COMPLETE
+from scripts.flags import SERVE, Command, as_flags, parse_serve
+from scripts.generate import GENERATE
+from scripts.options import Option, declared_options
+
+COMMANDS: list[Command[Any]] = [SERVE, CHAT, COMPLETE, GENERATE]
 
 
 def refusal(*argv: str, **environ: str) -> StartupError:
@@ -28,17 +36,88 @@ def test_nothing_given_is_all_defaults() -> None:
     assert parse_serve([], {"HOME": "/root"}) == ServeOptions()
 
 
-def test_every_option_is_a_flag_with_help() -> None:
-    options = declared_options()
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_option_is_a_flag_with_help(command: Command[Any]) -> None:
+    options = declared_options(command.root)
     assert len({option.name for option in options}) == len(options)
+    assert len({option.variable for option in options}) == len(options)
     out = io.StringIO()
     with redirect_stdout(out), pytest.raises(SystemExit):
-        serve_parser().parse_args(["--help"])
+        command.parser().parse_args(["--help"])
     text = " ".join(out.getvalue().split())
     for option in options:
         assert option.help, option.name
         assert f"{option.flag} " in text or f"{option.flag}," in text
         assert option.help in text
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_option_has_a_variable_and_a_key_and_a_flag_beats_both(
+    command: Command[Any], tmp_path: Path
+) -> None:
+    def value(root: Any, option: Option) -> object:
+        return getattr(getattr(root, option.section), option.name)
+
+    for option in declared_options(command.root):
+        first, second = two_values(option)
+        if option.is_switch:
+            flags = [option.flag if first == "on" else option.flag.replace("--", "--no-", 1)]
+        else:
+            flags = [option.flag, first]
+        section = f"[{option.section}]\n"
+        quoted = f"{option.name} = {json.dumps(second)}"
+        if option.is_list:
+            quoted = f"{option.name} = [{json.dumps(second)}]"
+        path = toml(tmp_path, section + quoted)
+        want_first, want_second = (option.read(text, "x") for text in (first, second))
+        assert want_first != want_second
+        by_file, _ = command.parse(["--config", path], {})
+        by_variable, _ = command.parse(["--config", path], {option.variable: first})
+        by_flag, given = command.parse(["--config", path, *flags], {option.variable: second})
+        assert value(by_file, option) == want_second, option.name
+        assert value(by_variable, option) == want_first, option.name
+        assert value(by_flag, option) == want_first, option.name
+        assert given == {option.name}
+
+
+def two_values(option: Option) -> tuple[str, str]:
+    """As text, both allowed."""
+    if option.is_switch:
+        return "on", "off"
+    if option.choices:
+        return option.choices[0], option.choices[-1]
+    if option.base is float:
+        return "0.5", "0.25"
+    if option.base is int:
+        large = {"max_body_bytes": ("4096", "8192"), "max_num_batched_tokens": ("4096", "8192")}
+        large["journal_bytes"] = ("131072", "262144")
+        return large.get(option.name, ("3", "7"))
+    return "one", "two"
+
+
+def test_serve_s_options_survive_being_flags_again() -> None:
+    argv = ["m", "--served-model-name", "a", "b", "--no-mmap", "--max-model-len", "8k", "--watermark", "0.5"]
+    options = parse_serve(argv, {"TERN_JOURNAL": "some where", "TERN_QUANTIZATION": "int8"})
+    assert options != ServeOptions()
+    assert parse_serve(as_flags(options), {}) == options
+    assert as_flags(ServeOptions()) == []
+
+
+def test_one_file_and_one_environment_serve_all_commands(tmp_path: Path) -> None:
+    path = toml(tmp_path, 'model = "served"\napi_key = ["k"]\n[chat]\nmodel = "asked"\ntemperature = 0.0\n')
+    environ = {"TERN_CONFIG": path, "TERN_CHAT_TOP_P": "0.5", "TERN_PORT": "1", "TERN_COMPLETE_SEED": "3"}
+    serve, (chat, _) = parse_serve([], environ), CHAT.parse([], environ)
+    assert (serve.model.model, serve.frontend.api_key, serve.frontend.port) == ("served", ("k",), 1)
+    assert (chat.chat.model, chat.chat.temperature, chat.chat.top_p) == ("asked", 0.0, 0.5)
+    assert chat.connection.api_key == ("k",)
+    with pytest.raises(StartupError, match="temperature: unknown option"):
+        CHAT.parse(["--config", toml(tmp_path, "temperature = 0")], {})
+    with pytest.raises(StartupError, match=r"\[chat\] heat: unknown option"):
+        parse_serve(["--config", toml(tmp_path, "[chat]\nheat = 0")], {})
+
+
+def test_every_command_is_among_those_whose_names_are_known() -> None:
+    assert {command.root for command in COMMANDS} == set(ROOTS)
 
 
 def test_every_default_can_be_read_back() -> None:

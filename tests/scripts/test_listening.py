@@ -1,13 +1,15 @@
 """HTTP sockets: one port, found to be in use before anything else happens."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from protocol.errors import StartupError
-from scripts.listening import listen, url
+from scripts.listening import listen, listen_uds, stop_listening, url
 
 
 @pytest.fixture
@@ -80,3 +82,33 @@ def test_a_host_that_is_not_ours(host: str) -> None:
     with pytest.raises(StartupError, match=f"--host {host}: not a") as caught:
         listen(host, 0, 1)
     assert "127.0.0.1" in caught.value.hint
+
+
+def test_a_unix_socket_is_private_shared_and_gone_at_the_end(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    listeners = listen_uds(path, 2)
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    assert url(listeners[1]) == f"unix:{path}"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        client.sendall(b"x")
+        listeners[1].setblocking(True)
+        accepted, _ = listeners[1].accept()
+        with accepted:
+            assert accepted.recv(1) == b"x"
+    with pytest.raises(StartupError, match="another program uses it"):
+        listen_uds(path, 1)
+    stop_listening(listeners, path)
+    assert not os.path.exists(path)
+
+
+def test_an_abandoned_unix_socket_is_replaced_but_a_file_is_not(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    stop_listening(listen_uds(path, 1), path)
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(StartupError, match="cannot listen there"):
+        listen_uds(str(file), 1)
+    assert file.read_text() == "precious"

@@ -104,6 +104,10 @@ def test_curl_streams_a_sensible_answer(server: Server) -> None:
     assert len(deltas) > 4, "it streams"
 
 
+def test_offline_use_works_as_shown(server: Server) -> None:
+    assert "Tern" in server.run([sys.executable, "-c", script("llm")]).splitlines()[-1]
+
+
 def test_the_openai_client_works_as_shown(server: Server) -> None:
     code = script("openai").replace(":8000/", f":{server.port}/")
     assert "Tern" in server.run([sys.executable, "-c", code])

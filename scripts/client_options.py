@@ -1,0 +1,117 @@
+"""Options of the commands that ask a server, declared once as those of `tern serve` are (protocol/config.py).
+
+A command's own section has variables of its own (`temperature` of `tern chat`: TERN_CHAT_TEMPERATURE) and
+its own table in a `--config` file, so that one file and one environment serve all commands.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from protocol.config import ServeOptions
+
+OWN_VARIABLES = {"chat", "complete", "generate"}
+"""Sections whose options are named after the command."""
+
+
+class ConnectionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which server is asked."""
+
+    url: Annotated[
+        str, Meta(min_length=1, description="http://host:port, https://host:port or unix:/path/of/socket")
+    ] = "http://127.0.0.1:8000"
+    api_key: Annotated[
+        tuple[str, ...],
+        Meta(description="key to send, the first if there are several", extra={"secret": True}),
+    ] = ()
+
+
+class ChatOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The conversation."""
+
+    model: Annotated[str, Meta(description="one of the server's models; empty: its first")] = ""
+    system: Annotated[str, Meta(description="system prompt; empty: none")] = ""
+    max_tokens: (
+        Annotated[
+            int, Meta(ge=1, description="of each answer; left out: the server's", extra={"unit": "tokens"})
+        ]
+        | None
+    ) = None
+    temperature: Annotated[float, Meta(ge=0, description="0 is greedy; left out: the server's")] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1, description="left out: the server's")] | None = None
+    seed: Annotated[int, Meta(ge=0, description="of each answer; left out: a new one each time")] | None = (
+        None
+    )
+
+
+class CompleteOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The text to complete."""
+
+    prompt: Annotated[str, Meta(description="the text; empty: standard input")] = ""
+    model: Annotated[str, Meta(description="one of the server's models; empty: its first")] = ""
+    max_tokens: Annotated[
+        int, Meta(ge=1, description="of the completion, at most", extra={"unit": "tokens"})
+    ] = 256
+    temperature: Annotated[float, Meta(ge=0, description="0 is greedy; left out: the server's")] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1, description="left out: the server's")] | None = None
+    seed: Annotated[int, Meta(ge=0, description="left out: a new one each time")] | None = None
+    stop: Annotated[tuple[str, ...], Meta(description="texts at which the completion ends")] = ()
+    echo: Annotated[bool, Meta(description="print the prompt before its completion")] = False
+
+
+class GenerateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Prompts and answers."""
+
+    input: Annotated[str, Meta(description="file of prompts, one JSON document a line")] = ""
+    output: Annotated[
+        str, Meta(description="file of answers, line for line; what it has already is kept and skipped")
+    ] = ""
+    overwrite: Annotated[bool, Meta(description="begin anew if the output has answers already")] = False
+    url: Annotated[str, Meta(description="ask this server instead of starting one; see tern chat --help")] = (
+        ""
+    )
+    concurrency: Annotated[
+        int, Meta(ge=0, le=4096, description="requests under way at once; 0: max_num_seqs")
+    ] = 0
+    max_tokens: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                description="for lines that name none; left out: the server's",
+                extra={"unit": "tokens"},
+            ),
+        ]
+        | None
+    ) = None
+    temperature: (
+        Annotated[float, Meta(ge=0, description="for lines that name none; left out: the model's")] | None
+    ) = None
+    top_p: (
+        Annotated[float, Meta(gt=0, le=1, description="for lines that name none; left out: the model's")]
+        | None
+    ) = None
+
+
+class ChatCommand(Struct, frozen=True, kw_only=True):
+    """All of `tern chat`."""
+
+    connection: ConnectionOptions = ConnectionOptions()
+    chat: ChatOptions = ChatOptions()
+
+
+class CompleteCommand(Struct, frozen=True, kw_only=True):
+    """All of `tern complete`."""
+
+    connection: ConnectionOptions = ConnectionOptions()
+    complete: CompleteOptions = CompleteOptions()
+
+
+class GenerateCommand(ServeOptions, frozen=True, kw_only=True):
+    """All of `tern generate`: that of the server which it starts, and its own."""
+
+    generate: GenerateOptions = GenerateOptions()
+
+
+ROOTS: tuple[type[Struct], ...] = (ServeOptions, ChatCommand, CompleteCommand, GenerateCommand)
+"""Every command whose options are declared."""

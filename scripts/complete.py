@@ -1,0 +1,47 @@
+"""`tern complete`: one prompt, its completion on standard output as it comes. Knows only the HTTP API."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+
+import msgspec
+
+from protocol.errors import StartupError
+
+from .api_client import TROUBLE, Refusal, connect
+from .client_options import CompleteCommand
+from .flags import Command
+
+COMPLETE = Command("complete", "Complete a text with a running server.", CompleteCommand, positional="prompt")
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """0: complete; 1: it broke off; 130 after Ctrl-C. Raises StartupError."""
+    options, _ = COMPLETE.parse(argv, environ)
+    asked, own = options.connection, options.complete
+    prompt = own.prompt or sys.stdin.read()
+    if not prompt:
+        raise StartupError("there is nothing to complete", hint="tern complete 'Once upon a time'")
+    client, model = connect(asked.url, asked.api_key, own.model)
+    given = {
+        "max_tokens": own.max_tokens,
+        "temperature": own.temperature,
+        "top_p": own.top_p,
+        "seed": own.seed,
+        "stop": list(own.stop) or None,
+    }
+    body = {"model": model, "prompt": prompt, "stream": True}
+    body |= {name: value for name, value in given.items() if value is not None}
+    if own.echo:
+        print(prompt, end="", flush=True)
+    try:
+        with closing(client.events("/v1/completions", body)) as events:
+            for event in events:
+                for choice in event.get("choices", ()):
+                    print(choice.get("text") or "", end="", flush=True)
+        print()
+    except (*TROUBLE, Refusal, msgspec.DecodeError) as error:
+        sys.stdout.flush()
+        print(f"\ntern: error: {error}", file=sys.stderr)
+        return 1
+    return 0
