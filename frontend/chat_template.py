@@ -6,6 +6,7 @@ only plain JSON data. Clients may fill a template's variables; they can never br
 
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from protocol.errors import InvalidRequest, StartupError
 
+from .tools import short_id
+
 RENDER_TIMEOUT_S = 2.0
 """Most templates take 20 µs a message, but one that loops over all messages for each takes the square."""
 
@@ -31,6 +34,8 @@ Message = dict[str, Any]
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
 )
+_TELLS_NONE = re.compile(r"content['\"]?\]? is none", re.IGNORECASE)
+"""Of templates that know a message with calls by its lack of content; most others cannot bear the lack."""
 _MARK = "\ue000continue here\ue000 "
 """Stands at the end of the message to continue; its trailing space shows whether the template strips."""
 
@@ -38,12 +43,15 @@ _MARK = "\ue000continue here\ue000 "
 class ChatTemplate:
     """A compiled template. Raises StartupError when it does not compile."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], with_tools: str = "") -> None:
+        """`with_tools`: another one for requests with tools; empty: it is the same."""
         self._environment = _environment()
-        self.source = source
+        self.source = source + with_tools
         try:
             self._template = self._environment.from_string(source)
-            self._variables = jinja2.meta.find_undeclared_variables(self._environment.parse(source))
+            self._with_tools = self._environment.from_string(with_tools or source)
+            parsed = [self._environment.parse(one) for one in (source, with_tools)]
+            self._variables = set[str]().union(*map(jinja2.meta.find_undeclared_variables, parsed))
         except jinja2.TemplateError as error:
             raise StartupError(
                 f"the chat template does not compile: {error}",
@@ -51,7 +59,10 @@ class ChatTemplate:
             ) from error
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
+        self._absent_content = None if _TELLS_NONE.search(self.source) else ""
+        self._short_ids = "length != 9" in self.source
         self._reads_parts = self._probe_parts()
+        self._reads_arguments = self._probe_arguments()
 
     @classmethod
     def load(
@@ -67,8 +78,9 @@ class ChatTemplate:
         except (OSError, UnicodeDecodeError) as error:
             raise StartupError(f"the chat template {path} cannot be read: {error}") from error
         source = config.get("chat_template")
-        if isinstance(source, list):  # several, by name
-            source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
+        if isinstance(source, list):
+            named = {entry.get("name"): entry.get("template", "") for entry in source}
+            return cls(named["default"], special, named.get("tool_use", "")) if "default" in named else None
         return cls(source, special) if isinstance(source, str) else None
 
     def reads(self, variable: str) -> bool:
@@ -91,7 +103,7 @@ class ChatTemplate:
             chat[-1] = {**chat[-1], "content": _marked(chat[-1]["content"])}
         self._environment.begin()
         try:
-            text = self._template.render(
+            text = (self._with_tools if tools else self._template).render(
                 messages=chat,
                 tools=list(tools) or None,
                 documents=None,
@@ -114,24 +126,58 @@ class ChatTemplate:
             content = "\n".join(part["text"] for part in content)
         reasoning = message.get("reasoning_content")
         extra = {} if reasoning is None else {"thinking": reasoning}
-        return {**message, **extra, "role": role, "content": content}
+        adapted = {**message, **extra, "role": role, "content": content}
+        if message.get("tool_calls"):
+            adapted["tool_calls"] = [self._adapt_call(call) for call in message["tool_calls"]]
+            adapted["content"] = content or self._absent_content
+        if self._short_ids and "tool_call_id" in message:
+            adapted["tool_call_id"] = _nine_chars(message["tool_call_id"])
+        return adapted
+
+    def _adapt_call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        if not self._reads_arguments:
+            function = {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+        ids = {"id": _nine_chars(call.get("id", ""))} if self._short_ids else {}
+        return {**call, **ids, "function": function}
+
+    def _probe_arguments(self) -> bool:
+        """Whether the arguments of a call in the history may be an object; otherwise they are JSON text."""
+        function = {"name": "probe", "arguments": {"key": "value"}}
+        call = {"id": "abcdefghi", "type": "function", "function": function}
+        answer = {"role": "assistant", "content": self._absent_content, "tool_calls": [call]}
+        try:
+            self._probe([{"role": "user", "content": "x"}, answer])
+        except TypeError:  # a text is put together, and this is none
+            return False
+        except Exception:  # arbitrary code, see render
+            return True
+        return True
+
+    def _probe(self, messages: Sequence[Message]) -> str:
+        self._environment.begin()
+        return self._with_tools.render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=False,
+            **self._special_tokens,
+        )
 
     def _probe_parts(self) -> bool:
         probe = [
             {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}
         ]
-        self._environment.begin()
         try:
-            text = self._template.render(
-                messages=probe,
-                tools=None,
-                documents=None,
-                add_generation_prompt=False,
-                **self._special_tokens,
-            )
+            text = self._probe(probe)
         except Exception:  # arbitrary code, see render
             return False
         return "one" in text and "two" in text and "text" not in text
+
+
+def _nine_chars(call_id: str) -> str:
+    """As Mistral's templates demand. What has nine letters or digits stays as it is."""
+    return call_id if re.fullmatch("[A-Za-z0-9]{9}", call_id) else short_id(call_id)
 
 
 def _marked(content: str | list[dict[str, str]]) -> str | list[dict[str, str]]:

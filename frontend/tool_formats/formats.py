@@ -3,9 +3,13 @@
 from .hermes import Hermes
 from .llama3_json import Llama3Json
 from .mistral import ARGS, Mistral
+from .pythonic import Pythonic
+from .qwen3_coder import FUNCTION, Qwen3Coder
 from .tool_format import EnforceableFormat, ToolFormat
 
-FORMATS: dict[str, ToolFormat] = {one.name: one for one in (Hermes(), Llama3Json(), Mistral(named=True))}
+FORMATS: dict[str, ToolFormat] = {
+    one.name: one for one in (Hermes(), Llama3Json(), Mistral(named=True), Pythonic(), Qwen3Coder())
+}
 """By the name of --tool-call-parser."""
 
 FALLBACK: EnforceableFormat = Hermes()
@@ -21,8 +25,12 @@ def format_of(template: str) -> ToolFormat | None:
     """By what a chat template's text shows of calls; None: nothing that is known."""
     if "[TOOL_CALLS]" in template:
         return format_named("mistral", template)
+    if "<tool_call>" in template and FUNCTION in template:
+        return FORMATS["qwen3_coder"]
     if "<tool_call>" in template:
-        return FORMATS["hermes"]
+        return None if "<arg_key>" in template else FORMATS["hermes"]
+    if "[func_name1(" in template:
+        return FORMATS["pythonic"]
     if "<|python_tag|>" in template or ("ipython" in template and '"parameters": ' in template):
         return FORMATS["llama3_json"]
     return None

@@ -212,6 +212,54 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
         ChatTemplate.load(str(tmp_path / "nothing"), tmp_path, config, {})
 
 
+def test_what_a_template_reads() -> None:
+    llama = (
+        "{% if custom is defined %}{% set tools = custom %}{% endif %}{{ tools }}{% set mine = 1 %}{{ mine }}"
+    )
+    template = ChatTemplate(llama, {})
+    assert template.reads("tools")
+    assert not template.reads("mine")
+    assert not template.reads("reasoning_effort")
+
+
+def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
+    several = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with {{ tools }}"}]
+    template = ChatTemplate.load("", tmp_path, {"chat_template": several}, {})
+    assert template is not None
+    assert template.render([USER]) == "plain"
+    assert template.render([USER], tools=[{"a": 1}]) == "with [{'a': 1}]"
+    assert template.reads("tools")
+
+
+def test_calls_in_the_history_are_as_the_template_needs_them() -> None:
+    call = {**CALL, "id": "call_1"}
+    chat = [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "done", "tool_call_id": "call_1"},
+    ]
+    calls = "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+    end = "{% endfor %}{% endfor %}"
+    as_text = ChatTemplate(calls + "{{ c.function.name + ':' + c.function.arguments }}" + end, {})
+    assert as_text.render(chat) == 'fly:{"to": "pôle", "n": 2, "fast": true}'
+    as_object = ChatTemplate(
+        calls + "{% for k, v in c.function.arguments.items() %}{{ k }}{% endfor %}" + end, {}
+    )
+    assert as_object.render(chat) == "tonfast"
+    absent = ChatTemplate("{% for m in messages %}{{ 'none' if m['content'] is none }}{% endfor %}", {})
+    assert absent.render(chat) == "none"
+    ids = ChatTemplate(
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if c.id|length != 9 %}"
+        "{{ raise_exception('nine!') }}{% endif %}{{ c.id }}{% endfor %} {{ m.tool_call_id }}{% endfor %}",
+        {},
+    )
+    first, second = ids.render(chat).split()
+    assert first == second
+    assert len(first) == 9
+    nine = [{"role": "assistant", "content": "", "tool_calls": [{**CALL, "id": "abcdefgh1"}]}]
+    assert ids.render(nine) == "abcdefgh1 "
+
+
 def test_a_template_has_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("frontend.chat_template.RENDER_TIMEOUT_S", 0.05)
     source = "{% for a in messages %}{% for b in messages %}{% for c in messages %}{{ c.role }}" + (

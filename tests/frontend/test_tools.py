@@ -14,6 +14,8 @@ from protocol import columns
 from protocol.messages import EngineFacts, Finish
 from tests.frontend.conftest import END, MakeService, Serve, asgi_client, attached, events
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
+from tests.frontend.test_idempotency import Event
+from tests.frontend.test_idempotency import stream as keyed_stream
 
 Ids = Callable[[str], list[int]]
 URL = "/v1/chat/completions"
@@ -240,3 +242,47 @@ async def test_forced_calls_are_a_grammar(http: httpx2.AsyncClient, engine: Fake
     assert "get_weather" in engine.submits[-1].grammar
     await ask(http)
     assert engine.submits[-1].grammar == ""
+
+
+def told(stream: list[Event]) -> Any:
+    """What a client knows in the end."""
+    known: dict[str, Any] = {"content": "", "reasoning_content": "", "calls": [], "reasons": [], "tokens": []}
+    for event in stream:
+        for choice in msgspec.json.decode(event.data)["choices"]:
+            delta = choice["delta"]
+            for name in ("content", "reasoning_content"):
+                known[name] += delta.get(name, "")
+            for call in delta.get("tool_calls", ()):
+                if "id" in call:
+                    assert call["index"] == len(known["calls"])
+                    known["calls"].append([call["id"], call["function"]["name"], ""])
+                known["calls"][call["index"]][2] += call["function"]["arguments"]
+            known["reasons"] += [choice["finish_reason"]] * (choice["finish_reason"] is not None)
+            known["tokens"] += [one["token"] for one in (choice["logprobs"] or {}).get("content", ())]
+    return known
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+@pytest.mark.parametrize(
+    "fields", [{}, {"parallel_tool_calls": False}, {"logprobs": True}, {"stop": ["Par"]}], ids=str
+)
+async def test_a_stream_goes_on_behind_any_event(
+    make_service: MakeService, engine: FakeEngine, ids: Ids, fields: dict[str, Any], batch: int
+) -> None:
+    """In the middle of the reasoning, of a marker, of a call: the rest is the rest of the same."""
+    paris = CALL.replace("Oslo", "Paris 🐦")
+    says(engine, ids, f"<think>Two.</think>Let me <look>.\n{CALL}\n{paris} <tool_call>none")
+    service = make_service(template=ChatTemplate(TEMPLATE, {}), reasoning_parser="think")
+    request = {"messages": USER, "tools": TOOLS, "max_tokens": 300, "stream": True, **fields}
+    async with asgi_client(await attached(service, engine)) as client:
+        whole = await keyed_stream(client, URL, request)
+        expected = told(whole)
+        assert len(whole) > 20
+        assert expected["calls"][0][1:] == ["get_weather", '{"city": "Oslo"}']
+        assert expected["content"].startswith("Let me <look>.")
+        assert expected["reasoning_content"] == "Two."
+        assert expected["reasons"] == ["tool_calls"]
+        engine.tokens_per_message = batch
+        for count, event in enumerate(whole, 1):
+            rest = await keyed_stream(client, URL, request, last=event.id)
+            assert told(whole[:count] + rest) == expected, event.id

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from scripts.model_path import BUNDLED
+
 if TYPE_CHECKING:
     from tests.conftest import Program
 
@@ -179,5 +181,17 @@ def server(
         "stub",
     )
     stack = Stack(program, run_dir)
+    yield stack
+    assert stack.ends(signal.SIGTERM) == 0
+
+
+@pytest.fixture(scope="module")
+def bundled(
+    tmp_path_factory: pytest.TempPathFactory, launcher: "Callable[[Path], Launch]"
+) -> Iterator[Stack]:
+    """One server of the bundled model for all tests of a file."""
+    folder = tmp_path_factory.mktemp("bundled")
+    flags = ["--port", "0", "--run-dir", str(folder / "run"), "--served-model-name", "tiny", "--threads", "1"]
+    stack = Stack(launcher(folder)("scripts.cli", "serve", str(BUNDLED), *flags), folder / "run")
     yield stack
     assert stack.ends(signal.SIGTERM) == 0

@@ -3,22 +3,14 @@
 import asyncio
 import json
 import re
-import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jsonschema_rs
 import openai
-import pytest
 from pydantic import BaseModel, ConfigDict
 
 from scripts.bundled_tasks import held_out_samples
-from scripts.model_path import BUNDLED
 from tests.stack.conftest import Stack
-
-if TYPE_CHECKING:
-    from tests.conftest import Launch
 
 EXTRACT = {
     "extract_person": {"name": "string", "age": "integer", "city": "string"},
@@ -57,18 +49,6 @@ SCHEMAS: list[dict[str, Any]] = [
         "additionalProperties": False, "minProperties": 1, "maxProperties": 3,
     },
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bundled(
-    tmp_path_factory: pytest.TempPathFactory, launcher: "Callable[[Path], Launch]"
-) -> Iterator[Stack]:
-    """The bundled model."""
-    folder = tmp_path_factory.mktemp("bundled")
-    flags = ["--port", "0", "--run-dir", str(folder / "run"), "--served-model-name", "tiny", "--threads", "1"]
-    stack = Stack(launcher(folder)("scripts.cli", "serve", str(BUNDLED), *flags), folder / "run")
-    yield stack
-    assert stack.ends(signal.SIGTERM) == 0
 
 
 async def ask(client: openai.AsyncOpenAI, messages: Any, **options: Any) -> Any:

@@ -10,9 +10,12 @@ from frontend.parts import Part, Reader, TextPart, ToolCallArguments, ToolCallSt
 from frontend.tool_formats.formats import FORMATS, format_named, format_of
 from frontend.tools import Tool
 
+PROPERTIES = {"city": {"type": "string"}, "s": {"type": ["string", "null"]}, "n": {"type": "array"}}
 TOOLS = [
-    Tool("get_weather", parameters={"type": "object", "properties": {"city": {"type": "string"}}}),
+    Tool("get_weather", parameters={"type": "object", "properties": PROPERTIES}),
     Tool("set-timer"),
+    Tool("now"),
+    Tool("wait"),
 ]
 OSLO, PARIS = {"city": "Oslo"}, {"city": 'Paris, "} ] </tool_call> 🐦\\', "n": [1, {"x": None}], "f": -1.5e3}
 
@@ -64,6 +67,11 @@ def hermes(name: str, arguments: object) -> str:
     return f"<tool_call>\n{call('arguments', name, arguments)}\n</tool_call>"
 
 
+def coder(**arguments: str) -> str:
+    members = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in arguments.items())
+    return f"<tool_call>\n<function=get_weather>\n{members}</function>\n</tool_call>"
+
+
 GOOD: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
     ("hermes", "Just text, 1 < 2 and <b>bold</b>.\n", "Just text, 1 < 2 and <b>bold</b>.\n", []),
     ("hermes", hermes("get_weather", OSLO), "", [("get_weather", OSLO)]),
@@ -113,6 +121,36 @@ GOOD: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         [("get_weather", PARIS), ("set-timer", {})],
     ),
     ("mistral", '[TOOL_CALLS]get_weather{"city": "Oslo"}', "", [("get_weather", OSLO)]),
+    ("pythonic", '[get_weather(city="Oslo")]', "", [("get_weather", OSLO)]),
+    (
+        "pythonic",
+        """<|python_start|>[get_weather(city='a\\n"(]\\'', n=[1, -2.5, (True, None)]), now( ),"""
+        """wait(x={"a": null})]<|python_end|>.""",
+        ".",
+        [
+            ("get_weather", {"city": "a\n\"(]'", "n": [1, -2.5, [True, None]]}),
+            ("now", {}),
+            ("wait", {"x": {"a": None}}),
+        ],
+    ),
+    ("pythonic", "[1, 2] and so on", "[1, 2] and so on", []),
+    ("qwen3_coder", coder(city="Oslo"), "", [("get_weather", OSLO)]),
+    (
+        "qwen3_coder",
+        "So:\n" + coder(city='\n"a" <b>\n\n', n="[1, {}]", f="1e999", x="True", s="None") + "\n" + coder(),
+        "So:",
+        [
+            ("get_weather", {"city": '\n"a" <b>\n\n', "n": [1, {}], "f": "1e999", "x": True, "s": None}),
+            ("get_weather", {}),
+        ],
+    ),
+    ("qwen3_coder", "<function=now>\n</function>", "", [("now", {})]),
+    (
+        "qwen3_coder",
+        "<tool_call><function=get_weather><parameter=city>\nOslo\n<parameter=s>12</function></tool_call>",
+        "",
+        [("get_weather", {"city": "Oslo", "s": "12"})],
+    ),
 ]  # fmt: skip
 
 
@@ -146,6 +184,21 @@ MALFORMED = [
     ("mistral", "[TOOL_CALLS] nothing at all " + "x" * 300),
     ("mistral", '[TOOL_CALLS] [{"nome": "get_weather"}]'),
     ("mistral", "[TOOL_CALLS] ["),
+    ("pythonic", "[unknown(a=1)]"),
+    ("pythonic", "[now(1)]"),
+    ("pythonic", "[now(**{})]"),
+    ("pythonic", "[now(a=open('x'))]"),
+    ("pythonic", "[now(a=1e999)]"),
+    ("pythonic", "[now(a=" + "[" * 100 + "]" * 100 + ")]"),
+    ("pythonic", "[now(a=1"),
+    ("pythonic", "[now(a=')"),
+    ("pythonic", "[now(a=1]"),
+    ("pythonic", "[now, wait]"),
+    ("pythonic", "<|python_start|>now()"),
+    ("qwen3_coder", "<tool_call>\n<function=unknown></function></tool_call>"),
+    ("qwen3_coder", '<tool_call>\n{"name": "now"}\n</tool_call>'),
+    ("qwen3_coder", "<function=no" + "w" * 300),
+    ("qwen3_coder", "<function=now"),
 ]
 
 
@@ -158,6 +211,7 @@ def test_a_call_that_breaks_off_is_passed_on_as_far_as_it_came() -> None:
     for name, text in [
         ("hermes", '<tool_call>{"name": "get_weather", "arguments": {"city": "Os'),
         ("mistral", '[TOOL_CALLS]get_weather[ARGS]{"city": "Os'),
+        ("qwen3_coder", "<tool_call><function=get_weather><parameter=city>Os"),
     ]:
         assert read(name, text) == {"text": "", "calls": [("id0", "get_weather", '{"city": "Os')]}
 
@@ -168,9 +222,9 @@ def test_a_call_that_turns_bad_in_its_arguments_is_passed_on_as_it_is() -> None:
     assert found["text"] == "x} so"
 
 
-@pytest.mark.parametrize("name", [name for name, _, _, calls in GOOD if calls])
+@pytest.mark.parametrize("name", FORMATS)
 def test_one_call_is_enough(name: str) -> None:
-    text = next(text for other, text, _, calls in GOOD if other == name and len(calls) == 2)
+    text = next(text for other, text, _, calls in GOOD if other == name and len(calls) > 1)
     found = read(name, text, single=True)
     assert len(found["calls"]) == 1
 
@@ -180,6 +234,9 @@ TEMPLATES = {
     "{{ '[TOOL_CALLS] [' }}": "mistral",
     "{{ '[TOOL_CALLS]' }}{{ '[ARGS]' }}": "mistral",
     "{% if builtin %}<|python_tag|>{% endif %}": "llama3_json",
+    "<tool_call><function=example>": "qwen3_coder",
+    "<tool_call>{name}<arg_key>": None,
+    "[func_name1(params_name1=params_value1)]": "pythonic",
     "{{ messages[0].content }}": None,
 }
 
