@@ -23,7 +23,8 @@ from frontend.service import GenerationDefaults, Service
 from frontend.tokenizer import Tokenizer
 from protocol.client import EngineClient
 from protocol.config import FrontendOptions
-from protocol.messages import EngineFacts
+from protocol.messages import EngineFacts, Finish
+from protocol.stream import TokenBatch, TokenStream
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 
 SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
@@ -213,6 +214,33 @@ async def live(service: Service, serve: Serve) -> AsyncIterator[httpx2.AsyncClie
 def ids(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     """Ids of a text, without anything added."""
     return lambda text: tokenizer.encode_now([text], add_special_tokens=False)[0]
+
+
+Batches = Callable[[int], None]
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
+    """batches(size): no look at any stream finds more tokens than that, however many have come."""
+    look = TokenStream.__anext__
+
+    def limit(size: int) -> None:
+        found: dict[TokenStream, list[TokenBatch]] = {}
+
+        async def next_batch(stream: TokenStream) -> TokenBatch:
+            waiting = found.setdefault(stream, [])
+            if not waiting:
+                batch = await look(stream)
+                ids, logprobs = batch.token_ids, batch.logprobs
+                for at in range(0, len(ids), size) or (0,):
+                    end = at + size
+                    finish = batch.finish if end >= len(ids) else Finish.NONE
+                    waiting.append(TokenBatch(ids[at:end], finish, logprobs[at:end] if logprobs else None))
+            return waiting.pop(0)
+
+        monkeypatch.setattr(TokenStream, "__anext__", next_batch)
+
+    return limit
 
 
 async def events(response: httpx2.Response) -> list[dict[str, Any]]:

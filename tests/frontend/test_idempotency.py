@@ -11,7 +11,7 @@ import pytest
 from frontend.idempotency import Key
 from frontend.service import Service
 from protocol.messages import Finish
-from tests.frontend.conftest import END, Serve, asgi_client, attached
+from tests.frontend.conftest import END, Batches, Serve, asgi_client, attached
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 
 Ids = Callable[[str], list[int]]
@@ -85,17 +85,25 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("batch", [1, 3, 1000])
 @pytest.mark.parametrize(("url", "fields"), VARIANTS, ids=lambda value: str(value)[:40])
 async def test_a_stream_goes_on_behind_any_event(
-    service: Service, engine: FakeEngine, ids: Ids, url: str, fields: dict[str, Any], batch: int
+    service: Service,
+    engine: FakeEngine,
+    ids: Ids,
+    batches: Batches,
+    url: str,
+    fields: dict[str, Any],
+    batch: int,
 ) -> None:
     engine.answer, engine.finish = [*ids(ANSWER), END], Finish.STOP
     request = {**REQUEST, **fields}
     num_choices = fields.get("n", 1)
     async with asgi_client(service) as client:
+        batches(1)
         whole = await stream(client, url, request)
+        assert len(whole) > 5 or request["max_tokens"] == 0
         expected = told(whole, num_choices)
         assert expected == told(await stream(client, url, request, keyed=False), num_choices)
         assert all(len(known["reasons"]) == 1 for known in expected[:-1])
-        engine.tokens_per_message = batch
+        batches(batch)
         for count, event in enumerate(whole, 1):
             assert event.id is not None
             rest = await stream(client, url, request, last=event.id)

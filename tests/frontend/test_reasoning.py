@@ -14,7 +14,7 @@ from frontend.reasoning import MARKS, Begins, PlainReader, ReasoningReader, begi
 from frontend.service import Service
 from protocol import columns
 from protocol.messages import EngineFacts, Finish
-from tests.frontend.conftest import END, MakeService, asgi_client, attached, events
+from tests.frontend.conftest import END, Batches, MakeService, asgi_client, attached, events
 from tests.frontend.fake_engine import FakeEngine
 
 Ids = Callable[[str], list[int]]
@@ -116,12 +116,12 @@ async def test_the_answer_and_its_reasoning(http: httpx2.AsyncClient, engine: Fa
     assert "completion_tokens_details" not in apart["usage"]
 
 
-@pytest.mark.parametrize("tokens_per_message", [1, 5, 1000])
+@pytest.mark.parametrize("size", [1, 5, 1000])
 async def test_a_stream(
-    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids, tokens_per_message: int
+    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids, batches: Batches, size: int
 ) -> None:
     says(engine, ids, f"Autumn.\n</think>\n\nSouth.{CALL}")
-    engine.tokens_per_message = tokens_per_message
+    batches(size)
     request = {
         "messages": USER, "max_tokens": 300, "stream": True, "chat_template_kwargs": {"open": True},
         "tools": [{"type": "function", "function": {"name": "weather"}}], "logprobs": True, "top_logprobs": 1,

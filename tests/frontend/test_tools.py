@@ -12,7 +12,7 @@ from frontend.chat_template import ChatTemplate
 from frontend.service import Service
 from protocol import columns
 from protocol.messages import EngineFacts, Finish
-from tests.frontend.conftest import END, MakeService, Serve, asgi_client, attached, events
+from tests.frontend.conftest import END, Batches, MakeService, Serve, asgi_client, attached, events
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 from tests.frontend.test_idempotency import Event
 from tests.frontend.test_idempotency import stream as keyed_stream
@@ -111,12 +111,12 @@ async def test_an_answer_without_calls(http: httpx2.AsyncClient, engine: FakeEng
     assert choice["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("tokens_per_message", [1, 4, 1000])
+@pytest.mark.parametrize("size", [1, 4, 1000])
 async def test_a_stream(
-    live: httpx2.AsyncClient, engine: FakeEngine, ids: Ids, tokens_per_message: int
+    live: httpx2.AsyncClient, engine: FakeEngine, ids: Ids, batches: Batches, size: int
 ) -> None:
     says(engine, ids, f"Let me look.\n{CALL}\n{NOW}")
-    engine.tokens_per_message = tokens_per_message
+    batches(size)
     request = {"messages": USER, "tools": TOOLS, "stream": True, "n": 2, "max_tokens": 300}
     async with live.stream("POST", URL, json=request) as response:
         chunks = await events(response)
@@ -267,7 +267,12 @@ def told(stream: list[Event]) -> Any:
     "fields", [{}, {"parallel_tool_calls": False}, {"logprobs": True}, {"stop": ["Par"]}], ids=str
 )
 async def test_a_stream_goes_on_behind_any_event(
-    make_service: MakeService, engine: FakeEngine, ids: Ids, fields: dict[str, Any], batch: int
+    make_service: MakeService,
+    engine: FakeEngine,
+    ids: Ids,
+    batches: Batches,
+    fields: dict[str, Any],
+    batch: int,
 ) -> None:
     """In the middle of the reasoning, of a marker, of a call: the rest is the rest of the same."""
     paris = CALL.replace("Oslo", "Paris 🐦")
@@ -275,6 +280,7 @@ async def test_a_stream_goes_on_behind_any_event(
     service = make_service(template=ChatTemplate(TEMPLATE, {}), reasoning_parser="think")
     request = {"messages": USER, "tools": TOOLS, "max_tokens": 300, "stream": True, **fields}
     async with asgi_client(await attached(service, engine)) as client:
+        batches(1)
         whole = await keyed_stream(client, URL, request)
         expected = told(whole)
         assert len(whole) > 20
@@ -282,7 +288,8 @@ async def test_a_stream_goes_on_behind_any_event(
         assert expected["content"].startswith("Let me <look>.")
         assert expected["reasoning_content"] == "Two."
         assert expected["reasons"] == ["tool_calls"]
-        engine.tokens_per_message = batch
-        for count, event in enumerate(whole, 1):
+        batches(batch)
+        for count in range(1, len(whole) + 1, 1 if batch == 1 else 5):
+            event = whole[count - 1]
             rest = await keyed_stream(client, URL, request, last=event.id)
             assert told(whole[:count] + rest) == expected, event.id
