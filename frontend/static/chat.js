@@ -1,4 +1,4 @@
-// The conversation: turns of a user's message and its answer, one of which may be coming.
+// The conversation: turns of what is said to the model and its answer, one of which may be coming.
 
 import { completion } from "./api.js";
 import { command, copyBy } from "./curl.js";
@@ -69,11 +69,16 @@ function send() {
   const input = byId("input");
   const text = input.value.trim();
   if (!text || active) return;
-  const turn = { text, answer: null, element: userMessage(text) };
-  if (run(turn)) {
+  if (run({ messages: [{ role: "user", content: text }], answer: null, element: userMessage(text) })) {
     input.value = "";
     fit();
   }
+}
+
+function sendResults(calls, results) {
+  if (active) return false;
+  const messages = calls.map(({ id }, index) => ({ role: "tool", tool_call_id: id, content: results[index] }));
+  return run({ messages, answer: null, element: userMessage(results.join("\n"), { code: true }) });
 }
 
 function clear() {
@@ -88,7 +93,7 @@ function clear() {
 function run(turn) {
   let body;
   try {
-    body = requestBody(byId("model").value, [...history(turn), { role: "user", content: turn.text }]);
+    body = requestBody(byId("model").value, [...history(turn), ...turn.messages]);
   } catch (error) {
     if (!(error instanceof FieldError)) throw error;
     complain(error);
@@ -107,7 +112,7 @@ function run(turn) {
   byId("welcome").hidden = true;
   byId("messages").append(turn.element, answer.element);
   byId("scroller").scrollTop = byId("scroller").scrollHeight;
-  follow(answer, body);
+  void follow(answer, body);
   return true;
 }
 
@@ -120,7 +125,8 @@ async function follow(answer, body) {
       keepingTheEndInView(() => answer.take(chunk));
     }
     answer.end();
-    announce(answer.content);
+    if (answer.toolCalls.length) answer.askForResults((results) => sendResults(answer.toolCalls, results));
+    announce(answer.content || "The model calls a tool.");
   } catch (error) {
     if (error.name === "AbortError") {
       answer.end("stopped");
@@ -150,7 +156,7 @@ function history(turn) {
   const before = turns.includes(turn) ? turns.slice(0, turns.indexOf(turn)) : turns;
   return before
     .filter(({ answer }) => answer.content || answer.toolCalls.length)
-    .flatMap(({ text, answer }) => [{ role: "user", content: text }, answer.message]);
+    .flatMap(({ messages, answer }) => [...messages, answer.message]);
 }
 
 function copyCommand(button) {

@@ -5,8 +5,10 @@ import { byId, count, duration, make, percent, whole } from "./dom.js";
 import { colourOf, drawBlocks, drawSpark, drawSteps, quantile } from "./pictures.js";
 
 const EVERY = 500; // milliseconds
+const EVERY_IF_BAD = 2000; // when nobody watches
 const SPARK_SLOTS = 120;
 const SMOOTHED_OVER = 4; // states
+const LONGEST_GAP = 5; // seconds without a state, after which the line begins anew
 const STATES = {
   ready: "ready",
   no_worker: "worker restarting",
@@ -36,10 +38,10 @@ export function start() {
   }
 }
 
-/** Begin or end asking. */
+/** Begin or end asking all the time. */
 export function watch(on) {
   watched = on;
-  again();
+  if (on) refresh();
 }
 
 export function showStatus(name, text = STATES[name] ?? name) {
@@ -47,7 +49,7 @@ export function showStatus(name, text = STATES[name] ?? name) {
   byId("status").textContent = text;
 }
 
-/** Ask once, for the status. */
+/** Ask once, for the status; and again until all is well. */
 export async function refresh() {
   let problem = "";
   try {
@@ -55,19 +57,18 @@ export async function refresh() {
     take(await response.json());
     problem = PROBLEMS[state.status] ?? "";
   } catch (error) {
+    if (error.status === 401) return showStatus("unreachable", "needs a key");
     problem = error.message;
-    showStatus("unreachable", error.status === 401 ? "needs a key" : "unreachable");
+    showStatus("unreachable");
   }
   byId("live-problem").textContent = problem;
   byId("live-problem").hidden = problem === "";
+  clearTimeout(timer);
+  if (watched || problem) timer = setTimeout(again, watched ? EVERY : EVERY_IF_BAD);
 }
 
-async function again() {
-  clearTimeout(timer);
-  if (!watched || document.visibilityState !== "visible") return;
-  await refresh();
-  clearTimeout(timer);
-  timer = setTimeout(again, EVERY);
+function again() {
+  if (document.visibilityState === "visible") refresh();
 }
 
 function take(next) {
@@ -76,10 +77,14 @@ function take(next) {
   if (!next.counters) return;
   const last = recent.at(-1);
   if (last && next.counters.generation_tokens < last.counters.generation_tokens) recent = []; // another engine core
+  if (last && next.time - last.time > LONGEST_GAP) [recent, speeds] = [[], []];
   recent = [...recent, next].slice(-SMOOTHED_OVER);
   const [first] = recent;
   const seconds = next.time - first.time;
-  speeds = [...speeds, seconds > 0 ? (next.counters.generation_tokens - first.counters.generation_tokens) / seconds : 0].slice(-SPARK_SLOTS);
+  if (seconds > 0) {
+    const speed = (next.counters.generation_tokens - first.counters.generation_tokens) / seconds;
+    speeds = [...speeds, speed].slice(-SPARK_SLOTS);
+  }
   if (watched) draw();
 }
 
@@ -97,7 +102,7 @@ function draw() {
 function drawFigures({ counters, steps, model }) {
   const used = counters.num_blocks - counters.num_free_blocks;
   const say = (id, text) => { byId(id).textContent = text; };
-  say("figure-speed", whole(speeds.at(-1) ?? 0));
+  say("figure-speed", speeds.length ? whole(speeds.at(-1)) : "–");
   say("figure-running", whole(counters.num_running));
   say("figure-waiting", `${whole(counters.num_waiting)} waiting · ${whole(model?.max_num_seqs ?? 0)} at most`);
   say("figure-kv", counters.num_blocks ? percent(used / counters.num_blocks) : "–");

@@ -3,12 +3,13 @@
 import { byId, count, duration, make } from "./dom.js";
 import { TokenView } from "./tokens.js";
 
-export function userMessage(text) {
-  const body = make("div", { className: "text" }, text);
+export function userMessage(text, { code = false } = {}) {
+  const body = make("div", { className: code ? "text code" : "text" }, text);
   return make("li", { className: "message user" }, make("h3", { className: "unseen" }, "You"), body);
 }
 
-/** One answer. Fed with the chunks of a stream; knows when its first token came, and how fast the rest. */
+/** One answer. Fed with the chunks of a stream; knows when its first token came, and how fast the rest: unless most
+ *  came at once, as a tool call does, which is read before it is told. */
 export class Answer {
   constructor({ json, actions }) {
     this.content = "";
@@ -60,6 +61,25 @@ export class Answer {
     if (how) this.finish = how;
     this.#describe();
     if (this.text.classList.contains("code") && this.finish === "stop") this.#checkJson();
+  }
+
+  /** Ask for what the tools have given; `use(results)` gets a text per call. */
+  askForResults(use) {
+    const fields = this.toolCalls.map(({ name }, index) => {
+      const id = `result-${crypto.getRandomValues(new Uint32Array(1))[0]}-${index}`;
+      const input = make("textarea", { id, className: "code", rows: 2, spellcheck: false });
+      return { input, label: make("label", { htmlFor: id }, `What ${name} gives`) };
+    });
+    const form = make(
+      "form", { className: "results" },
+      ...fields.flatMap(({ input, label }) => [label, input]),
+      make("button", { type: "submit" }, "Send results"),
+    );
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (use(fields.map(({ input }) => input.value))) form.remove();
+    });
+    this.calls.append(form);
   }
 
   /** As the next request repeats it. */
@@ -124,8 +144,9 @@ export class Answer {
     if (tokens) parts.push(["tokens", count(tokens, "token")]);
     if (this.firstAt !== null) {
       const seconds = (this.lastAt - this.firstAt) / 1000;
-      const speed = (tokens - this.tokensAtFirst) / seconds;
-      if (seconds > 0 && speed > 0) parts.push(["speed", `${speed.toFixed(speed < 100 ? 1 : 0)} tokens/s`]);
+      const later = tokens - this.tokensAtFirst;
+      const speed = later / seconds;
+      if (seconds > 0 && later > tokens / 2) parts.push(["speed", `${speed.toFixed(speed < 100 ? 1 : 0)} tokens/s`]);
       parts.push(["ttft", `first after ${duration((this.firstAt - this.begun) / 1000)}`]);
     }
     const cached = this.usage?.prompt_tokens_details?.cached_tokens;

@@ -2,8 +2,8 @@
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const FREE = -1, CACHED = -2, SHARED = -3, UNLISTED = -4;
-const CELL_SIZES = [16, 14, 12, 10, 9, 8, 7, 6, 5, 4, 3];
-const MOST_HEIGHT = 340;
+const CELL_SIZES = [16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3];
+const MOST_HEIGHT = 390;
 const NUM_BARS = 256;
 
 /** The colour of a request: neighbours in time are far apart in hue. */

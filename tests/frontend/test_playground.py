@@ -57,6 +57,29 @@ async def test_it_can_be_switched_off(make_service: MakeService) -> None:
         assert (await client.get("/")).status_code == 401
 
 
+def _luminance(colour: str) -> float:
+    """Of #rrggbb, as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+    return sum(weight * one for weight, one in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("text", "ground"),
+    [
+        ("ink", "ground"), ("ink", "paper"), ("ink", "soft"), ("muted", "ground"), ("muted", "paper"),
+        ("bill", "paper"), ("bill-ink", "bill"), ("good", "ground"),
+    ],
+)  # fmt: skip
+def test_text_has_contrast(scheme: int, text: str, ground: str) -> None:
+    """At least 4.5 to 1."""
+    block = re.findall(r":root \{(.*?)\}", (FOLDER / "style.css").read_text(), re.S)[scheme]
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6});", block))
+    light, dark = sorted((_luminance(colours[text]), _luminance(colours[ground])), reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
 class _Page(HTMLParser):
     """What the page refers to, and what the policy would forbid."""
 

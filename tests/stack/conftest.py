@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import numpy as np
@@ -37,6 +37,17 @@ CONFIG = {
     "rms_norm_eps": 1e-5, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
     "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Cut failures off where they enter Playwright: pytest reads the file there, which takes it minutes."""
+    step = call.excinfo.tb if call.excinfo is not None else None
+    while step is not None:
+        if step.tb_next is not None and "/playwright/" in step.tb_next.tb_frame.f_code.co_filename:
+            step.tb_next = None
+        step = step.tb_next
+    return (yield)
 
 
 class Stack:

@@ -1,0 +1,404 @@
+"""The playground in a real browser, over the whole stack with the bundled model. Screenshots are kept."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.stack.browser import DEADLINE_MS, Playground, chromium, launched
+from tests.stack.conftest import Stack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Program
+
+BROWSER = chromium()
+KEY = "a-secret-key"
+MODEL = "tern-mini"
+MONTHS = "Recite the months of the year."
+LONG = {
+    "type": "array",
+    "minItems": 160,
+    "maxItems": 160,
+    "items": {"type": "integer", "minimum": 10, "maximum": 99},
+}
+"""An answer of some hundred tokens, from a model that would say a hundred."""
+EVIL = "<img src=x onerror=window.pwned=1><script>window.pwned=1</script><b>bold</b>"
+
+
+@pytest.fixture(scope="module")
+def stack(
+    tmp_path_factory: pytest.TempPathFactory, launcher: "Callable[[Path], Callable[..., Program]]"
+) -> Stack:
+    folder = tmp_path_factory.mktemp("playground")
+    flags = ["--port", "0", "--run-dir", str(folder / "run"), "--threads", "1", "--num-kv-blocks", "1200"]
+    program = launcher(folder)("scripts.cli", "serve", *flags, TERN_API_KEY=KEY)
+    return Stack(program, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched(BROWSER) as browser:
+        yield browser
+
+
+Open = Callable[..., Playground]
+
+
+@pytest.fixture
+def show(browser: Browser, stack: Stack) -> Iterator[Open]:
+    """show(scheme=…, phone=…) is a new page that has not been opened yet."""
+    with ExitStack() as pages:
+        yield lambda **how: pages.enter_context(Playground(browser, stack.base_url, **how))
+
+
+@pytest.fixture
+def playground(show: Open) -> Playground:
+    return show().open(KEY)
+
+
+def ask_the_api(stack: Stack, **body: Any) -> str:
+    """What a client without a browser gets."""
+    answer = httpx2.post(
+        f"{stack.base_url}/v1/chat/completions",
+        json={"model": MODEL, **body},
+        headers={"authorization": f"Bearer {KEY}"},
+        timeout=60,
+    )
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def set_schema(playground: Playground, schema: object) -> None:
+    playground.set(format="json_schema", schema=json.dumps(schema), temperature="0")
+
+
+def test_it_asks_for_the_key_and_keeps_it_in_memory_only(show: Open) -> None:
+    playground = show()
+    page = playground.page
+    page.goto("/")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("kept in this page's memory")
+    playground.picture("key")
+    playground.give_key("wrong")
+    expect(dialog).to_contain_text("is not one of this server's", timeout=DEADLINE_MS)
+    playground.give_key(KEY)
+    page.locator("#status[data-state=ready]").wait_for()
+    expect(page.get_by_label("Model")).to_have_value(MODEL)
+    assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+    page.reload()
+    dialog.wait_for()
+
+
+def test_an_answer_streams_and_is_the_one_that_the_api_gives(playground: Playground, stack: Stack) -> None:
+    page = playground.page
+    playground.picture("light-welcome")
+    box = page.get_by_label("Message", exact=True)
+    box.fill("one")
+    box.press("Shift+Enter")
+    assert box.input_value() == "one\n"
+    assert page.locator(".message").count() == 0
+    page.evaluate(
+        """() => {
+            window.lengths = new Set();
+            const text = () => document.querySelector(".answer > .text")?.textContent;
+            const look = () => window.lengths.add(text()?.length);
+            const messages = document.getElementById("messages");
+            new MutationObserver(look).observe(messages, { subtree: true, childList: true });
+        }"""
+    )
+    playground.set(temperature="0", seed="7", system="Be brief.")
+    answer = playground.ask(MONTHS)
+    system = [{"role": "system", "content": "Be brief."}]
+    expected = ask_the_api(stack, messages=system + user(MONTHS), temperature=0)
+    assert playground.text(answer) == expected
+    assert page.evaluate("window.lengths.size") > 3, "it came in pieces"
+    assert "tokens" in playground.fact(answer, "tokens")
+    assert "first after" in playground.fact(answer, "ttft")
+    assert "tokens/s" in playground.fact(answer, "speed")
+    playground.ask("Who are you?")
+    assert page.locator(".message").count() == 4
+    page.get_by_role("button", name="New chat").click()
+    assert page.locator(".message").count() == 0
+
+
+def test_copy_as_curl_is_a_command_that_works(playground: Playground) -> None:
+    playground.set(temperature="0")
+    answer = playground.ask(MONTHS)
+    answer.get_by_role("button", name="curl").click()
+    expect(answer.get_by_role("button", name="Copied")).to_be_visible(timeout=DEADLINE_MS)
+    command = playground.page.evaluate("navigator.clipboard.readText()")
+    assert KEY not in command
+    environment = {**os.environ, "TERN_API_KEY": KEY}
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60
+    )
+    events = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("data: {")]
+    assert "data: [DONE]" in done.stdout
+    said = "".join(c["delta"].get("content", "") for event in events for c in event["choices"])
+    assert said == playground.text(answer)
+
+
+def test_escape_stops(playground: Playground, stack: Stack) -> None:
+    set_schema(playground, LONG)
+    answer = playground.send("Numbers, please.")
+    expect(answer.locator("> .text")).to_contain_text(",", timeout=DEADLINE_MS)
+    playground.page.keyboard.press("Escape")
+    playground.done(answer)
+    assert playground.fact(answer, "finish") == "stopped"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(playground.text(answer))
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx2.Client(base_url=stack.base_url, headers=headers, timeout=60) as client:
+        stack.program.wait_until(
+            lambda: client.get("/live/state").json()["counters"]["num_running"] == 0, "aborted"
+        )
+
+
+def test_an_answer_follows_a_schema(playground: Playground) -> None:
+    page = playground.page
+    page.get_by_label("Answer", exact=True).select_option("json_schema")
+    playground.set(schema="{")
+    playground.send("Dehul from Cairo is 80.")
+    expect(page.locator("#schema-error")).to_contain_text("The schema cannot be read")
+    assert page.locator(".message").count() == 0, "nothing was sent"
+    page.get_by_role("button", name="Reset").click()
+    playground.set(format="json_schema", temperature="0")
+    answer = playground.ask("Extract name, age and city as JSON: Dehul from Cairo is 80.")
+    found = json.loads(playground.text(answer))
+    assert set(found) == {"name", "age", "city"}
+    assert isinstance(found["age"], int)
+    assert playground.fact(answer, "json") == "valid JSON"
+    playground.picture("light-schema")
+
+
+def test_the_token_view_shows_what_else_might_have_been(playground: Playground) -> None:
+    page = playground.page
+    page.get_by_label("Token view").check()
+    playground.set(temperature="1.5", seed="5", max_tokens="60")
+    answer = playground.ask("Tell me a story about Anna, Oslo and a storm.")
+    tokens = answer.locator(".token")
+    assert tokens.count() > 20
+    assert playground.text(answer)
+    doubts = tokens.evaluate_all("all => all.map(one => Number(one.style.getPropertyValue('--doubt')))")
+    assert all(0 <= doubt <= 1 for doubt in doubts)
+    doubtful = doubts.index(max(doubts))
+    card = page.get_by_role("tooltip")
+    tokens.nth(doubtful).hover()
+    expect(card).to_be_visible()
+    assert card.get_by_role("listitem").count() in (6, 7)
+    assert card.locator(".chosen").count() == 1
+    playground.picture("light-tokens")
+    tokens.nth(3).focus()
+    shown = card.locator("b").text_content()
+    page.keyboard.press("ArrowRight")
+    expect(tokens.nth(4)).to_be_focused()
+    assert card.locator("b").text_content() != shown
+
+
+TOOLS = [{"type": "function", "function": {
+    "name": "get_weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}}]  # fmt: skip
+
+
+def test_a_tool_call_is_a_card_that_takes_its_result(playground: Playground) -> None:
+    playground.set(tools=json.dumps(TOOLS), temperature="0")
+    answer = playground.ask("Weather in Oslo?")
+    card = answer.locator(".call")
+    expect(card.locator("b")).to_have_text("get_weather")
+    assert json.loads(card.locator("pre").text_content() or "") == {"city": "Oslo"}
+    assert playground.fact(answer, "finish") == "waits for the tool"
+    playground.picture("light-tool-call")
+    answer.get_by_label("What get_weather gives").fill('{"temperature": 21}')
+    answer.get_by_role("button", name="Send results").click()
+    told = playground.page.locator(".answer").nth(1)
+    playground.done(told)
+    assert playground.text(told) == "It is 21 degrees in Oslo."
+
+
+def test_reasoning_is_collapsed(playground: Playground) -> None:
+    deltas = [
+        {"role": "assistant"},
+        {"reasoning_content": "Hm. "},
+        {"reasoning_content": "Yes."},
+        {"content": "42"},
+    ]
+    chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    answered = {"status": 200, "content_type": "text/event-stream", "body": body}
+    playground.page.route("**/v1/chat/completions", lambda route: route.fulfill(**answered))
+    answer = playground.ask("What is the answer?")
+    assert playground.text(answer) == "42"
+    thought = answer.get_by_text("Hm. Yes.")
+    expect(thought).to_be_hidden()
+    answer.get_by_text("Reasoning").click()
+    expect(thought).to_be_visible()
+
+
+def test_errors_are_said_plainly_and_the_chat_goes_on(playground: Playground) -> None:
+    set_schema(playground, {"type": "nonsense"})
+    answer = playground.ask("Hello")
+    expect(answer.locator(".note-line.bad")).to_contain_text("nonsense")
+    assert playground.fact(answer, "finish") == "failed"
+    playground.picture("light-error")
+    playground.set(format="text", max_tokens="999999")
+    refused = playground.ask("Hello")
+    expect(refused.locator(".note-line.bad")).to_contain_text("max_tokens")
+    playground.set(max_tokens="")
+    refused.get_by_role("button", name="Again").click()
+    answer = playground.page.locator(".answer").last
+    playground.done(answer)
+    assert playground.text(answer)
+    playground.page.route("**/v1/chat/completions", lambda route: route.abort())
+    lost = playground.ask("Hello")
+    expect(lost.locator(".note-line.bad")).to_have_text("The server cannot be reached.")
+
+
+def test_what_users_and_models_write_stays_text(playground: Playground) -> None:
+    page = playground.page
+    page.get_by_label("Token view").check()
+    set_schema(playground, {"const": EVIL})
+    answer = playground.ask(f"Repeat: {EVIL}")
+    assert json.loads(playground.text(answer)) == EVIL
+    answer.locator(".token").nth(2).hover()
+    page.get_by_label("Token view").uncheck()
+    answer = playground.ask(EVIL)
+    assert json.loads(playground.text(answer)) == EVIL
+    assert page.locator(".user .text").last.text_content() == EVIL
+    assert page.locator("#messages").locator("img, script, b").count() == 0
+    assert page.evaluate("window.pwned") is None
+    thrown = page.evaluate(
+        "try { document.body.innerHTML = '<b>x</b>'; 'parsed' } catch (error) { error.name }"
+    )
+    assert thrown == "TypeError", "the policy forbids markup from text altogether"
+    playground.problems = [one for one in playground.problems if "TrustedHTML" not in one]
+
+
+def test_a_killed_worker_is_a_note_and_an_event_and_not_a_lost_token(
+    playground: Playground, stack: Stack
+) -> None:
+    page = playground.page
+    set_schema(playground, LONG)
+    response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": LONG}}
+    expected = ask_the_api(stack, messages=user("Numbers!"), temperature=0, response_format=response_format)
+    answer = playground.send("Numbers!")
+    expect(answer.locator("> .text")).to_contain_text(",", timeout=DEADLINE_MS)
+    stack.kill("worker")
+    notes = answer.locator(".note-line")
+    expect(notes.first).to_contain_text("Worker was killed by SIGKILL, 1 stream waiting", timeout=DEADLINE_MS)
+    assert answer.get_attribute("aria-busy") == "true", "it goes on"
+    playground.picture("light-killed")
+    playground.done(answer)
+    assert playground.text(answer) == expected
+    assert len(json.loads(expected)) == 160
+    expect(notes.last).to_contain_text("1 stream resumed")
+    assert answer.locator(".note-line.bad").count() == 0
+    playground.go("Engine")
+    events = page.locator("#events")
+    expect(events).to_contain_text("Worker was killed by SIGKILL, 1 stream waiting")
+    expect(events).to_contain_text("1 stream resumed")
+    page.goto("/live")
+    playground.give_key(KEY)
+    expect(events).to_contain_text("1 stream resumed", timeout=DEADLINE_MS)
+
+
+CROWD = """
+import asyncio, sys, httpx2
+url, key, model = sys.argv[1:]
+system = {"role": "system", "content": "You answer at length, and never end before you must. " * 8}
+
+async def one(client, number):
+    story = f"Tell me a story about Anna {number}, Oslo and a storm. " * (1 + number % 5)
+    body = {"model": model, "messages": [system, {"role": "user", "content": story}], "ignore_eos": True}
+    while True:
+        await client.post("/v1/chat/completions", json={**body, "max_tokens": 160 + 50 * number})
+
+async def main():
+    headers = {"authorization": f"Bearer {key}"}
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+        await asyncio.gather(*(one(client, number) for number in range(12)))
+
+asyncio.run(main())
+"""
+"""Other people's requests, in a process of their own."""
+
+
+@pytest.fixture
+def crowd(stack: Stack) -> Iterator[None]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CROWD, stack.base_url, KEY, MODEL], stderr=subprocess.DEVNULL
+    )
+    yield
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.usefixtures("crowd")
+def test_the_engine_page_shows_what_runs(show: Open, stack: Stack) -> None:
+    playground = show().open(KEY, "/live")
+    page = playground.page
+    eighth = page.locator("#requests tr[data-stage=decoding]").nth(7)
+    eighth.wait_for()
+    expect(page.locator("#figure-speed")).not_to_have_text("0", timeout=DEADLINE_MS)
+    assert int(page.locator("#figure-running").text_content() or 0) >= 8
+    stack.kill("engine_core")
+    expect(page.locator("#events")).to_contain_text(
+        re.compile(r"Engine core restarted, \d+ streams resumed"), timeout=DEADLINE_MS
+    )
+    eighth.wait_for()
+    assert "1200 in all" in (page.locator("#blocks").get_attribute("aria-label") or "")
+    page.locator("#blocks").hover(position={"x": 4, "y": 4})
+    expect(page.locator("#blocks-readout")).to_contain_text("block 0:")
+    page.locator("#steps").hover(position={"x": 460, "y": 150})
+    expect(page.locator("#steps-readout")).to_contain_text("step ", timeout=DEADLINE_MS)
+    playground.picture("light-engine")
+    page.emulate_media(color_scheme="dark")
+    eighth.wait_for()
+    playground.picture("dark-engine")
+    page.set_viewport_size({"width": 360, "height": 740})
+    eighth.wait_for()
+    playground.picture("phone-dark-engine", whole=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(show: Open, scheme: str) -> None:
+    playground = show(scheme=scheme, phone=True).open(KEY)
+    page = playground.page
+    too_wide = "document.documentElement.scrollWidth > innerWidth"
+    playground.picture(f"phone-{scheme}-welcome")
+    page.get_by_label("Token view").check()
+    answer = playground.ask(MONTHS)
+    answer.locator(".token").nth(5).tap()
+    expect(page.get_by_role("tooltip")).to_be_visible()
+    playground.picture(f"phone-{scheme}-chat")
+    assert not page.evaluate(too_wide)
+    page.get_by_role("button", name="Parameters").click()
+    expect(page.get_by_label("System prompt")).to_be_focused()
+    playground.picture(f"phone-{scheme}-parameters")
+    page.keyboard.press("Escape")
+    expect(page.get_by_label("System prompt")).to_be_hidden()
+    playground.go("Engine")
+    assert not page.evaluate(too_wide)
+
+
+def test_dark(show: Open) -> None:
+    playground = show(scheme="dark").open(KEY)
+    playground.picture("dark-welcome")
+    playground.page.get_by_label("Token view").check()
+    playground.set(temperature="1.5", seed="3", max_tokens="60")
+    answer = playground.ask("Tell me a story about Anna, Oslo and a storm.")
+    answer.locator(".token").nth(12).hover()
+    playground.picture("dark-tokens")
