@@ -10,7 +10,7 @@ Knows nothing of steps or workers.
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from protocol.config import EngineCoreConfig
@@ -124,10 +124,18 @@ class Desk:
             self._keep(request)
             return request
         client.requests[request.request_id] = request
+        request.waiting_since = self._clock()
         scheduler.add(request)
         if request.grammar is not None:
             self._grammars.begin(request, scheduler.facts)
         return request
+
+    def begun(self, requests: Iterable[Request]) -> None:
+        """A step computes a part of their prompts."""
+        for request in requests:
+            if request.waiting_since is not None:
+                self._meter.record_wait(self._clock() - request.waiting_since)
+                request.waiting_since = None
 
     def _hand_over(self, known: Request, again: Request) -> None:
         """Give `again`'s client the rows that it does not have, and those that are still to come."""

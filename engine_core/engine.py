@@ -159,6 +159,7 @@ class Engine:
                 return
             self.workers.dispatch(planned.plan)
             self.begun.append(self.clock())
+            self.desk.begun(planned.chunks)
             if self.journal is not None:
                 self.journal.write(planned.plan)
 

@@ -8,8 +8,10 @@ can say when it is worth coming back.
 """
 
 import math
+from bisect import bisect_left
 from collections import deque
 
+from protocol.messages import QUEUE_TIME_BOUNDS_S
 from protocol.observation import MOST_TIMINGS
 
 _WEIGHT = 0.25
@@ -36,6 +38,9 @@ class Meter:
         self.generation_tokens = 0
         self.timings: deque[tuple[float, int, int]] = deque(maxlen=MOST_TIMINGS)
         """(seconds, running answers, prompt tokens) of the newest steps."""
+        self.queue_times = [0] * (len(QUEUE_TIME_BOUNDS_S) + 1)
+        """Requests by how long they waited for their first step; the last is for more than all bounds."""
+        self.queue_time_s = 0.0
         self._rate = 0.0
         self._rate_at = 0.0
 
@@ -52,6 +57,11 @@ class Meter:
         self.per_prompt_token_s += (slope - self.per_prompt_token_s) * (
             _WEIGHT if self.per_prompt_token_s else 1
         )
+
+    def record_wait(self, seconds: float) -> None:
+        """A request waited so long for its first step."""
+        self.queue_times[bisect_left(QUEUE_TIME_BOUNDS_S, seconds)] += 1
+        self.queue_time_s += seconds
 
     def record_ends(self, count: int, now: float) -> None:
         """So many requests have ended."""

@@ -128,6 +128,8 @@ class Observer:
             resubmissions=desk.resubmissions,
             crashed_requests=desk.crashed_requests,
             detached=len(desk.kept),
+            queue_times=tuple(meter.queue_times),
+            queue_time_s=meter.queue_time_s,
         )
 
     # ── a picture ───────────────────────────────────────────────────────────────────────────────

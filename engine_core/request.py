@@ -68,6 +68,7 @@ class Request:
         "tenant",
         "token_ids",
         "transcript",
+        "waiting_since",
         "wants_every_token",
     )
 
@@ -88,6 +89,8 @@ class Request:
         self.embedding_bytes = 4 * facts.embedding_size if submit.embed else 0
         self.arrival = arrival
         self.deadline: float | None = None
+        self.waiting_since: float | None = None
+        """When it came; None once a step has begun on it."""
         self.token_ids: array[int] = columns.unpack_ids(submit.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.token_ids.extend(columns.unpack_ids(submit.resumed_token_ids))

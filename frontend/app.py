@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -12,7 +13,7 @@ from .anthropic.errors import PATH as ANTHROPIC_PATH
 from .anthropic.errors import AnthropicErrors
 from .anthropic.messages import CountTokens, Messages
 from .keys import api_keys
-from .middleware import PUBLIC_PATHS, Authentication, BodyLimit, Edge
+from .middleware import PUBLIC_PATHS, Authentication, BodyLimit, Edge, RootPath
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
 from .openai.document import Document
@@ -22,6 +23,7 @@ from .openai.responses.endpoint import Responses
 from .openai.responses.past import PastResponses
 from .openai.status import Status
 from .openai.tokenize import Tokenization
+from .request_log import Ledger
 from .service import Service
 
 Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -51,14 +53,31 @@ class _Routes:
 def make_app(service: Service) -> ASGIApp:
     """The ASGI application of one frontend. Raises StartupError when its keys cannot be read."""
     keys = api_keys(service.options)
-    limited = BodyLimit(_Routes(routes(service, keys)), service.options.max_body_bytes)
-    guarded = Authentication(limited, keys, public_paths(service.options))
-    return Edge(guarded, {ANTHROPIC_PATH: AnthropicErrors()})
+    options, responses = service.options, service.metrics.responses
+    limited = BodyLimit(_Routes(routes(service, keys)), options.max_body_bytes)
+    guarded = Authentication(limited, keys, public_paths(options))
+    ledger = Ledger(lambda status: responses.labels(status).inc(), log_requests=options.log_requests)
+    app: ASGIApp = Edge(guarded, {ANTHROPIC_PATH: AnthropicErrors()}, ledger)
+    if options.allowed_origins:
+        app = _with_cors(app, options.allowed_origins)
+    return RootPath(app, options.root_path) if options.root_path else app
 
 
 def public_paths(options: FrontendOptions) -> frozenset[str]:
     """What needs no key: how the server is, and the playground's own files, which say nothing of it."""
     return PUBLIC_PATHS | playground.load().keys() if options.playground else PUBLIC_PATHS
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Browsers' questions before a request are answered without a key: they cannot carry one."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=("x-request-id", "retry-after"),
+        max_age=3600,
+    )
 
 
 def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
@@ -71,7 +90,7 @@ def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
         **{path: file.get for path, file in playground.load().items()},
     }
     absent = () if service.options.playground else pages.keys()
-    document = Document(PUBLIC_PATHS if keys else None, absent)
+    document = Document(PUBLIC_PATHS if keys else None, absent, service.options.root_path)
 
     def get(path: str, endpoint: Endpoint) -> BaseRoute:
         return Route(path, _Asgi(endpoint), methods=["GET"])

@@ -263,7 +263,7 @@ class Connection(HttpToolsProtocol):
         ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
-        with suppress(OSError):  # the client is gone already
+        with suppress(OSError, NotImplementedError):  # the client is gone already; TLS knows no half-close
             self.transport.write_eof()  # to close at once would discard it, if there is unread input
         self.flow.resume_reading()
         self._arm(LINGER_S, self.transport.abort)

@@ -1,6 +1,6 @@
 """What every request passes: a request id, the translation of errors, the key check, the body limit.
 
-    Edge ─ Authentication ─ BodyLimit ─ routes
+    (RootPath) ─ (CORS) ─ Edge ─ Authentication ─ BodyLimit ─ routes
 
 Pure ASGI throughout, because wrappers that run the app in a task of their own hide disconnects from it.
 Only `Edge` wraps `send`, with a plain function: a streamed token passes it in 0.1 µs.
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.errors import BodyTooLarge, InternalError, RequestError, TernError, Unauthorized
 
+from .request_log import Entry, Ledger
 from .responses import LAST_WORDS, ErrorShape, LastWords, OpenAIErrors, send_error
 
 log = logging.getLogger("tern.frontend")
@@ -48,8 +49,9 @@ class Edge:
     `shapes`: paths under which errors look different.
     """
 
-    def __init__(self, app: ASGIApp, shapes: Mapping[str, ErrorShape]) -> None:
+    def __init__(self, app: ASGIApp, shapes: Mapping[str, ErrorShape], ledger: Ledger) -> None:
         self._app = app
+        self._ledger = ledger
         self._shapes = shapes
         self._default = OpenAIErrors()
 
@@ -57,12 +59,15 @@ class Edge:
         if scope["type"] != "http":
             return
         request_id = _request_id(scope["headers"])
-        started = False
+        with self._ledger.entry(request_id, scope["method"], scope["path"]) as entry:
+            await self._answer(scope, receive, send, request_id, entry)
 
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, request_id: bytes, entry: Entry
+    ) -> None:
         def labelled(message: Message) -> Awaitable[None]:
-            nonlocal started
-            if not started:
-                started = True
+            if not entry.status:
+                entry.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             return send(message)
 
@@ -70,7 +75,7 @@ class Edge:
             """Before the response: the error. Within a stream: its last events, and the connection is cut off
             (the response is never completed), so that no client takes what it has for the whole answer."""
             shape, label = self._shape(scope["path"]), request_id.decode()
-            if not started:
+            if not entry.status:
                 await send_error(labelled, error, shape, label, headers)
                 return
             last_words: LastWords | None = scope.get("state", {}).get(LAST_WORDS)
@@ -96,6 +101,19 @@ class Edge:
             if path == prefix or path.startswith(prefix + "/"):
                 return shape
         return self._default
+
+
+class RootPath:
+    """Takes off the prefix under which a proxy passes requests on; without it, they are answered too."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and f"{scope['path']}/".startswith(f"{self._root_path}/"):
+            scope["path"] = scope["path"][len(self._root_path) :] or "/"
+        await self._app(scope, receive, send)
 
 
 class Authentication:

@@ -35,6 +35,7 @@ from protocol.errors import StartupError
 from protocol.progress import Progress
 
 from .app import make_app
+from .request_log import JsonFormatter
 from .server import HttpServer
 from .service import Service
 
@@ -67,7 +68,7 @@ class Frontend:
         self._channel = channel
         self._progress = progress
         self._client = EngineClient(f"frontend-{config.index}", config.incarnation)
-        self._service = Service.load(config, self._client)
+        self._service = Service.load(config, self._client, progress.restarts)
         app = Beating(make_app(self._service), progress)
         self._server = HttpServer(
             app, config.frontend, socket.socket(fileno=config.listen_fd), self._announce
@@ -85,6 +86,7 @@ class Frontend:
 
     def _tick(self) -> None:
         self._progress.busy(TICK_BUDGET_S)
+        self._service.metrics.follow(self._client)
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def _announce(self) -> None:
@@ -129,9 +131,12 @@ class Frontend:
 
 def run(channel: ChildChannel, config: FrontendConfig) -> None:
     """The whole life of the process."""
-    logging.basicConfig(
-        level=config.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    as_json = config.log_format == "json"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonFormatter() if as_json else logging.Formatter("%(levelname)s %(name)s: %(message)s")
     )
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
     # Connections that we cut off on purpose, and requests that are not HTTP, are no news.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ omits, as in vLLM. A checkpoint that says `do_sample: false` is greedy unless th
 
 import random
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -85,8 +86,11 @@ class Service:
         self._seeds = random.Random(seed or None)
 
     @classmethod
-    def load(cls, config: FrontendConfig, client: EngineClient) -> "Service":
-        """Read all that a frontend needs of a checkpoint. Raises StartupError."""
+    def load(
+        cls, config: FrontendConfig, client: EngineClient, restarts: Callable[[], Mapping[str, int]]
+    ) -> "Service":
+        """Read all that a frontend needs of a checkpoint; `restarts` is for the metrics. Raises
+        StartupError."""
         folder = Path(config.model.model)
         tokenizer_folder = Path(config.model.tokenizer or config.model.model)
         tokenizer = Tokenizer(tokenizer_folder)
@@ -98,7 +102,7 @@ class Service:
                 config.frontend.chat_template, tokenizer_folder, tokenizer.config, tokenizer.special_tokens
             ),
             defaults=GenerationDefaults.load(folder),
-            metrics=Metrics(config.metrics_dir),
+            metrics=Metrics(config.metrics_dir, config.frontend.metrics_prefix, restarts),
             options=config.frontend,
             model_names=config.model.served_model_name,
             response_store=ResponseStore(

@@ -23,6 +23,7 @@ from .answer import LENGTH, Answer, Piece
 from .idempotency import Key
 from .metrics import Stopwatch
 from .reading import Reading
+from .request_log import note
 from .service import Service
 from .stop_strings import StopStrings
 
@@ -222,7 +223,9 @@ class Generation:
 
     def __init__(self, service: Service, prompts: Sequence[Prompt], wish: Wish) -> None:
         self._prompts = prompts
-        service.metrics.prompt_tokens.inc(sum(len(prompt.token_ids) for prompt in prompts))
+        for prompt in prompts:
+            service.metrics.prompt_tokens.inc(len(prompt.token_ids))
+            service.metrics.request_prompt_tokens.observe(len(prompt.token_ids))
         self.choices = [
             _start(service, index * wish.n + i, prompt, wish, sampling, i)
             for index, (prompt, sampling) in enumerate(zip(prompts, wish.sampling, strict=True))
@@ -236,6 +239,13 @@ class Generation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        usage = self.usage()
+        note(
+            prompt_tokens=usage.num_prompt_tokens,
+            cached_tokens=usage.num_cached_tokens,
+            completion_tokens=usage.num_answer_tokens,
+            finish_reason=",".join(str(choice.finish_reason) for choice in self.choices),
+        )
         cancelled = kind is None or issubclass(kind, (asyncio.CancelledError, GeneratorExit))
         for choice in self.choices:
             choice.close("abort" if cancelled else "error", Parting.DETACH if cancelled else Parting.ABORT)

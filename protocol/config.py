@@ -181,6 +181,32 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     uds: Annotated[
         str, Meta(description="path of a unix socket to listen on instead; only you can connect to it")
     ] = ""
+    ssl_certfile: Annotated[
+        str, Meta(description="file of a certificate chain (PEM): serve https; needs ssl_keyfile")
+    ] = ""
+    ssl_keyfile: Annotated[str, Meta(description="file of the certificate's private key (PEM)")] = ""
+    root_path: Annotated[
+        str,
+        Meta(
+            pattern="^(/[^/?#]+)*$",
+            description="prefix of all paths, such as /llm, under which a proxy passes requests on; they are "
+            "answered with and without it",
+        ),
+    ] = ""
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Meta(description="origins whose pages may call the API from a browser (CORS); *: all; none: off"),
+    ] = ()
+    metrics_prefix: Annotated[
+        str,
+        Meta(
+            pattern="^[a-zA-Z_:][a-zA-Z0-9_:]*$",
+            description="of the names in /metrics; vllm: is what dashboards for vLLM look for",
+        ),
+    ] = "tern_"
+    log_requests: Annotated[
+        bool, Meta(description="log a line for each request: id, times, token counts; never its text")
+    ] = False
     frontends: Annotated[int, Meta(ge=1, le=64, description="frontend processes sharing the port")] = 1
     api_key: Annotated[
         tuple[str, ...],
@@ -259,6 +285,9 @@ class ServerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     log_level: Annotated[
         Literal["error", "warning", "info", "debug"], Meta(description="least level that is logged")
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="json: each line of the log is an object")
+    ] = "text"
     hang_detection: Annotated[
         bool, Meta(description="kill and restart what makes no progress; off for debuggers")
     ] = True
@@ -317,6 +346,7 @@ class FrontendConfig(Struct, frozen=True, kw_only=True, tag="frontend"):
     responses_dir: str = ""
     """Folder in which frontends keep past responses; empty: they keep none."""
     log_level: str = "info"
+    log_format: str = "text"
     progress_fd: int = -1
     """Of the progress board, inherited; -1: there is none."""
     progress_row: int = 0

@@ -247,6 +247,9 @@ class AttachRefused(Struct, frozen=True, array_like=True, tag="attach_refused"):
     message: Prose
 
 
+QUEUE_TIME_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
 class EngineStats(Struct, frozen=True, array_like=True):
     """Gauges and counters since this engine core started."""
 
@@ -271,6 +274,10 @@ class EngineStats(Struct, frozen=True, array_like=True):
     """Ended because they crashed a worker."""
     detached: Count = 0
     """Requests, running or ended, that are kept for a client that is gone."""
+    queue_times: Annotated[tuple[Count, ...], Meta(max_length=len(QUEUE_TIME_BOUNDS_S) + 1)] = ()
+    """Requests by the time they waited for their first step: up to each bound, and beyond the last."""
+    queue_time_s: Annotated[float, Meta(ge=0)] = 0.0
+    """All of it together."""
 
 
 class Pong(Struct, frozen=True, array_like=True, tag="pong"):

@@ -2,6 +2,7 @@
 
     row   beats     rises with every word; a row that does not change while it is busy makes no progress
           budget    nanoseconds that the present activity may take at most; 0: waiting for work
+    last row        how often processes of each kind were started again, which the supervisor writes
 
 Only the main loop itself writes its row, so a process whose I/O threads still answer but whose loop hangs
 is seen, also when it hangs in C with the interpreter's lock held. A loop writes before it begins
@@ -19,6 +20,9 @@ _ROW_BYTES = 64
 _WORD_BYTES = 8
 _WORDS_PER_ROW = _ROW_BYTES // _WORD_BYTES
 
+KINDS = ("engine_core", "worker", "frontend")
+"""Of processes that are started again, in the order of the words in the last row."""
+
 
 class Reading(Struct, frozen=True):
     """What a row holds."""
@@ -33,12 +37,18 @@ class Board:
 
     def __init__(self, num_rows: int) -> None:
         self.fd = os.memfd_create("tern-progress")
-        os.ftruncate(self.fd, num_rows * _ROW_BYTES)
-        self._words = memoryview(mmap.mmap(self.fd, num_rows * _ROW_BYTES)).cast("Q")
+        num_bytes = (num_rows + 1) * _ROW_BYTES
+        os.ftruncate(self.fd, num_bytes)
+        self._words = memoryview(mmap.mmap(self.fd, num_bytes)).cast("Q")
+        self._last_row = self._words[num_rows * _WORDS_PER_ROW :]
 
     def read(self, row: int) -> Reading:
         first = row * _WORDS_PER_ROW
         return Reading(self._words[first], self._words[first + 1] / 1e9)
+
+    def count_restart(self, kind: str) -> None:
+        """A process of this kind, one of KINDS, is started again."""
+        self._last_row[KINDS.index(kind)] += 1
 
     def clear(self, row: int) -> None:
         """Before a row gets another writer."""
@@ -53,13 +63,19 @@ class Progress:
 
     def __init__(self, fd: int = -1, row: int = 0) -> None:
         if fd < 0:
-            memory = mmap.mmap(-1, (row + 1) * _ROW_BYTES)
+            memory = mmap.mmap(-1, (row + 2) * _ROW_BYTES)
         else:
-            memory = mmap.mmap(fd, (row + 1) * _ROW_BYTES)
+            memory = mmap.mmap(fd, os.fstat(fd).st_size)
             os.close(fd)
         first = row * _WORDS_PER_ROW
-        self._words = memoryview(memory).cast("Q")[first : first + 2]
+        words = memoryview(memory).cast("Q")
+        self._words = words[first : first + 2]
+        self._last_row = words[-_WORDS_PER_ROW:]
         self._beats = self._words[0]
+
+    def restarts(self) -> dict[str, int]:
+        """Of processes of each kind, since the server's start."""
+        return dict(zip(KINDS, self._last_row, strict=False))
 
     def busy(self, budget_s: float) -> None:
         """What begins now takes at most this long. Said again, the time begins again."""

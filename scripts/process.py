@@ -3,7 +3,7 @@
 Knows nothing of policy: it says that a child is gone, and never starts another.
 
 Children are spawned from the main thread, because the parent-death signal follows the thread that
-started a process. Their standard output and error go to our standard error.
+started a process. Their standard output and error go to our standard error, see child_output.py for JSON.
 """
 
 import os
@@ -28,6 +28,7 @@ from protocol.control import (
 )
 from protocol.errors import PROTOCOL_EXIT_CODE, OutOfMemory
 
+from .child_output import ChildOutput
 from .restart_policy import EXIT_CODES
 
 TERMINAL_SIGNALS = {signal.SIGINT, signal.SIGHUP}
@@ -51,6 +52,8 @@ class Command(Struct, frozen=True):
     arguments: tuple[str, ...] = ()
     inherit: tuple[int, ...] = ()
     """Descriptors that stay open in the child, under the same numbers."""
+    as_json: bool = False
+    """What it writes is read, and written as the objects of a JSON log."""
 
 
 class Child:
@@ -81,6 +84,8 @@ class Child:
             self._process.kill()
             self._process.wait()
             raise
+        pipe = self._process.stdout
+        self._output = None if pipe is None else ChildOutput(self.name, self.pid, pipe)
         self.channel.send(Start(command.config))
 
     def send(self, message: ToChild) -> None:
@@ -118,6 +123,8 @@ class Child:
             exit_code = 1
         os.close(self.pidfd)
         self.channel.close()
+        if self._output is not None:
+            self._output.close()
         return exit_code
 
 
@@ -174,7 +181,8 @@ def _spawn(command: Command) -> tuple["subprocess.Popen[bytes]", SupervisorChann
         process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
-            stdout=STDERR,
+            stdout=STDERR if not command.as_json else subprocess.PIPE,
+            stderr=None if not command.as_json else subprocess.STDOUT,
             pass_fds=inherit,
             env=packages_environment(),
         )

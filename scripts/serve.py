@@ -42,12 +42,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         model=resolve(options.model, environ),
         server=output_paths.resolve(options.server),
     )
-    terminal = Terminal(environ, options.server.log_level)
+    terminal = Terminal(environ, options.server.log_level, as_json=options.server.log_format == "json")
     run_dir = RunDir.open(options.server.run_dir)
     board = make_board(options)
     serving = Serving(
         version=version(),
-        url=url(listeners[0]),
+        url=url(listeners[0], "https" if options.frontend.ssl_certfile else "http"),
         model_name=options.model.served_model_name[0],
         has_api_key=bool(options.frontend.api_key or options.frontend.api_key_file),
         endpoint_file=run_dir.endpoint_file,
@@ -55,7 +55,15 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
     def announce(facts: Mapping[str, str], pids: Mapping[str, Sequence[int]], started_in: str) -> None:
         headline = terminal.headline(f"Tern {serving.version} is ready")
-        terminal.show(banner(serving, facts, pids, f"{headline} in {started_in}"))
+        terminal.show(
+            banner(serving, facts, pids, f"{headline} in {started_in}"),
+            message="ready",
+            url=serving.url,
+            model=serving.model_name,
+            started_in=started_in,
+            facts=facts,
+            pids=pids,
+        )
 
     try:
         return Supervisor(

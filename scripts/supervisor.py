@@ -245,6 +245,7 @@ class Supervisor:
 
     def _start_again(self, unit: Unit) -> None:
         """What is lacking (descriptors, memory, room on a disk) may be there the next time."""
+        self._watch.count_restart(unit.kind)
         try:
             self._start(unit)
         except StartupError as error:

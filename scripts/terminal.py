@@ -2,14 +2,18 @@
 
 Log and progress go to standard error, what was asked for (banner, help) to standard output. Colours
 only on a terminal, and never with NO_COLOR. A reader that has gone away is no reason to stop serving.
+With --log-format json each line of the log is an object, and nothing else is written.
 """
 
+import os
 import shutil
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Literal, TextIO
+
+import msgspec
 
 Level = Literal["error", "warning", "info", "debug"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info", "debug")
@@ -28,22 +32,31 @@ class Terminal:
         level: Level = "info",
         out: TextIO | None = None,
         err: TextIO | None = None,
+        *,
+        as_json: bool = False,
     ) -> None:
         self._out, self._err = out or sys.stdout, err or sys.stderr
         self._level = LEVELS.index(level)
         self._colour = not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-        self.rewrites = self._err.isatty() and environ.get("TERM") != "dumb"
+        self._as_json = as_json
+        self.rewrites = not as_json and self._err.isatty() and environ.get("TERM") != "dumb"
         """Whether a line can be written over."""
         self._unfinished = False
 
-    def show(self, text: str) -> None:
-        """What was asked for."""
+    def show(self, text: str, **fields: object) -> None:
+        """What was asked for; as JSON, the fields instead of the text."""
+        if self._as_json:
+            self._write_object("info", **fields)
+            return
         self._finish_line()
         self._write(self._out, text + "\n")
 
     def log(self, level: Level, text: str) -> None:
         """One line with the time, if the level is high enough."""
         if LEVELS.index(level) > self._level:
+            return
+        if self._as_json:
+            self._write_object(level, message=text)
             return
         self._finish_line()
         clock = self.paint(self._err, time.strftime("%H:%M:%S"), DIM)
@@ -53,6 +66,9 @@ class Terminal:
 
     def fail(self, message: str, hint: str = "") -> None:
         """The root cause, as one last line."""
+        if self._as_json:
+            self._write_object("error", message=message, hint=hint)
+            return
         self._finish_line()
         line = " ".join(f"{message} ({hint})".split()) if hint else " ".join(message.split())
         self._write(self._err, f"{self.paint(self._err, 'tern: error:', RED)} {line}\n")
@@ -77,7 +93,17 @@ class Terminal:
             self._write(self._err, CLEAR_LINE)
             self._unfinished = False
 
+    def _write_object(self, level: Level, **fields: object) -> None:
+        document = {"time": utc(), "level": level, **fields, "process": "supervisor", "pid": os.getpid()}
+        self._write(self._err, msgspec.json.encode(document).decode() + "\n")
+
     def _write(self, stream: TextIO, text: str) -> None:
         with suppress(OSError, ValueError):
             stream.write(text)
             stream.flush()
+
+
+def utc() -> str:
+    """Now, as in a JSON log: 2026-11-25T12:00:00.123Z"""
+    now = time.time()
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03}Z"

@@ -179,7 +179,7 @@ def _engine_core(options: ServeOptions, run_dir: RunDir, board_fd: int) -> Comma
             curve_allowed_keys=options.server.curve_allowed_keys,
             tokenizer=options.model.tokenizer or options.model.model,
         )
-        return [Command("engine core", "engine_core", config)]
+        return [Command("engine core", "engine_core", config, as_json=_as_json(options))]
 
     return commands
 
@@ -191,7 +191,13 @@ def _workers(options: ServeOptions, run_dir: RunDir, board_fd: int) -> Commands:
     def commands(incarnation: int, row: int) -> list[Command]:
         group_dir = run_dir.make_group_dir(incarnation)
         return [
-            Command(f"worker {rank}" if size > 1 else "worker", "worker", config, arguments)
+            Command(
+                f"worker {rank}" if size > 1 else "worker",
+                "worker",
+                config,
+                arguments,
+                as_json=_as_json(options),
+            )
             for rank in range(size)
             for config in [
                 WorkerConfig(
@@ -225,9 +231,15 @@ def _frontend(
             metrics_dir=run_dir.metrics_dir if options.frontend.frontends > 1 else "",
             responses_dir=run_dir.responses_dir,
             log_level=options.server.log_level,
+            log_format=options.server.log_format,
             progress_fd=board_fd,
             progress_row=row,
         )
-        return [Command(name, "frontend", config, inherit=(listener.fileno(),))]
+        inherit = (listener.fileno(),)
+        return [Command(name, "frontend", config, inherit=inherit, as_json=_as_json(options))]
 
     return commands
+
+
+def _as_json(options: ServeOptions) -> bool:
+    return options.server.log_format == "json"

@@ -44,6 +44,10 @@ class Watch:
             elif verdict is not Verdict.FINE:
                 yield child, verdict, life.stall_s
 
+    def count_restart(self, kind: str) -> None:
+        """For whoever reads the board."""
+        self._board.count_restart(kind)
+
     def close(self) -> None:
         """From here on, nothing is looked at."""
         self.next_look = math.inf

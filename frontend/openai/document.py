@@ -112,15 +112,19 @@ _HEADERS = {
 class Document:
     """The endpoint. `public_paths` need no key; None: nothing needs one."""
 
-    def __init__(self, public_paths: Collection[str] | None, absent: Collection[str] = ()) -> None:
-        """`absent`: paths that are switched off."""
-        self._body = msgspec.json.encode(make_document(public_paths, absent))
+    def __init__(
+        self, public_paths: Collection[str] | None, absent: Collection[str] = (), root_path: str = ""
+    ) -> None:
+        """`absent`: paths that are switched off. `root_path` stands before all."""
+        self._body = msgspec.json.encode(make_document(public_paths, absent, root_path))
 
     async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_body(send, self._body)
 
 
-def make_document(public_paths: Collection[str] | None, absent: Collection[str] = ()) -> Json:
+def make_document(
+    public_paths: Collection[str] | None, absent: Collection[str] = (), root_path: str = ""
+) -> Json:
     """The whole document as plain JSON data."""
     kinds = [kind for one in OPERATIONS.values() for kind in (one.request, one.answer) if kind is not None]
     _, schemas = msgspec.json.schema_components([*kinds, ErrorBody, AnthropicError], ref_template=_REF)
@@ -138,6 +142,7 @@ def make_document(public_paths: Collection[str] | None, absent: Collection[str] 
     }
     return {
         "openapi": "3.1.0",
+        "servers": [{"url": root_path or "/"}],
         "info": {"title": "Tern", "version": "1"},
         "paths": paths,
         "security": [{"key": []}, {"header": []}],

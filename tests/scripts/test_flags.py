@@ -92,7 +92,8 @@ def two_values(option: Option) -> tuple[str, str]:
         large = {"max_body_bytes": ("4096", "8192"), "max_num_batched_tokens": ("4096", "8192")}
         large["journal_bytes"] = ("131072", "262144")
         return large.get(option.name, ("3", "7"))
-    return "one", "two"
+    slash = "/" if option.name == "root_path" else ""
+    return f"{slash}one", f"{slash}two"
 
 
 def test_serve_s_options_survive_being_flags_again() -> None:
