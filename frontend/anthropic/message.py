@@ -1,8 +1,8 @@
 """What /v1/messages answers: a message of content blocks."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from ..streams import Usage
 
@@ -14,7 +14,23 @@ class TextBlock(Struct, frozen=True, tag_field="type", tag="text"):
     citations: None = None
 
 
-Block = TextBlock
+class ThinkingBlock(Struct, frozen=True, tag_field="type", tag="thinking"):
+    thinking: str
+    signature: str = ""
+    """Nobody checks whether it comes back as it was."""
+
+
+class ToolUseBlock(Struct, frozen=True, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+Block = TextBlock | ThinkingBlock | ToolUseBlock
+
+
+class OutputDetails(Struct, frozen=True):
+    thinking_tokens: int
 
 
 class MessageUsage(Struct, frozen=True):
@@ -24,6 +40,7 @@ class MessageUsage(Struct, frozen=True):
     output_tokens: int
     cache_read_input_tokens: int
     """Found in the prefix cache."""
+    output_tokens_details: OutputDetails
     cache_creation_input_tokens: int = 0
     """Writing to it costs nothing, and is not counted."""
 
@@ -36,6 +53,8 @@ class MessageObject(Struct, frozen=True, kw_only=True):
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     """The one that ended it."""
+    skipped_tools: list[str] | UnsetType = UNSET
+    """Types of the tools that are known to Anthropic's models only, and that this one was not told of."""
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
 
@@ -49,4 +68,5 @@ def message_usage(usage: Usage) -> MessageUsage:
         input_tokens=usage.num_prompt_tokens - usage.num_cached_tokens,
         output_tokens=usage.num_answer_tokens,
         cache_read_input_tokens=usage.num_cached_tokens,
+        output_tokens_details=OutputDetails(usage.num_reasoning_tokens),
     )

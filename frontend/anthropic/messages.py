@@ -1,9 +1,7 @@
 """POST /v1/messages and /v1/messages/count_tokens. What comes out is in message.py and writer.py."""
 
-from typing import Any
-
 import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from protocol.errors import InvalidRequest
@@ -14,25 +12,18 @@ from ..openai.headers import Terms
 from ..openai.parse import parse, read_body
 from ..openai.prompting import check_not_empty, encode_chat
 from ..openai.refused import Refusals
-from ..openai.structured import compile_constraint
-from ..openai.turn import Turn, TurnEndpoint
+from ..openai.turn import ChatOptions, Turn, TurnEndpoint
 from ..outbox import Outbox
+from ..reading import plan_reading
 from ..responses import send_json
 from ..service import Service
 from ..streams import Generation, Prompt
+from ..tools import ToolUse
 from .content import chat_messages
 from .message import TokenCount
 from .request import MESSAGES, PROMPT, CountFields, MessagesRequest
+from .tools import offered_tools
 from .writer import MessageWriter
-
-
-class ChatOptions(Struct, frozen=True, kw_only=True):
-    """How the chat template is filled; see prompting.ChatFields."""
-
-    chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    add_special_tokens: bool | None = None
 
 
 class Messages(TurnEndpoint[MessagesRequest]):
@@ -47,7 +38,8 @@ class Messages(TurnEndpoint[MessagesRequest]):
         if not request.model:
             raise InvalidRequest("model: required, but empty or missing", param="model")
         model = self.service.model_name(request.model)
-        prompt = await _prompt(self.service, request, facts)
+        offered = offered_tools(request.tools, request.tool_choice)
+        prompt = await _prompt(self.service, request, offered.use, facts)
         room = facts.max_model_len - len(prompt.token_ids)
         fields = GenerationFields(
             temperature=request.temperature,
@@ -69,13 +61,19 @@ class Messages(TurnEndpoint[MessagesRequest]):
             default_max_tokens=0,
             logprobs=None,
         )
-        if (constraint := request.constraint) is not None:
-            grammar = await compile_constraint(self.service.grammars, constraint, facts, 1)
-            wish = structs.replace(wish, grammar=grammar)
+        reading = plan_reading(
+            self.service.formats,
+            offered.use,
+            prompt.text or "",
+            terms.response_id,
+            show_reasoning=request.shows_thinking,
+        )
+        wish = await self.constrained(structs.replace(wish, reading=reading), request.constraint, facts)
 
         def begin(generation: Generation, outbox: Outbox) -> MessageWriter:
             clipped = request.max_tokens > room
-            return MessageWriter(f"msg_{terms.response_id}", model, generation, outbox, clipped=clipped)
+            message_id = f"msg_{terms.response_id}"
+            return MessageWriter(message_id, model, offered.skipped, generation, outbox, clipped=clipped)
 
         return Turn(prompt, wish, begin)
 
@@ -93,18 +91,19 @@ class CountTokens:
         request = parse(self._decoder, body)
         self._refusals.check(body)
         self._service.model_name(request.model)
-        prompt = await _prompt(self._service, request, None)
+        use = offered_tools(request.tools, request.tool_choice).use
+        prompt = await _prompt(self._service, request, use, None)
         await send_json(send, TokenCount(len(prompt.token_ids)))
 
 
-async def _prompt(service: Service, request: CountFields, facts: EngineFacts | None) -> Prompt:
+async def _prompt(service: Service, request: CountFields, use: ToolUse, facts: EngineFacts | None) -> Prompt:
     """The same for both endpoints: a count is exact. Raises InvalidRequest."""
     options = ChatOptions(
-        chat_template_kwargs=request.template_variables,
-        continue_final_message=request.goes_on,
-        add_generation_prompt=None,
+        chat_template_kwargs=request.chat_template_kwargs, continue_final_message=request.goes_on
     )
     chat = chat_messages(request.system, request.messages)
-    prompt = await encode_chat(service, chat, options, facts)
+    prompt = await encode_chat(
+        service, chat, options, facts, tools=use.shown, defaults=request.template_variables
+    )
     check_not_empty([prompt], "messages")
     return prompt

@@ -8,11 +8,13 @@ from protocol.errors import InvalidRequest
 from protocol.sampling import MAX_TOKENS
 
 from ..grammars import Constraint
+from ..openai.chat import reasoning_variables
 from ..openai.fields import MAX_STOPS, StopString
 from ..openai.refused import Refusal
 from ..openai.structured import NULL
 from ..openai.turn import TurnFields, refusals
 from .content import AnthropicMessage, ContentBlock
+from .tools import AnthropicTool, AnthropicToolChoice
 
 
 class OutputFormat(Struct, frozen=True, kw_only=True, rename={"json_schema": "schema"}):
@@ -23,7 +25,7 @@ class OutputFormat(Struct, frozen=True, kw_only=True, rename={"json_schema": "sc
 class OutputConfig(Struct, frozen=True, kw_only=True):
     format: OutputFormat | None = None
     effort: str | None = None
-    """Accepted without effect."""
+    """`reasoning_effort` for the chat template, where it knows that."""
 
 
 class Thinking(Struct, frozen=True, kw_only=True):
@@ -39,17 +41,27 @@ class CountFields(TurnFields, frozen=True, kw_only=True):
 
     messages: Annotated[list[AnthropicMessage], Meta(min_length=1, max_length=100_000)]
     system: str | list[ContentBlock] | None = None
+    tools: list[AnthropicTool] | None = None
+    """Kinds that only Anthropic's models know are skipped, as `skipped_tools` in the message says."""
+    tool_choice: AnthropicToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
-    def template_variables(self) -> dict[str, Any] | None:
-        """As templates of models that reason know them; theirs is the default."""
-        if self.thinking is None:
-            return self.chat_template_kwargs
-        wanted = self.thinking.type != "disabled"
-        return {"enable_thinking": wanted, "thinking": wanted, **(self.chat_template_kwargs or {})}
+    def template_variables(self) -> dict[str, Any]:
+        """As templates of models that reason know them; where nothing is said, theirs are the defaults."""
+        variables = reasoning_variables(self.output_config.effort if self.output_config is not None else None)
+        if self.thinking is not None:
+            wanted = self.thinking.type != "disabled"
+            variables |= {"enable_thinking": wanted, "thinking": wanted}
+        return variables
+
+    @property
+    def shows_thinking(self) -> bool:
+        """What the model says to itself is of interest."""
+        given = self.thinking
+        return given is None or (given.type != "disabled" and given.display != "omitted")
 
     @property
     def goes_on(self) -> bool:
@@ -83,7 +95,6 @@ class MessagesRequest(CountFields, frozen=True, kw_only=True):
 _FORMAT = Refusal("use `output_config.format`")
 
 PROMPT: dict[str, Refusal] = {
-    "tools": Refusal("not in this API yet; use /v1/chat/completions", ([],)),
     "container": Refusal("this server runs no code"),
     "mcp_servers": Refusal("this server calls no other", ([],)),
     "context_management": Refusal("nothing is cut silently here; leave out old messages yourself", ({},)),

@@ -5,46 +5,64 @@ message_start, ping
 message_delta, message_stop
 """
 
+from typing import assert_never
+
 import msgspec
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from protocol.errors import TernError
 
-from ..answer import LENGTH, Piece
-from ..openai.turn import TurnWriter
+from ..answer import LENGTH, TOOL_CALLS, Piece
 from ..outbox import Outbox
+from ..parts import Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallStart
 from ..streams import Generation
 from .errors import AnthropicErrors
-from .message import Block, MessageObject, StopReason, TextBlock, message_usage
+from .message import Block, MessageObject, StopReason, TextBlock, ThinkingBlock, ToolUseBlock, message_usage
+from .written_block import WrittenBlock
 
 _encode = msgspec.json.Encoder().encode
 
 
-class MessageWriter(TurnWriter):
-    """Of one answer."""
+class MessageWriter:
+    """A TurnWriter."""
 
     def __init__(
-        self, message_id: str, model: str, generation: Generation, outbox: Outbox, *, clipped: bool
+        self,
+        message_id: str,
+        model: str,
+        skipped_tools: list[str],
+        generation: Generation,
+        outbox: Outbox,
+        *,
+        clipped: bool,
     ) -> None:
         """`clipped`: the context ends before max_tokens."""
-        self._id = message_id
-        self._model = model
+        self._message = MessageObject(
+            id=message_id,
+            model=model,
+            content=[],
+            usage=message_usage(generation.usage()),
+            skipped_tools=skipped_tools or UNSET,
+        )
         self._generation = generation
         self._outbox = outbox
         self._clipped = clipped
         self._content: list[Block] = []
-        self._text: _Text | None = None
         self._begun = False
+        self._open: WrittenBlock | None = None
+        self._kind: type[Block] | None = None
+        """Of the open block."""
 
     def write(self, piece: Piece) -> None:
         if not self._begun:
             self._begun = True
-            self._mark("message_start", {"message": self._message()})
+            message = structs.replace(self._message, usage=message_usage(self._generation.usage()))
+            self._mark("message_start", {"message": message})
             self._mark("ping", {})
         if piece.text:
-            if self._text is None:
-                self._text = _Text(len(self._content), self._outbox)
-            self._text.write(piece.text)
+            self._block(TextBlock("")).write(piece.text)
+        for part in piece.parts:
+            self._add(part)
 
     async def end(self) -> MessageObject:
         self._close()
@@ -53,14 +71,27 @@ class MessageWriter(TurnWriter):
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         self._mark("message_delta", {"delta": delta, "usage": usage})
         self._mark("message_stop", {})
-        return structs.replace(self._message(), stop_reason=reason, stop_sequence=sequence)
+        return structs.replace(
+            self._message, content=self._content, usage=usage, stop_reason=reason, stop_sequence=sequence
+        )
 
     def last_words(self, error: TernError) -> bytes:
         return self._outbox.take() + AnthropicErrors().last_event(error, "")
 
-    def _message(self) -> MessageObject:
-        usage = message_usage(self._generation.usage())
-        return MessageObject(id=self._id, model=self._model, content=self._content, usage=usage)
+    def _add(self, part: Part) -> None:
+        match part:
+            case TextPart(text=text):
+                self._block(TextBlock("")).write(text)
+            case ReasoningPart(text=text):
+                self._block(ThinkingBlock("")).write(text)
+            case ToolCallStart(id=call_id, name=name):
+                self._close()
+                self._block(ToolUseBlock(call_id, name, {}))
+            case ToolCallArguments(text=text):
+                assert self._open is not None, "arguments follow the start of their call"
+                self._open.write(text)
+            case _:
+                assert_never(part)
 
     def _stop(self) -> tuple[StopReason, str | None]:
         choice = self._generation.choices[0]
@@ -68,38 +99,19 @@ class MessageWriter(TurnWriter):
             return "stop_sequence", choice.stop_string
         if choice.finish_reason == LENGTH:
             return "model_context_window_exceeded" if self._clipped else "max_tokens", None
-        return "end_turn", None
+        return "tool_use" if choice.finish_reason == TOOL_CALLS else "end_turn", None
+
+    def _block(self, empty: Block) -> WrittenBlock:
+        """The open one if it is of this kind, or a new one."""
+        if self._open is None or self._kind is not type(empty):
+            self._close()
+            self._open, self._kind = WrittenBlock(empty, len(self._content), self._outbox), type(empty)
+        return self._open
 
     def _close(self) -> None:
-        if self._text is not None:
-            self._content.append(self._text.close())
-            self._text = None
+        if self._open is not None:
+            self._content.append(self._open.close())
+            self._open = None
 
     def _mark(self, name: str, fields: dict[str, object]) -> None:
         self._outbox.mark(name, _encode({"type": name, **fields}))
-
-
-class _Text:
-    """A block that is being written."""
-
-    def __init__(self, index: int, outbox: Outbox) -> None:
-        self._index = index
-        self._outbox = outbox
-        self._texts: list[str] = []
-        self._before = (
-            b'{"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":' % index
-        )
-        start = {"type": "content_block_start", "index": index, "content_block": TextBlock("")}
-        outbox.mark("content_block_start", _encode(start))
-
-    def write(self, text: str) -> None:
-        """Hot path."""
-        self._texts.append(text)
-        text, _ = self._outbox.unknown(text)
-        if text:
-            self._outbox.delta(b"content_block_delta", self._before + _encode(text) + b"}}")
-
-    def close(self) -> TextBlock:
-        stop = {"type": "content_block_stop", "index": self._index}
-        self._outbox.mark("content_block_stop", _encode(stop))
-        return TextBlock("".join(self._texts))

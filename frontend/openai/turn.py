@@ -15,6 +15,7 @@ from protocol.errors import TernError
 from protocol.messages import EngineFacts
 
 from ..answer import Piece
+from ..grammars import Constraint
 from ..outbox import Outbox, Position
 from ..responses import EVENT_STREAM_HEADERS, LAST_WORDS, send_json
 from ..streams import Generation, Prompt, Wish
@@ -22,6 +23,7 @@ from .endpoint import Endpoint
 from .fields import GenerationFields
 from .headers import Terms
 from .refused import CHAT, Refusal
+from .structured import compile_constraint
 
 
 class TurnFields(Struct, frozen=True, kw_only=True):
@@ -65,6 +67,15 @@ class TurnWriter(Protocol):
         ...
 
 
+class ChatOptions(Struct, frozen=True, kw_only=True):
+    """How the chat template is filled; see prompting.ChatFields."""
+
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    add_special_tokens: bool | None = None
+
+
 class Turn(NamedTuple):
     """What a request comes to. `begin` makes the writer of its answer."""
 
@@ -85,6 +96,14 @@ class TurnEndpoint(Endpoint[Fields]):
     @abstractmethod
     async def plan(self, request: Fields, facts: EngineFacts, terms: Terms) -> Turn:
         """Raises RequestError."""
+
+    async def constrained(self, wish: Wish, answer: Constraint | None, facts: EngineFacts) -> Wish:
+        """With the grammar that its calls, and its text (`answer`), have to follow, if any."""
+        constraint = answer if wish.reading is None else wish.reading.constrain(answer)
+        if constraint is None:
+            return wish
+        grammar = await compile_constraint(self.service.grammars, constraint, facts, 1)
+        return structs.replace(wish, grammar=grammar)
 
     async def answer(
         self, request: Fields, facts: EngineFacts, terms: Terms, scope: Scope, send: Send

@@ -3,33 +3,26 @@
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct, structs
+from msgspec import UNSET, structs
 
 from protocol.errors import InvalidRequest, Unsupported
 from protocol.messages import EngineFacts
 
 from ...outbox import Outbox
+from ...reading import plan_reading
 from ...service import Service
 from ...streams import Generation, Prompt, Wish
+from ..chat import reasoning_variables
 from ..fields import GenerationFields, make_wish
 from ..headers import Terms
 from ..prompting import check_not_empty, encode_chat
-from ..structured import compile_constraint
-from ..turn import Turn, TurnEndpoint
+from ..turn import ChatOptions, Turn, TurnEndpoint
 from .items import Conversation, InputItem
 from .past import PastResponses
 from .request import RESPONSES, ResponsesRequest, TextFormat
-from .response import ResponseObject
+from .response import OfferedTool, ResponseObject
+from .tools import OfferedTools, offered_tools
 from .writer import ResponseWriter
-
-
-class ChatOptions(Struct, frozen=True, kw_only=True):
-    """How the chat template is filled; see prompting.ChatFields."""
-
-    chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    add_special_tokens: bool | None = None
 
 
 class Responses(TurnEndpoint[ResponsesRequest]):
@@ -50,10 +43,27 @@ class Responses(TurnEndpoint[ResponsesRequest]):
             )
         conversation = Conversation(request.instructions)
         items = await self._history(request, terms, conversation)
-        options = ChatOptions(chat_template_kwargs=request.chat_template_kwargs)
-        prompt = await encode_chat(self.service, conversation.close(), options, facts, param="input")
+        offered = offered_tools(request.tools, request.tool_choice, request.parallel_tool_calls)
+        prompt = await encode_chat(
+            self.service,
+            conversation.close(),
+            ChatOptions(chat_template_kwargs=request.chat_template_kwargs),
+            facts,
+            tools=offered.use.shown,
+            defaults=reasoning_variables(request.reasoning.effort if request.reasoning is not None else None),
+            param="input",
+        )
         check_not_empty([prompt], "input")
-        wish = await self._wish(request, prompt, facts, terms)
+        reading = plan_reading(self.service.formats, offered.use, prompt.text or "", terms.response_id)
+        if reading is not None and request.logprobs is not None:
+            field = "top_logprobs" if request.top_logprobs else "include"
+            raise Unsupported(
+                f"{field}: no log-probabilities here beside tools or reasoning; use /v1/chat/completions",
+                param=field,
+            )
+        wish = structs.replace(self._wish(request, prompt, facts, terms), reading=reading)
+        wish = await self.constrained(wish, request.constraint, facts)
+        begun = _response(request, offered, model, f"resp_{terms.response_id}", wish, self.service)
 
         def begin(generation: Generation, outbox: Outbox) -> ResponseWriter:
             async def keep(response: ResponseObject) -> ResponseObject:
@@ -64,7 +74,7 @@ class Responses(TurnEndpoint[ResponsesRequest]):
                 return response if kept else structs.replace(response, store=False)
 
             return ResponseWriter(
-                _response(request, model, f"resp_{terms.response_id}", wish, self.service),
+                begun,
                 terms.response_id,
                 generation,
                 outbox,
@@ -94,9 +104,7 @@ class Responses(TurnEndpoint[ResponsesRequest]):
             conversation.add(item, f"input[{i}]")
         return history + new
 
-    async def _wish(
-        self, request: ResponsesRequest, prompt: Prompt, facts: EngineFacts, terms: Terms
-    ) -> Wish:
+    def _wish(self, request: ResponsesRequest, prompt: Prompt, facts: EngineFacts, terms: Terms) -> Wish:
         fields = GenerationFields(
             temperature=request.temperature,
             top_p=request.top_p,
@@ -109,7 +117,7 @@ class Responses(TurnEndpoint[ResponsesRequest]):
             priority=request.priority,
             cache_salt=request.cache_salt,
         )
-        wish = make_wish(
+        return make_wish(
             fields,
             [prompt],
             facts,
@@ -121,16 +129,15 @@ class Responses(TurnEndpoint[ResponsesRequest]):
             logprobs=request.logprobs,
             max_tokens_field="max_output_tokens",
         )
-        constraint = request.constraint
-        if constraint is None:
-            return wish
-        return structs.replace(
-            wish, grammar=await compile_constraint(self.service.grammars, constraint, facts, 1)
-        )
 
 
 def _response(
-    request: ResponsesRequest, model: str, response_id: str, wish: Wish, service: Service
+    request: ResponsesRequest,
+    offered: OfferedTools,
+    model: str,
+    response_id: str,
+    wish: Wish,
+    service: Service,
 ) -> ResponseObject:
     """As it begins."""
     sampling = wish.sampling[0]
@@ -150,8 +157,13 @@ def _response(
         top_logprobs=request.top_logprobs or 0,
         text={"format": _format(request.text.format if request.text is not None else None),
               "verbosity": verbosity or "medium"},
-        parallel_tool_calls=request.parallel_tool_calls is not False,
-        skipped_tools=UNSET,
+        tools=[
+            OfferedTool(tool.name, tool.description, tool.parameters, tool.strict)
+            for tool in offered.use.tools
+        ],
+        tool_choice=request.tool_choice or "auto",
+        parallel_tool_calls=offered.use.parallel,
+        skipped_tools=offered.skipped or UNSET,
         reasoning={"effort": reasoning.effort if reasoning else None,
                    "summary": reasoning.summary if reasoning else None},
     )  # fmt: skip

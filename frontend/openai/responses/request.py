@@ -13,6 +13,7 @@ from ..refused import Refusal
 from ..structured import ANY_OBJECT, NULL
 from ..turn import TurnFields, refusals
 from .items import InputItem
+from .tools import ResponsesTool, ResponsesToolChoice
 
 MOST_ITEMS = 1 << 16
 
@@ -28,6 +29,9 @@ Include = Literal[
     "computer_call_output.output.image_url",
 ]
 """The first is honoured. Of the others there is nothing here: no such calls, and reasoning in plain text."""
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class TextFormat(Struct, frozen=True, kw_only=True, rename={"json_schema": "schema"}):
@@ -47,10 +51,10 @@ class TextConfig(Struct, frozen=True, kw_only=True):
 
 
 class ReasoningConfig(Struct, frozen=True, kw_only=True):
-    """Accepted without effect: a model reasons as it was taught to, and its reasoning comes in full."""
-
-    effort: str | None = None
+    effort: Effort | None = None
+    """A variable of the chat template; none also sets enable_thinking and thinking to false there."""
     summary: str | None = None
+    """Accepted without effect: the reasoning comes in full."""
 
 
 class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
@@ -74,6 +78,10 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
     include: list[Include] | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
+    tools: list[ResponsesTool] | None = None
+    """Functions; kinds that only their provider can run are skipped, as the response's `skipped_tools` says."""
+    tool_choice: str | ResponsesToolChoice | None = None
+    """none, auto, required, or an object that names a function or some of them."""
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
     """`auto` is refused: nothing is cut silently here."""
@@ -110,7 +118,6 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
 _FORMAT = Refusal("use `text.format`")
 
 RESPONSES: dict[str, Refusal] = refusals(ResponsesRequest) | {
-    "tools": Refusal("not in this API yet; use /v1/chat/completions", ([],)),
     "background": Refusal("stream it, or wait for it", (False,)),
     "conversation": Refusal("use `previous_response_id`, or send the items"),
     "prompt": Refusal("there are no stored prompts; send `instructions` and `input`"),

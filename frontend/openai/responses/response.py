@@ -2,10 +2,11 @@
 
 from typing import Any, Literal
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from ...streams import Usage
 from ..logprobs import ChatTokenLogprob
+from .tools import ResponsesToolChoice
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -23,7 +24,37 @@ class OutputMessage(Struct, frozen=True, tag_field="type", tag="message"):
     role: Literal["assistant"] = "assistant"
 
 
-OutputItem = OutputMessage
+class ReasoningText(Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class OutputReasoning(Struct, frozen=True, tag_field="type", tag="reasoning"):
+    id: str
+    status: ItemStatus
+    content: list[ReasoningText]
+    summary: list[None] = []
+    """There is none: it comes in full."""
+
+
+class OutputFunctionCall(Struct, frozen=True, tag_field="type", tag="function_call"):
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+    """JSON text."""
+
+
+OutputItem = OutputMessage | OutputReasoning | OutputFunctionCall
+
+
+class OfferedTool(Struct, frozen=True, tag_field="type", tag="function"):
+    """A function that the model was told of."""
+
+    name: str
+    description: str | None
+    parameters: dict[str, Any]
+    strict: bool
 
 
 class InputTokensDetails(Struct, frozen=True):
@@ -34,7 +65,7 @@ class InputTokensDetails(Struct, frozen=True):
 
 
 class OutputTokensDetails(Struct, frozen=True):
-    reasoning_tokens: int = 0
+    reasoning_tokens: int
 
 
 class ResponseUsage(Struct, frozen=True):
@@ -77,8 +108,8 @@ class ResponseObject(Struct, frozen=True, kw_only=True):
     max_output_tokens: int | None = None
     top_logprobs: int = 0
     text: dict[str, Any] = {}
-    tools: list[Raw] = []
-    tool_choice: str | Raw = "auto"
+    tools: list[OfferedTool] = []
+    tool_choice: str | ResponsesToolChoice = "auto"
     parallel_tool_calls: bool = True
     skipped_tools: list[str] | UnsetType = UNSET
     """Types of the tools that only their provider can run: this server does not offer them to the model."""
@@ -93,6 +124,6 @@ def response_usage(usage: Usage) -> ResponseUsage:
         input_tokens=usage.num_prompt_tokens,
         input_tokens_details=InputTokensDetails(usage.num_cached_tokens),
         output_tokens=usage.num_answer_tokens,
-        output_tokens_details=OutputTokensDetails(),
+        output_tokens_details=OutputTokensDetails(usage.num_reasoning_tokens),
         total_tokens=usage.num_prompt_tokens + usage.num_answer_tokens,
     )

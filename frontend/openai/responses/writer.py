@@ -3,13 +3,14 @@
 response.created, response.in_progress
   response.output_item.added                  of every item: item_id and output_index are its own
     response.content_part.added
-      response.output_text.delta …
+      response.output_text.delta …            or reasoning_text.delta, or function_call_arguments.delta
     response.output_text.done, response.content_part.done
   response.output_item.done
 response.completed | response.incomplete | response.failed, then error
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import assert_never
 
 import msgspec
 from msgspec import structs
@@ -18,22 +19,14 @@ from protocol.errors import TernError
 
 from ...answer import LENGTH, Piece, TokenEntry
 from ...outbox import Outbox
+from ...parts import Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallStart
 from ...responses import error_body
 from ...streams import Generation
-from ..logprobs import ChatTokenLogprob, Vocabulary, chat_logprobs
-from .response import (
-    IncompleteDetails,
-    ItemStatus,
-    OutputItem,
-    OutputMessage,
-    OutputText,
-    ResponseError,
-    ResponseObject,
-    response_usage,
-)
+from ..logprobs import Vocabulary, chat_logprobs
+from .response import IncompleteDetails, ItemStatus, OutputItem, ResponseError, ResponseObject, response_usage
+from .written_items import WrittenCall, WrittenItem, WrittenMessage, WrittenReasoning
 
 _encode = msgspec.json.Encoder().encode
-_DELTA = "response.output_text.delta"
 
 Keep = Callable[[ResponseObject], Awaitable[ResponseObject]]
 """Called with the final object before anybody hears of it; returns it as it is to be told."""
@@ -53,7 +46,8 @@ class ResponseWriter:
         vocabulary: Vocabulary,
         width: int | None,
     ) -> None:
-        """`response`: as it begins. `width`: as in chat_logprobs; None: no log-probabilities are wanted."""
+        """`response`: as it begins; ids of items follow from `key`. `width`: as in chat_logprobs; None: no
+        log-probabilities are wanted."""
         self._response = response
         self._key = key
         self._generation = generation
@@ -63,8 +57,12 @@ class ResponseWriter:
         self._vocabulary = vocabulary
         self._width = width
         self._output: list[OutputItem] = []
-        self._message: _Message | None = None
         self._begun = False
+        self._open: WrittenItem | None = None
+        """One of the following, or none."""
+        self._message: WrittenMessage | None = None
+        self._reasoning: WrittenReasoning | None = None
+        self._call: WrittenCall | None = None
 
     def write(self, piece: Piece) -> None:
         if not self._begun:
@@ -72,13 +70,15 @@ class ResponseWriter:
             self._lifecycle("response.created")
             self._lifecycle("response.in_progress")
         if piece.text or piece.entries:
-            self._text(piece.text, piece.entries)
+            self._say(piece.text, piece.entries)
+        for part in piece.parts:
+            self._add(part)
 
     async def end(self) -> ResponseObject:
         cut = self._generation.choices[0].finish_reason == LENGTH
         status: ItemStatus = "incomplete" if cut else "completed"
-        if not self._output and self._message is None:
-            self._text("", ())
+        if not self._output and self._open is None:
+            self._say("", ())
         self._close(status)
         self._response = await self._keep(
             structs.replace(
@@ -110,58 +110,41 @@ class ResponseWriter:
         self._outbox.mark("error", _encode(body))
         return self._outbox.take()
 
-    def _text(self, text: str, entries: Sequence[TokenEntry]) -> None:
+    def _add(self, part: Part) -> None:
+        match part:
+            case TextPart(text=text):
+                self._say(text, ())
+            case ReasoningPart(text=text):
+                if self._reasoning is None:
+                    self._close("completed")
+                    self._open = self._reasoning = WrittenReasoning(*self._place("rs"))
+                self._reasoning.write(text)
+            case ToolCallStart(id=call_id, name=name):
+                self._close("completed")
+                self._open = self._call = WrittenCall(*self._place("fc"), call_id, name)
+            case ToolCallArguments(text=text):
+                assert self._call is not None, "arguments follow the start of their call"
+                self._call.write(text)
+            case _:
+                assert_never(part)
+
+    def _say(self, text: str, entries: Sequence[TokenEntry]) -> None:
         if self._message is None:
-            index = len(self._output)
-            self._message = _Message(f"msg_{self._key}_{index}", index, self._outbox)
-        logprobs = (
-            chat_logprobs(entries, self._width, self._vocabulary).content if self._width is not None else []
-        )
+            self._close("completed")
+            self._open = self._message = WrittenMessage(*self._place("msg"))
+        width = self._width
+        logprobs = chat_logprobs(entries, width, self._vocabulary).content if width is not None else []
         self._message.write(text, logprobs)
 
+    def _place(self, prefix: str) -> tuple[str, int, Outbox]:
+        """The id of the next item, its index, and where its events go."""
+        index = len(self._output)
+        return f"{prefix}_{self._key}_{index}", index, self._outbox
+
     def _close(self, status: ItemStatus) -> None:
-        if self._message is not None:
-            self._output.append(self._message.close(status))
-            self._message = None
+        if self._open is not None:
+            self._output.append(self._open.close(status))
+            self._open = self._message = self._reasoning = self._call = None
 
     def _lifecycle(self, name: str) -> None:
         self._outbox.mark(name, _encode({"type": name, "response": self._response}))
-
-
-class _Message:
-    """An output item that is being written: text with its log-probabilities."""
-
-    def __init__(self, item_id: str, index: int, outbox: Outbox) -> None:
-        self._id = item_id
-        self._index = index
-        self._outbox = outbox
-        self._texts: list[str] = []
-        self._logprobs: list[ChatTokenLogprob] = []
-        place = {"item_id": item_id, "output_index": index, "content_index": 0}
-        self._before = _encode({"type": _DELTA, **place})[:-1] + b',"delta":'
-        self._place = place
-        item = OutputMessage(item_id, "in_progress", [])
-        self._mark("response.output_item.added", {"output_index": index, "item": item})
-        self._mark("response.content_part.added", {**place, "part": OutputText()})
-
-    def write(self, text: str, logprobs: Sequence[ChatTokenLogprob]) -> None:
-        """Hot path."""
-        self._texts.append(text)
-        self._logprobs += logprobs
-        text, logprobs = self._outbox.unknown(text, logprobs)
-        if text or logprobs:
-            behind = b',"logprobs":[]}' if not logprobs else b',"logprobs":%b}' % _encode(logprobs)
-            self._outbox.delta(b"response.output_text.delta", self._before + _encode(text) + behind)
-
-    def close(self, status: ItemStatus) -> OutputMessage:
-        text = "".join(self._texts)
-        part = OutputText(text, logprobs=self._logprobs)
-        item = OutputMessage(self._id, status, [part])
-        done = {**self._place, "text": text, "logprobs": self._logprobs}
-        self._mark("response.output_text.done", done)
-        self._mark("response.content_part.done", {**self._place, "part": part})
-        self._mark("response.output_item.done", {"output_index": self._index, "item": item})
-        return item
-
-    def _mark(self, name: str, fields: dict[str, object]) -> None:
-        self._outbox.mark(name, _encode({"type": name, **fields}))
