@@ -37,12 +37,22 @@ async def stream(
     return [(block[0].removeprefix("id: "), msgspec.json.decode(block[2][6:])) for block in blocks]
 
 
+def delta_of(event: dict[str, Any]) -> str | None:
+    """The text that it brings."""
+    if not event["type"].endswith("delta") or event["type"] == "message_delta":
+        return None
+    delta = event["delta"]
+    if isinstance(delta, str):
+        return delta
+    (text,) = (value for key, value in delta.items() if key != "type")
+    return str(text)
+
+
 def told(events: list[Event]) -> list[Any]:
     """What a client knows in the end: marks in their order, and between them all text and tokens."""
     known: list[Any] = []
     for _, event in events:
-        delta = event.get("delta")
-        text = delta if isinstance(delta, str) else (delta or {}).get("text")
+        text = delta_of(event)
         if text is None:
             known.append(event["type"])
         elif known and isinstance(known[-1], list):

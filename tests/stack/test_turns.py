@@ -1,11 +1,17 @@
 """/v1/responses and /v1/messages of real processes, with the real clients: kills are not noticed, and a
 conversation is found again by whichever frontend is asked."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anthropic
+import pytest
 
+from tests.conftest import ROOT
+from tests.stack.conftest import Stack
 from tests.stack.test_survival import kill_at
 
 if TYPE_CHECKING:
@@ -13,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.stack.conftest import Serve
 
+PAGE = (ROOT / "docs" / "responses-and-messages.md").read_text()
+DEADLINE_S = 120
 SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1200, "maxLength": 1200}
 """Without it the stub's answers would end by chance, and too soon."""
 Hook = Callable[[int], None]
@@ -85,3 +93,18 @@ async def test_kills_are_not_noticed_and_conversations_are_found(serve: "Serve")
     assert again.usage is not None
     assert told.usage is not None
     assert again.usage.input_tokens == told.usage.input_tokens
+
+
+@pytest.mark.parametrize("name", ["responses", "messages"])
+def test_the_examples_of_the_page(bundled: Stack, name: str) -> None:
+    """With each real package: a call of the model's own accord, and with its result the answer."""
+    [code] = re.findall(rf"<!-- run: {name} -->\n```python\n(.*?)```", PAGE, re.S)
+    code = code.replace("http://127.0.0.1:8000", bundled.base_url).replace("tern-mini", bundled.model)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    called, answer = done.stdout.splitlines()
+    assert called.startswith("get_weather")
+    assert "Oslo" in called
+    assert "21 degrees" in answer

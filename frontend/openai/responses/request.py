@@ -79,7 +79,7 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     tools: list[ResponsesTool] | None = None
-    """Functions; kinds that only their provider can run are skipped, as the response's `skipped_tools` says."""
+    """Functions; kinds that only their provider can run are skipped, see `skipped_tools` there."""
     tool_choice: str | ResponsesToolChoice | None = None
     """none, auto, required, or an object that names a function or some of them."""
     parallel_tool_calls: bool | None = None
