@@ -83,7 +83,7 @@ class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The paged KV cache."""
 
-    block_size: Annotated[int, Meta(ge=1, le=1024, description="tokens per KV block")] = 16
+    block_size: Annotated[int, Meta(ge=1, le=1024, description="tokens per KV block")] = 32
     kv_cache_memory: Annotated[
         int,
         Meta(

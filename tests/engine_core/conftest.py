@@ -28,7 +28,7 @@ class MiniStack:
     """Starts and stops engine cores and stub workers the way a supervisor would."""
 
     run_dir: Path
-    cache: CacheOptions = field(default_factory=lambda: CacheOptions(num_kv_blocks=256))
+    cache: CacheOptions = field(default_factory=lambda: CacheOptions(block_size=16, num_kv_blocks=256))
     scheduler: SchedulerOptions = field(default_factory=SchedulerOptions)
     max_model_len: int = 512
     incarnations: int = 0

@@ -56,7 +56,7 @@ class Rig:
     ) -> None:
         """`model`: the folder of a config.json and a tokenizer.json; grammars need one."""
         self.now = 1000.0
-        cache = config.pop("cache", CacheOptions(num_kv_blocks=256))
+        cache = config.pop("cache", CacheOptions(block_size=16, num_kv_blocks=256))
         scheduler = config.pop("scheduler", SchedulerOptions())
         self.clients_wire, self.workers_wire = Wire(), Wire()
         engine_config = EngineCoreConfig(

@@ -227,7 +227,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 
 def test_the_queue_is_bounded_by_tokens_too() -> None:
     options = SchedulerOptions(max_num_seqs=1, max_waiting_tokens=100)
-    rig = Rig(scheduler=options, cache=CacheOptions(num_kv_blocks=256))
+    rig = Rig(scheduler=options, cache=CacheOptions(block_size=16, num_kv_blocks=256))
     rig.client(b"a")
     streams = [rig.submit(b"a", PROMPT, SAMPLING) for _ in range(5)]
     rig.settle()

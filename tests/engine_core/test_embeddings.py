@@ -28,7 +28,7 @@ def make_rig(monkeypatch: pytest.MonkeyPatch | None = None, **facts: object) -> 
             )
 
         monkeypatch.setattr(StubRunner, "__init__", changed)
-    rig = Rig(scheduler=chunked, cache=CacheOptions(num_kv_blocks=64))
+    rig = Rig(scheduler=chunked, cache=CacheOptions(block_size=16, num_kv_blocks=64))
     rig.client(b"a")
     return rig
 

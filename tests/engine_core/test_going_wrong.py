@@ -113,7 +113,7 @@ def test_numbers_that_are_not_finite_end_one_request_and_its_blocks_are_not_foun
 def test_after_a_kill_answers_that_had_begun_do_not_wait_for_each_other() -> None:
     """Otherwise the first to be back would make the others compute their prompts in small chunks."""
     options = SchedulerOptions(inter_token_target_ms=1, max_num_batched_tokens=512)
-    rig = Rig(cache=CacheOptions(num_kv_blocks=1024), scheduler=options)
+    rig = Rig(cache=CacheOptions(block_size=16, num_kv_blocks=1024), scheduler=options)
     rig.client(b"a")
     streams = [rig.submit(b"a", [number + 1] * 100, SAMPLING) for number in range(16)]
     while min(len(stream.token_ids) for stream in streams) < 5:

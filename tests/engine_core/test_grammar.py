@@ -325,7 +325,12 @@ def test_what_is_forced_on_many_at_once_finds_blocks() -> None:
     """Several that were started again while their grammars were asked, which then force long texts."""
     hands = Later()
     grammar = 'start: /[ab]/ "' + "0123456789" * 4 + '" /[ab]/'
-    rig = Rig(model=MODEL, cache=CacheOptions(num_kv_blocks=14, block_size=8), max_model_len=100, hands=hands)
+    rig = Rig(
+        model=MODEL,
+        cache=CacheOptions(num_kv_blocks=14, block_size=8),
+        max_model_len=100,
+        hands=hands,
+    )
     rig.client(b"client")
     streams = [
         rig.submit(b"client", [40 + seed, *PROMPT], params(seed=seed), grammar=grammar) for seed in range(4)

@@ -29,7 +29,7 @@ def cells(snapshot: Snapshot) -> list[int]:
 
 
 def test_nothing_runs() -> None:
-    rig = Rig(cache=CacheOptions(num_kv_blocks=64))
+    rig = Rig(cache=CacheOptions(block_size=16, num_kv_blocks=64))
     rig.client(b"a")
     rig.settle()
     snapshot = look(rig)
@@ -39,7 +39,7 @@ def test_nothing_runs() -> None:
 
 
 def test_each_block_is_of_its_request_shared_cached_or_free() -> None:
-    rig = Rig(cache=CacheOptions(num_kv_blocks=64))
+    rig = Rig(cache=CacheOptions(block_size=16, num_kv_blocks=64))
     rig.client(b"a")
     first = rig.submit(b"a", PROMPT, SAMPLING)
     run_until(rig, first, 5)
@@ -81,7 +81,7 @@ def test_steps_have_their_times() -> None:
 
 def test_a_crowd_is_listed_in_part_and_a_large_pool_shown_in_part() -> None:
     rig = Rig(
-        cache=CacheOptions(num_kv_blocks=3 * MOST_CELLS - 1),
+        cache=CacheOptions(block_size=16, num_kv_blocks=3 * MOST_CELLS - 1),
         scheduler=SchedulerOptions(max_num_seqs=300, inter_token_target_ms=0),
     )
     rig.client(b"a")

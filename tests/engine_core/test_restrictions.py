@@ -16,7 +16,7 @@ def holds(answer: list[int], word: tuple[int, ...]) -> bool:
 
 
 def test_the_same_through_preemption_and_the_death_of_a_worker() -> None:
-    rig = Rig(cache=CacheOptions(num_kv_blocks=24))
+    rig = Rig(cache=CacheOptions(block_size=16, num_kv_blocks=24))
     rig.client(b"a")
     streams = {i: rig.submit(b"a", [i + 1] * 20, SAMPLING) for i in range(8)}
     run_until(rig, streams[0], 7)

@@ -83,7 +83,7 @@ async def test_prompts_over_the_tokens_that_may_wait(serve: "Serve") -> None:
 )
 async def test_what_can_never_fit(serve: "Serve", asked: dict[str, Any]) -> None:
     """Scenario 40: refused at once with 400, also while nothing else is let in."""
-    stack = serve("--num-kv-blocks", "8", "--max-num-waiting", "0")
+    stack = serve("--block-size", "16", "--num-kv-blocks", "8", "--max-num-waiting", "0")
     response = await ask(stack, completion(**asked))
     assert (response.status, response.code) == (400, "context_length_exceeded")
     assert "128" in response.json["error"]["message"]

@@ -11,7 +11,16 @@ from tests.faults.strikes import KILL, at
 if TYPE_CHECKING:
     from tests.faults.conftest import NewScene
 
-FEW = ("--num-kv-blocks", "120", "--max-num-batched-tokens", "64", "--max-num-seqs", "32")
+FEW = (
+    "--block-size",
+    "16",
+    "--num-kv-blocks",
+    "120",
+    "--max-num-batched-tokens",
+    "64",
+    "--max-num-seqs",
+    "32",
+)
 """1,920 tokens, where 32 streams of 300 tokens need 9,600 and their windows 2,000."""
 
 

@@ -104,7 +104,16 @@ def test_a_real_model_with_a_window_replays_too(
 ) -> None:
     """In fewer blocks than chunks of the default size would need."""
     path = tmp_path / "journal"
-    flags = ["--num-kv-blocks", "12", "--max-num-batched-tokens", "64", "--max-num-seqs", "16"]
+    flags = [
+        "--block-size",
+        "16",
+        "--num-kv-blocks",
+        "12",
+        "--max-num-batched-tokens",
+        "64",
+        "--max-num-seqs",
+        "16",
+    ]
     stack = serve(*flags, "--journal", str(path), worker="torch", checkpoint=sliding_checkpoint)
     num_tokens = asyncio.run(ask(stack, kill_worker=False))
     assert stack.ends(signal.SIGTERM) == 0
@@ -120,7 +129,7 @@ FACTS = EngineFacts("m", 512, 4096, 16, 64, (0,), 8)
     [
         (Opened("other", "stub-512", FACTS), [], "recorded with wire schema other"),
         (Opened("", "stub-9", FACTS), [], "recorded with model m (stub-9), and this is "),
-        (Opened("", "stub-512", FACTS), ["--block-size", "32"], "--block-size 32: recorded with 16"),
+        (Opened("", "stub-512", FACTS), ["--block-size", "64"], "--block-size 64: recorded with 16"),
         (Opened("", "stub-512", FACTS), ["-tp", "2"], "a replay runs on one rank"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_seed_is_a_whole_history() -> None:
 def test_a_crash_loop_ends_the_server() -> None:
     """The supervisor's policy, in time: what dies too often is not started again, and all the rest ends."""
     agenda = Agenda()
-    settings = Settings(SchedulerOptions(), CacheOptions(num_kv_blocks=64), max_restarts=3)
+    settings = Settings(SchedulerOptions(), CacheOptions(block_size=16, num_kv_blocks=64), max_restarts=3)
     cluster = Cluster(agenda, Random(1), settings)
     while cluster.gave_up is None and agenda.now < 600:
         agenda.run(agenda.now + 0.1)
@@ -83,7 +83,7 @@ def test_a_crash_loop_ends_the_server() -> None:
 @pytest.mark.parametrize("kind", ["engine_core", "worker", "frontend"])
 def test_deaths_far_apart_end_nothing(kind: str) -> None:
     agenda = Agenda()
-    settings = Settings(SchedulerOptions(), CacheOptions(num_kv_blocks=64), max_restarts=3)
+    settings = Settings(SchedulerOptions(), CacheOptions(block_size=16, num_kv_blocks=64), max_restarts=3)
     cluster = Cluster(agenda, Random(1), settings)
     for _ in range(10):
         agenda.run(agenda.now + 61)

@@ -82,7 +82,7 @@ def test_one_step_ahead_costs_no_extra_steps_per_token(seed: int) -> None:
     steps = []
     for depth in (1, 2):
         options = SchedulerOptions(max_num_seqs=16, max_num_batched_tokens=512)
-        world = World(seed, options, CacheOptions(num_kv_blocks=1000), depth=depth)
+        world = World(seed, options, CacheOptions(block_size=16, num_kv_blocks=1000), depth=depth)
         for _ in range(8):
             world.submit()
         world.run(num_requests=8, abort_share=0)
