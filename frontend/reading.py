@@ -68,9 +68,12 @@ def plan_reading(
     *,
     split_reasoning: bool = True,
     show_reasoning: bool = True,
+    going_on: str | None = None,
     param: str = "tools",
 ) -> "Reading | None":
     """None: the answers are plain text. `prompt` is what they go on from. Raises InvalidRequest for `param`.
+
+    `going_on`: the text of the last message, if the answers go on with it.
 
     `split_reasoning`: off, it stays in the text. `show_reasoning`: off, it is dropped. Ids of calls follow
     from `response_id`. Calls that are forced can be had of any model; for calls of its own accord it has to
@@ -85,7 +88,7 @@ def plan_reading(
         raise InvalidRequest(f"{param}: {what}; serve it with --tool-call-parser, or {remedy}", param=param)
     begin = Begins.NEVER
     if split_reasoning and formats.reasoning is not None:
-        begin = begins(formats.reasoning, prompt)
+        begin = begins(formats.reasoning, prompt, going_on)
     if not use.callable and begin is Begins.NEVER:
         return None
     return Reading(formats, use, begin, response_id, show_reasoning, param)

@@ -41,8 +41,10 @@ def marks_of(source: str) -> Marks | None:
     return next((marks for marks in MARKS.values() if marks.close in source), None)
 
 
-def begins(marks: Marks, prompt: str) -> Begins:
-    """By the end of the prompt."""
+def begins(marks: Marks, prompt: str, going_on: str | None = None) -> Begins:
+    """By the end of the prompt; or by the message that the answer goes on with, which the client wrote."""
+    if going_on is not None:
+        return Begins.INSIDE if going_on.rfind(marks.open) > going_on.rfind(marks.close) else Begins.NEVER
     end = prompt.rstrip()
     if end.endswith(marks.open):
         return Begins.INSIDE

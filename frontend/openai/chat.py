@@ -15,7 +15,7 @@ from .endpoint import GeneratingEndpoint
 from .extras import Extras
 from .fields import GenerationFields, NumLogprobs, make_wish
 from .headers import Terms
-from .messages import Messages
+from .messages import Messages, last_text
 from .prompting import check_not_empty, encode_chat, truncated
 from .refused import CHAT
 from .tools import ToolChoice, ToolDefinition, tool_use
@@ -75,6 +75,7 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
             terms.response_id,
             split_reasoning=request.separate_reasoning is not False,
             show_reasoning=request.include_reasoning is not False,
+            going_on=last_text(request.messages) if request.continue_final_message else None,
         )
         answer = request.max_completion_tokens or request.max_tokens
         (prompt,) = truncated([prompt], request, facts, answer)

@@ -61,6 +61,14 @@ def num_extra_chars(messages: list[ChatMessage]) -> int:
     return size
 
 
+def last_text(messages: list[ChatMessage]) -> str:
+    """Of the last message; of its parts the last."""
+    content = messages[-1].content
+    if isinstance(content, list):
+        content = content[-1].text if content else None
+    return content or ""
+
+
 def template_messages(messages: list[ChatMessage]) -> list[Message]:
     """Plain JSON data for the chat template. Raises InvalidRequest naming the message at fault."""
     plain = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]

@@ -14,6 +14,7 @@ from ..service import Service
 from .messages import Messages
 from .parse import parse, read_body
 from .prompting import encode_chat, encode_texts
+from .tools import ToolDefinition, tool_use
 
 
 class TokenizeRequest(Struct, frozen=True, kw_only=True):
@@ -26,6 +27,8 @@ class TokenizeRequest(Struct, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[ToolDefinition] | None = None
+    """With messages: those that the model is told of."""
     return_token_strs: bool | None = None
 
 
@@ -60,7 +63,8 @@ class Tokenization:
         if (request.prompt is None) == (request.messages is None):
             raise InvalidRequest("prompt: give either a prompt or messages", param="prompt")
         if request.messages is not None:
-            prompt = await encode_chat(service, request.messages, request, None)
+            use = tool_use(request.tools, None, None)
+            prompt = await encode_chat(service, request.messages, request, None, tools=use.shown)
         else:
             special = request.add_special_tokens is not False
             texts = [request.prompt or ""]

@@ -26,7 +26,7 @@ OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 LOOK = {"type": "function", "function": {"name": "look"}}
 WAIT = {"type": "function", "function": {"name": "wait"}}
 TEMPLATE = (
-    "{{ bos_token }}{{ mood }}{{ reasoning_effort }}"
+    "{{ bos_token }}{{ mood }}{{ reasoning_effort }}{{ tools | length if tools }}"
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}{# <think></think> #}"
 )
@@ -127,6 +127,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
             True, {"prompt": None, "messages": ASSISTANT, "add_generation_prompt": False}
         ),
         "chat_template_kwargs": Example({"mood": "merry"}, {"prompt": None, "messages": [USER]}),
+        "tools": Example([LOOK], {"prompt": None, "messages": [USER]}),
         "return_token_strs": Example(True),
     },
     "/detokenize": {"model": Example("nobody serves this"), "tokens": Example([51])},

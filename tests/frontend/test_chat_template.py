@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from frontend.chat_template import ChatTemplate
 from frontend.tokenizer import Tokenizer
+from frontend.tools import Tool
 from protocol.errors import InvalidRequest, StartupError
 
 BUNDLED = Path(__file__).parents[2] / "models" / "tern-mini"
@@ -210,6 +211,22 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
     assert found == ["config", "default", "file", "mine"]
     with pytest.raises(StartupError, match="no such file"):
         ChatTemplate.load(str(tmp_path / "nothing"), tmp_path, config, {})
+
+
+@pytest.mark.parametrize("chat", ["one", "system", "tools"])
+def test_tools_are_shown_as_transformers_shows_them(reference: Any, tokenizer: Tokenizer, chat: str) -> None:
+    source = "{% if tools %}{% for t in tools %}{{ t | tojson(indent=4) }}{% endfor %}{% endif %}" + LLAMA
+    tools = [
+        Tool(
+            "fly", "South & back", {"type": "object", "properties": {"to": {"type": "string"}}}
+        ).for_template(),
+        Tool("rest").for_template(),
+    ]
+    for template in (source, TEMPLATES["bundled"]):
+        rendered = ChatTemplate(template, tokenizer.special_tokens).render(CHATS[chat], tools=tools)
+        assert rendered == reference.apply_chat_template(
+            CHATS[chat], tools=tools, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
 
 
 def test_what_a_template_reads() -> None:

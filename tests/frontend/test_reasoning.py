@@ -70,6 +70,9 @@ def test_how_an_answer_begins_is_told_by_the_prompt() -> None:
     assert begins(THINK, "…<|assistant|>\n") is Begins.PERHAPS
     assert begins(THINK, "…<|assistant|><think>\n") is Begins.INSIDE
     assert begins(THINK, "…<think>\n\n</think>\n\n") is Begins.NEVER
+    assert begins(THINK, "…", "<think>\nLet me") is Begins.INSIDE
+    assert begins(THINK, "…<think>", "<think>x</think>It is") is Begins.NEVER
+    assert begins(THINK, "…", "It is") is Begins.NEVER
     assert marks_of("{{ '</think>' }}") == THINK
     assert marks_of("{{ '[THINK][/THINK]' }}") == MARKS["mistral"]
     assert marks_of("{{ messages }}") is None
@@ -146,6 +149,17 @@ async def test_reasoning_that_never_closes(http: httpx2.AsyncClient, engine: Fak
     assert choice["message"]["reasoning_content"] == "Autumn, and"
     assert choice["message"]["content"] == ""
     assert choice["finish_reason"] == "stop"
+
+
+async def test_reasoning_that_the_client_began(
+    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
+) -> None:
+    says(engine, ids, " me see.</think>South.")
+    begun = {"role": "assistant", "content": "<think>Let"}
+    fields = {"add_generation_prompt": False, "continue_final_message": True}
+    (choice,) = (await ask(http, messages=[*USER, begun], **fields))["choices"]
+    assert choice["message"]["reasoning_content"] == "me see."
+    assert choice["message"]["content"] == "South."
 
 
 async def test_effort_is_a_variable_of_the_template(

@@ -176,6 +176,15 @@ async def test_what_the_model_is_told(
         )
 
 
+async def test_prompts_with_tools_can_be_counted(
+    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
+) -> None:
+    says(engine, ids, "x")
+    await ask(http)
+    counted = await http.post("/tokenize", json={"messages": USER, "tools": TOOLS})
+    assert counted.json()["tokens"] == list(columns.unpack_ids(engine.submits[-1].prompt_token_ids))
+
+
 async def test_with_the_choice_of_none_nothing_is_a_call(
     http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
 ) -> None:

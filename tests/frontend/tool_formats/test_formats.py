@@ -246,3 +246,29 @@ def test_formats_are_told_from_templates() -> None:
         found = format_of(template)
         assert (found.name if found is not None else None) == name
     assert format_named("hermes", "").name == "hermes"
+
+
+FRAGMENTS: dict[str, list[str]] = {
+    "hermes": ["<tool_call>", "</tool_call>", '{"name": "now"', '{"name": "now", "arguments": {}}', "<tool"],
+    "llama3_json": ["<|python_tag|>", "; ", '{"name": "now"', '{"name": "now", "parameters": {}}', "<|py"],
+    "mistral": ["[TOOL_CALLS]", "[ARGS]", "now", '{"name": "now"', "[TOOL_CALLS]now[ARGS]{}", "[TOOL"],
+    "pythonic": ["[", "now(", ")", "now()", 'a="x"', "<|python_start|>", "<|python_end|>", "<|python", "'"],
+    "qwen3_coder": [
+        "<tool_call>", "<function=now>", "<function=get_weather>", "</function>", "<parameter=city>",
+        "<parameter=n>", "</parameter>", "</tool_call>", "</para", "<parameter=", ">",
+    ],
+}  # fmt: skip
+JSON_FRAGMENTS = [', "arguments": ', '{"a": 1}', "{", "}", "[", "]", ", ", '"', "\\", "null", " ", "\n", "x"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_whatever_comes_is_read_the_same_however_it_is_cut_and_not_lost(name: str) -> None:
+    rng = Random(name)
+    calls = 0
+    for _ in range(150):
+        fragments = [*FRAGMENTS[name] * 2, *JSON_FRAGMENTS]
+        text = "".join(rng.choice(fragments) for _ in range(rng.randint(1, 12)))
+        found = read(name, text, single=rng.random() < 0.3)
+        calls += len(found["calls"])
+        assert found["calls"] or found["text"] == text
+    assert calls
