@@ -96,6 +96,26 @@ def test_a_special_token_between_words(tokenizers_by_name: dict[str, Tokenizer])
 
 
 @pytest.mark.parametrize("name", ["byte level", "byte fallback"])
+def test_some_special_tokens_may_be_shown(tokenizers_by_name: dict[str, Tokenizer], name: str) -> None:
+    tokenizer = tokenizers_by_name[name]
+    the, tern = tokenizer.encode_now(["the", "tern"], add_special_tokens=False)
+    shown, hidden = 2, 1
+    detokenizer = tokenizer.detokenizer(skip_special_tokens=True, shown=frozenset({shown}))
+    pieces = deltas(detokenizer, [[one] for one in [hidden, *the, shown, hidden, *tern]])
+    assert "".join(pieces) == tokenizer.decode([*the, shown, *tern], skip_special_tokens=False)
+    assert tokenizer.decode([shown], skip_special_tokens=False) in "".join(pieces)
+    others = deltas(tokenizer.detokenizer(skip_special_tokens=True), [[*the, shown]])
+    assert "".join(others) == tokenizer.decode(the, skip_special_tokens=True)
+
+
+def test_added_tokens_are_known_by_their_text(tokenizers_by_name: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers_by_name["byte level"]
+    assert tokenizer.token_id("<|end|>") == 2
+    assert tokenizer.token_strings([tokenizer.token_id("<tool_call>") or 0]) == ["<tool_call>"]
+    assert tokenizer.token_id("the") is None
+
+
+@pytest.mark.parametrize("name", ["byte level", "byte fallback"])
 def test_a_character_appears_with_its_last_byte(tokenizers_by_name: dict[str, Tokenizer], name: str) -> None:
     tokenizer = tokenizers_by_name[name]
     by_bytes = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size) if i >= len(SPECIAL)}
