@@ -13,6 +13,8 @@ from protocol.errors import InvalidRequest
 
 NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 MOST_TOOLS = 256
+MOST_DEPTH = 100
+"""Of the objects and lists in a schema; the parsers behind us have limits of about that size."""
 _ID_CHARS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -75,6 +77,10 @@ class ToolUse(Struct, frozen=True, kw_only=True):
             if NAME.fullmatch(name) is None:
                 rule = "a name is 1 … 128 letters, digits, or _ - . : /"
                 raise InvalidRequest(f"{tools_field}: {name[:160]!r}: {rule}", param=tools_field)
+        for tool in self.tools:
+            if _depth(tool.parameters) > MOST_DEPTH:
+                what = f"{tools_field}: the parameters of {tool.name} are nested deeper than {MOST_DEPTH}"
+                raise InvalidRequest(what, param=tools_field)
         if twice := sorted(name for name in set(names) if names.count(name) > 1):
             raise InvalidRequest(f"{tools_field}: {twice[0]!r} is there twice", param=tools_field)
         for name in self.allowed or ():
@@ -101,6 +107,17 @@ class CallIds:
 def short_id(text: str) -> str:
     """Nine letters and digits that stand for any text."""
     return _id(text, 9)
+
+
+def _depth(document: object) -> int:
+    """Of a JSON document; up to one more than the most, so that it is found out in bounded time."""
+    level, depth = [document], 0
+    while level and depth <= MOST_DEPTH:
+        inner = [
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        ]
+        level, depth = [child for children in inner for child in children], depth + 1
+    return depth
 
 
 def _id(text: str, length: int) -> str:

@@ -194,6 +194,10 @@ async def test_with_the_choice_of_none_nothing_is_a_call(
     assert choice["finish_reason"] == "stop"
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"properties": {"a": nested(depth - 1)}} if depth else {}
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [{"type": "function"}]}, "tools[0].function"),
@@ -209,6 +213,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
       "tool_choice": "required"}, "tools"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}],
       "tool_choice": "required"}, "tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(60)}}]}, "tools"),
     ({"functions": [WEATHER]}, "functions"),
 ]  # fmt: skip
 
