@@ -164,7 +164,11 @@ class CallReader(ABC):
 
 def tail_of(text: str, marks: Sequence[str]) -> int:
     """From where on a text could be the beginning of a mark."""
-    start = max(len(text) - max(map(len, marks), default=1) + 1, 0)
-    while start < len(text) and not any(mark.startswith(text[start:]) for mark in marks):
-        start += 1
-    return start
+    first = len(text)
+    for mark in marks:
+        at = text.find(mark[0], max(len(text) - len(mark) + 1, 0))
+        while 0 <= at < first:
+            if mark.startswith(text[at:]):
+                first = at
+            at = text.find(mark[0], at + 1)
+    return first
