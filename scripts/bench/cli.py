@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--repetitions", type=int, default=20, help="of each fault")
     one.add_argument("--goodput-seconds", type=float, default=120, help="with faults, and again without")
 
-    one = benchmarks.add_parser("overload", help="how soon a full server refuses, with the stub worker")
+    one = benchmarks.add_parser("overload", help="how soon a full server refuses")
     one.add_argument("--requests", type=int, default=2000)
     one.add_argument(
         "--at-once", type=int, default=4, help="of these, beside 128 streams that fill the server"

@@ -1,11 +1,11 @@
 """How soon a server that is full says so: 429 with Retry-After, while it serves all that it has taken.
 
-As many streams as fit run, as many as may wait do, and whoever ends is replaced at once. Beside them come
-requests that must be refused, a few at a time, each timed from its first byte sent to its last received.
+As many streams as fit run, as many as may wait do, and whoever ends is replaced at once (crowd.py, a process
+of its own). Beside them come requests that must be refused, a few at a time, each timed from its first byte
+sent to its last received.
 """
 
 import asyncio
-import itertools
 import re
 import time
 from contextlib import suppress
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from protocol.client import EngineClient
 
-from .load import completion_request, one, percentile
+from .crowd import crowd
+from .load import completion_request, percentile
 from .stack import Stack, serving
 
 RUNNING, WAITING = 64, 64
-LENGTH = 300
+LENGTH = 100
 """Tokens of a stream that fills the server."""
 GOAL_MS = 20
 
@@ -38,41 +39,25 @@ class Overload:
 async def measure(num_requests: int, at_once: int, arguments: list[str]) -> Overload:
     """Raises RuntimeError for an answer that is neither 200 nor a 429 with Retry-After."""
     limits = ["--max-num-seqs", str(RUNNING), "--max-num-waiting", str(WAITING)]
-    with serving(["--worker", "stub", *limits, *arguments]) as stack:
+    with serving([*limits, *arguments]) as stack:
         client = await EngineClient.attach(f"{stack.run_dir}/endpoint", name="bench")
-        served = itertools.count()
-        crowd = [
-            asyncio.create_task(_keep_full(stack, number, served)) for number in range(RUNNING + WAITING)
-        ]
-        while (await client.ping()).stats.num_waiting < WAITING:
-            if failed := [task for task in crowd if task.done()]:
-                failed[0].result()
         result = Overload([], [], 0, 0)
-        admitted = 0
-        left = iter(range(num_requests))
+        with crowd(stack, RUNNING + WAITING, LENGTH) as others:
+            while (await client.ping()).stats.num_waiting < WAITING:
+                others.check()
+            admitted, left = 0, iter(range(num_requests))
 
-        async def come() -> None:
-            nonlocal admitted
-            for _ in left:
-                admitted += not await _refused(stack, result)
+            async def come() -> None:
+                nonlocal admitted
+                for _ in left:
+                    if not await _refused(stack, result):
+                        admitted += 1
 
-        await asyncio.gather(*(come() for _ in range(at_once)))
-        for task in crowd:
-            task.cancel()
-        await asyncio.gather(*crowd, return_exceptions=True)
+            await asyncio.gather(*(come() for _ in range(at_once)))
+            others.check()
+            served = others.served()
         await client.close()
-    return Overload(result.refused_ms, result.retry_after_s, admitted, next(served))
-
-
-async def _keep_full(stack: Stack, number: int, served: "itertools.count[int]") -> None:
-    """One place, taken again as soon as it is free. Refused, it was taken by another: try again."""
-    request = completion_request([5, number, 7], LENGTH)
-    while True:
-        stream = await one(stack.host, stack.port, request)
-        if not stream.error:
-            next(served)
-        elif "rate_limit_error" not in stream.error:
-            raise RuntimeError(stream.error)
+    return Overload(result.refused_ms, result.retry_after_s, admitted, served)
 
 
 async def _refused(stack: Stack, result: Overload) -> bool:
