@@ -76,6 +76,8 @@ class CallObject:
     """{"name": …, "arguments": {…}}, its members in any order; `parameters` is the same as `arguments`."""
 
     ARGUMENTS: Final = ("arguments", "parameters")
+    BEFORE_NAME: Final = ("name", "id", "type", *ARGUMENTS)
+    """Whoever begins with another key is no call, which is good to know soon."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -133,7 +135,8 @@ class CallObject:
             if value.ended:
                 self._key, self._expect = self._decoded(), ":"
                 again = self._has_arguments and self._key in self.ARGUMENTS
-                self.failed |= again or self._key in self._seen
+                other = self.name is None and self._key not in self.BEFORE_NAME
+                self.failed |= again or other or self._key in self._seen
                 self._seen.add(self._key)
             return
         if self._key in self.ARGUMENTS and value.kind == "{":

@@ -10,7 +10,8 @@ from .tool_format import EnforceableFormat, Mark, alternatives, literal
 
 OPEN, ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _HEAD = re.compile(r"([\w.:/-]{1,128})\s*(?:\[CALL_ID\][^\[\]{]{0,64})?(?:\[ARGS\])?\s*", re.ASCII)
-_LONGEST_HEAD = 256
+_BEGUN = re.compile(r"[\w.:/-]{1,128}\s*(?:\[[^{]{0,128})?", re.ASCII)
+"""What could still become one."""
 
 
 class MistralReader(CallReader):
@@ -41,7 +42,7 @@ class MistralReader(CallReader):
         """Before the arguments of a call that is told by its name."""
         at = self._held.find("{")
         if at < 0:
-            return len(self._held) > _LONGEST_HEAD and self._give_up()
+            return _BEGUN.fullmatch(self._held) is None and self._give_up()
         head = _HEAD.fullmatch(self._held[:at])
         if head is None or head[1] not in self._tools:
             return self._give_up()

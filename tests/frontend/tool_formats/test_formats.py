@@ -248,6 +248,23 @@ def test_formats_are_told_from_templates() -> None:
     assert format_named("hermes", "").name == "hermes"
 
 
+def test_what_is_soon_known_to_be_no_call_is_not_held_back() -> None:
+    for name, text in [
+        ("llama3_json", '{"city": '),
+        ("llama3_json", "[1, "),
+        ("hermes", '<tool_call>{"name": "unknown"'),
+        ("mistral", "[TOOL_CALLS] 'x"),
+        ("pythonic", "[1"),
+        ("pythonic", "[unknown("),
+        ("qwen3_coder", "<function=unknown>"),
+    ]:
+        reader = FORMATS[name].reader(TOOLS, str, single=False)
+        said = "".join(
+            part.text for piece in text for part in reader.feed(piece) if isinstance(part, TextPart)
+        )
+        assert said == text.rstrip(), name
+
+
 FRAGMENTS: dict[str, list[str]] = {
     "hermes": ["<tool_call>", "</tool_call>", '{"name": "now"', '{"name": "now", "arguments": {}}', "<tool"],
     "llama3_json": ["<|python_tag|>", "; ", '{"name": "now"', '{"name": "now", "parameters": {}}', "<|py"],
