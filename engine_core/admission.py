@@ -39,6 +39,7 @@ def check(submit: Submit, request: Request, facts: EngineFacts, *, grammars: boo
             raise InvalidRequest(f"logit_bias names token {token_id}: {ids}", param="logit_bias")
     for name, ids_of in (
         ("allowed_token_ids", submit.sampling.allowed_token_ids),
+        ("logprob_token_ids", submit.sampling.logprob_token_ids),
         ("bad_words", itertools.chain.from_iterable(submit.sampling.bad_words)),
     ):
         if (most := max(ids_of, default=0)) >= facts.vocab_size:

@@ -114,7 +114,7 @@ class Request:
         """Blocks at the head of the tables that the prefix cache has been told of."""
         self.num_computed_tokens = 0
         self.num_cached_tokens = -1
-        """Tokens found in the prefix cache when it first ran; -1 before."""
+        """Prompt tokens found in the prefix cache when it first ran; -1 before."""
         self.decoding_since = 0
         """Of a decoding request: the step up to which `num_computed_tokens` counts."""
         self.due_step = -1
@@ -136,6 +136,13 @@ class Request:
         `num_tokens` while the newest is in flight, and fewer after some were forced."""
         self.transcript: Transcript | None = None
         """What besides the ids is sent again to a client that needs it."""
+
+    def forget_cache(self) -> None:
+        """Another prefix cache, with another secret, has taken the place of the one that it knew."""
+        self.block_keys.clear()
+        self.cache_root = b""
+        if not self.num_output_tokens:
+            self.num_cached_tokens = -1  # whatever was found is lost, and computed after all
 
     @property
     def is_decoding(self) -> bool:

@@ -79,8 +79,7 @@ class Scheduler:
         self.spent.clear()
         self._released: list[int] = []
         for request in (*self.waiting, *self.suspects):
-            request.block_keys.clear()
-            request.cache_root = b""  # the new cache has another secret
+            request.forget_cache()
 
     # ── requests come and go ────────────────────────────────────────────────────────────────────
 

@@ -189,6 +189,8 @@ class LogprobBlock(Struct, frozen=True, array_like=True):
     """int32[n * width]"""
     top_values: TableColumn
     """float32[n * width]"""
+    ranks: Column = b""
+    """uint32[n], or empty: how many tokens are likelier than the chosen one, plus 1. Of prompts only."""
 
 
 class PromptLogprobs(Struct, frozen=True, array_like=True):

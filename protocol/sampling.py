@@ -64,3 +64,5 @@ class SamplingParams(Struct, frozen=True, array_like=True, gc=False):
         Meta(max_length=MAX_BAD_WORDS),
     ] = ()
     """Sequences of which the last token is impossible where the output ends with all before it."""
+    logprob_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_LOGPROBS)] = ()
+    """Not empty, and `logprobs` is not None: these are reported, in this order, before the likeliest."""

@@ -40,6 +40,8 @@ class TokenLogprob(Struct, frozen=True, array_like=True, gc=False):
 
     logprob: float
     top: tuple[tuple[int, float], ...]
+    rank: int | None = None
+    """1: it is the likeliest. Known of prompts only."""
 
 
 class TokenBatch(Struct, array_like=True, gc=False):
@@ -176,6 +178,7 @@ def unpack_logprobs(block: LogprobBlock) -> list[tuple[int, TokenLogprob]]:
     rows: array[int] = columns.unpack(columns.UINT32, block.rows)
     chosen = columns.unpack_floats(block.chosen)
     ids, values = columns.unpack_ids(block.top_ids), columns.unpack_floats(block.top_values)
+    ranks = columns.unpack(columns.UINT32, block.ranks) if block.ranks else None
     width = block.width
     return [
         (
@@ -185,6 +188,7 @@ def unpack_logprobs(block: LogprobBlock) -> list[tuple[int, TokenLogprob]]:
                 tuple(
                     zip(ids[i * width : (i + 1) * width], values[i * width : (i + 1) * width], strict=True)
                 ),
+                None if ranks is None else ranks[i],
             ),
         )
         for i, row in enumerate(rows)

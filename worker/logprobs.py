@@ -4,10 +4,12 @@ They describe the model, so they are taken from its raw logits: before temperatu
 filters.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,11 +37,14 @@ class LogprobReports:
         self._widths = np.full(max_num_seqs, -1, dtype=np.int64)
         """How many likeliest tokens beside the chosen one; -1: no report"""
         self._prompt_widths = np.full(max_num_seqs, -1, dtype=np.int64)
+        self._token_ids: list[tuple[int, ...]] = [()] * max_num_seqs
+        """To be reported before the likeliest."""
 
     def start(self, slot: int, params: SamplingParams) -> None:
         """A sequence enters."""
         self._widths[slot] = -1 if params.logprobs is None else params.logprobs
         self._prompt_widths[slot] = -1 if params.prompt_logprobs is None else params.prompt_logprobs
+        self._token_ids[slot] = params.logprob_token_ids
 
     def rows(self, slots: Ints) -> Ints:
         """Which of these sampling slots want a report."""
@@ -47,7 +52,9 @@ class LogprobReports:
 
     def block(self, logits: Tensor, chosen: Tensor, plan_rows: Ints, slots: Ints) -> LogprobBlock:
         """Raw logits [n, vocab] and tokens [n] of the slots that asked; as wide as the widest wish."""
-        return _block(logits, chosen, plan_rows, int(self._widths[slots].max()))
+        token_ids = [self._token_ids[slot] for slot in slots.tolist()]
+        width = max(int(self._widths[slots].max()), *map(len, token_ids))
+        return _block(logits, chosen, plan_rows, width, token_ids)
 
     def prompt_rows(self, slots: Ints) -> Ints:
         """Which of these slots want a report on their prompt."""
@@ -58,7 +65,7 @@ class LogprobReports:
         length, width = max(LOGITS_AT_ONCE // model.vocab_size, 1), int(self._prompt_widths[slot])
         rows = np.arange(len(x))
         blocks = [
-            _block(model.logits(x[i : i + length]), there[i : i + length], rows[i : i + length], width)
+            _ranked(model.logits(x[i : i + length]), there[i : i + length], rows[i : i + length], width)
             for i in range(0, len(x), length)
         ]
         return LogprobBlock(
@@ -67,13 +74,26 @@ class LogprobReports:
             chosen=b"".join(b.chosen for b in blocks),
             top_ids=b"".join(b.top_ids for b in blocks),
             top_values=b"".join(b.top_values for b in blocks),
+            ranks=b"".join(b.ranks for b in blocks),
         )
 
 
-def _block(logits: Tensor, chosen: Tensor, rows: Ints, width: int) -> LogprobBlock:
+def _ranked(logits: Tensor, chosen: Tensor, rows: Ints, width: int) -> LogprobBlock:
+    likelier = (logits > logits.gather(1, chosen.unsqueeze(1))).sum(-1)
+    return structs.replace(_block(logits, chosen, rows, width), ranks=_bytes(likelier + 1, np.uint32))
+
+
+def _block(
+    logits: Tensor, chosen: Tensor, rows: Ints, width: int, token_ids: Sequence[tuple[int, ...]] = ()
+) -> LogprobBlock:
+    """`token_ids` of each row that come before the likeliest, as far as there are such."""
     logprobs = torch.log_softmax(logits, dim=-1)
     at_chosen = logprobs.gather(1, chosen.unsqueeze(1))
     values, ids = logprobs.topk(min(width, logits.shape[1]), dim=-1)
+    for row, wanted in enumerate(token_ids):
+        if wanted:
+            first = torch.tensor([token for token in wanted if token < logits.shape[1]][: ids.shape[1]])
+            ids[row, : len(first)], values[row, : len(first)] = first, logprobs[row, first]
     return LogprobBlock(
         rows=rows.astype(np.uint32).tobytes(),
         width=values.shape[1],

@@ -163,7 +163,14 @@ class StubRunner:
                 token_ids[row] = token
             sequence.token_ids.append(token)
             if sequence.sampling.logprobs is not None:
-                logprobs.add(row, token, word, sequence.sampling.logprobs, self.vocab_size)
+                logprobs.add(
+                    row,
+                    token,
+                    word,
+                    sequence.sampling.logprobs,
+                    self.vocab_size,
+                    sequence.sampling.logprob_token_ids,
+                )
         return StepResult(
             epoch=plan.epoch,
             step=plan.step,
@@ -255,9 +262,19 @@ class _Logprobs:
     def __init__(self) -> None:
         self.entries: list[tuple[int, float, list[tuple[int, float]]]] = []
 
-    def add(self, row: int, token: int, word: int, width: int, vocab_size: int) -> None:
+    def add(
+        self,
+        row: int,
+        token: int,
+        word: int,
+        width: int,
+        vocab_size: int,
+        token_ids: Sequence[int] = (),
+    ) -> None:
+        """`token_ids` are reported before the likeliest."""
         best = -(word % 1000) / 1000
-        top = [((token + i) % vocab_size, best - i) for i in range(width)]
+        ids = [*token_ids, *((token + i) % vocab_size for i in range(len(token_ids), width))]
+        top = [(one, best - i) for i, one in enumerate(ids)]
         self.entries.append((row, best, top))
 
     def block(self) -> LogprobBlock:

@@ -86,7 +86,7 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
     ) -> ChatEvents:
         width = (request.top_logprobs or 0) if request.logprobs else None
         extras = Extras.of(request, self.service.tokenizer)
-        return ChatEvents(self.service, generation, model, response_id, width, extras)
+        return ChatEvents(self.service, generation, model, response_id, extras.width(width), extras)
 
     def _wish(self, request: ChatRequest, prompt: Prompt, facts: EngineFacts, terms: Terms) -> Wish:
         asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens

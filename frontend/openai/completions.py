@@ -55,15 +55,16 @@ class Completions(GeneratingEndpoint[CompletionRequest]):
     def respond(
         self, request: CompletionRequest, generation: Generation, model: str, response_id: str
     ) -> CompletionEvents:
+        extras = Extras.of(request, self.service.tokenizer)
         return CompletionEvents(
             self.service,
             generation,
             model,
             response_id,
-            width=request.logprobs,
+            width=extras.width(request.logprobs),
             echo=bool(request.echo),
             skip_special=request.skip_special_tokens is not False,
-            extras=Extras.of(request, self.service.tokenizer),
+            extras=extras,
             num_kept=request.n or 1,
             num_made=_num_made(request),
         )

@@ -16,11 +16,22 @@ class Extras(Struct, frozen=True):
     """That names tokens in log-probabilities of the answer."""
     token_ids: bool
     prompt_logprobs_width: int | None
+    num_logprob_token_ids: int
 
     @classmethod
     def of(cls, request: GenerationFields, tokenizer: Tokenizer) -> "Extras":
         names: Vocabulary = TokenIdNames() if request.return_tokens_as_token_ids else tokenizer
-        return cls(tokenizer, names, bool(request.return_token_ids), request.prompt_logprobs)
+        return cls(
+            tokenizer,
+            names,
+            bool(request.return_token_ids),
+            request.prompt_logprobs,
+            len(request.logprob_token_ids or ()),
+        )
+
+    def width(self, asked: int | None) -> int | None:
+        """How many tokens log-probabilities show beside each; `asked`: so many of the likeliest."""
+        return asked if asked is None else self.num_logprob_token_ids or asked
 
     def prompt_token_ids(self, choice: Choice) -> list[int] | None:
         return choice.prompt.token_ids if self.token_ids else None

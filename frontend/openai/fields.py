@@ -100,6 +100,8 @@ class GenerationFields(ConstrainedFields, frozen=True, kw_only=True):
     """Never written, neither at a word's beginning (with a space before) nor within: as their tokens."""
     prompt_logprobs: NumLogprobs | None = None
     """Log-probabilities of the prompt's tokens, with so many likeliest ones beside each (vLLM's shape)."""
+    logprob_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=MAX_LOGPROBS)] | None = None
+    """The answer's log-probabilities show these tokens instead of the likeliest."""
     return_tokens_as_token_ids: bool | None = None
     """Log-probabilities name tokens as `token_id:17`."""
     return_token_ids: bool | None = None
@@ -151,6 +153,9 @@ def make_wish(
         _check_ids(prompt.token_ids, facts, prompt_field)
     _check_ids(request.stop_token_ids or (), facts, "stop_token_ids")
     _check_ids(tuple(request.logit_bias or ()), facts, "logit_bias")
+    _check_ids(request.logprob_token_ids or (), facts, "logprob_token_ids")
+    if request.logprob_token_ids and logprobs is None:
+        raise InvalidRequest("logprob_token_ids: only allowed with logprobs", param="logprob_token_ids")
     n = num_choices or request.n or 1
     allowed_token_ids = _allowed(request, facts, len(prompts) * n)
     bad_words = _bad_words(request.bad_words or (), service.tokenizer)
@@ -253,6 +258,7 @@ def _sampling(
         prompt_logprobs=prompt_logprobs,
         allowed_token_ids=allowed_token_ids,
         bad_words=bad_words,
+        logprob_token_ids=tuple(request.logprob_token_ids or ()),
     )
 
 

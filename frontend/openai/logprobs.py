@@ -31,7 +31,7 @@ class PromptTokenLogprob(Struct, frozen=True):
 
     logprob: float
     rank: int | None
-    """1 is the likeliest; null for a prompt's token that is not among the likeliest asked for."""
+    """1 is the likeliest."""
     decoded_token: str
 
 
@@ -113,7 +113,8 @@ def prompt_logprobs(
             body.append(None)
             continue
         ranks = {top_id: rank for rank, (top_id, _) in enumerate(logprob.top, 1)}
-        entry = {token_id: one(token_id, logprob.logprob, ranks.get(token_id))}
+        rank = logprob.rank if logprob.rank is not None else ranks.get(token_id)
+        entry = {token_id: one(token_id, logprob.logprob, rank)}
         for top_id, value in logprob.top[:width]:
             entry.setdefault(top_id, one(top_id, value, ranks[top_id]))
         body.append(entry)

@@ -38,7 +38,6 @@ GENERATION: dict[str, Refusal] = {
     "min_new_tokens": Refusal("use `min_tokens`"),
     "input_ids": Refusal("send ids as `prompt` to /v1/completions"),
     "prompt_embeds": Refusal(_INPUT),
-    "logprob_token_ids": Refusal("use `logprobs`", ([],)),
     "logits_processors": Refusal("no code from requests runs here", ([],)),
     "use_beam_search": Refusal("sample with `n` instead", (False,)),
     "length_penalty": Refusal("there is no beam search", (1, 1.0)),

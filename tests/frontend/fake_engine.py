@@ -197,6 +197,7 @@ def _outputs(
         ids = columns.unpack_ids(submit.prompt_token_ids)[1:]
         prompt = (PromptLogprobs(request_id, 1, fake_logprobs(list(ids), prompt_width)),)
     count = len(tokens)
+    named = submit.sampling.logprob_token_ids if submit is not None else ()
     return Outputs(
         epoch=1,
         step=index,
@@ -204,7 +205,7 @@ def _outputs(
         indexes=columns.pack(columns.UINT32, range(index, index + count)),
         token_ids=columns.pack_ids(tokens),
         finishes=bytes([*[0] * (count - 1), finish]),
-        logprobs=fake_logprobs(tokens, width) if width is not None else None,
+        logprobs=fake_logprobs(tokens, width, named) if width is not None else None,
         started=((request_id, num_cached),) if index == 0 and NO_TOKEN not in tokens else (),
         prompt_logprobs=prompt,
     )
@@ -218,7 +219,15 @@ def _vector(submit: Submit, size: int) -> Outputs:
     return msgspec.structs.replace(row, embeddings=((submit.request_id, vector),))
 
 
-def fake_logprobs(tokens: list[int], width: int) -> LogprobBlock:
+def fake_logprobs(tokens: list[int], width: int, named: tuple[int, ...] = ()) -> LogprobBlock:
+    if named:
+        return LogprobBlock(
+            rows=columns.pack(columns.UINT32, range(len(tokens))),
+            width=len(named),
+            chosen=columns.pack(columns.FLOAT32, [-token / 1000 for token in tokens]),
+            top_ids=columns.pack_ids(named * len(tokens)),
+            top_values=columns.pack(columns.FLOAT32, [-one / 1000 for one in named] * len(tokens)),
+        )
     return LogprobBlock(
         rows=columns.pack(columns.UINT32, range(len(tokens))),
         width=width,

@@ -82,6 +82,7 @@ GENERATING = {
 EXAMPLES: dict[str, dict[str, Example]] = {
     "/v1/chat/completions": GENERATING
     | {
+        "logprob_token_ids": Example([60], {"logprobs": True}),
         "messages": Example([{"role": "user", "content": "other"}]),
         "max_completion_tokens": Example(2),
         "logprobs": Example(True),
@@ -100,6 +101,7 @@ EXAMPLES: dict[str, dict[str, Example]] = {
     },
     "/v1/completions": GENERATING
     | {
+        "logprob_token_ids": Example([60], {"logprobs": 0}),
         "prompt": Example([5, 6]),
         "best_of": Example(2),
         "echo": Example(True),

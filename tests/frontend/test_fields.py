@@ -217,3 +217,31 @@ async def test_the_best_of_several(http: httpx2.AsyncClient, engine: FakeEngine,
     assert [choice["index"] for choice in body["choices"]] == [0, 1]
     assert all(choice["logprobs"] is None for choice in body["choices"])
     assert body["usage"]["completion_tokens"] == sum(map(len, answers)), "all that were made"
+
+
+@BOTH
+async def test_log_probabilities_of_certain_tokens(
+    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids, url: str
+) -> None:
+    engine.answer = ids("x")
+    logprobs = {"logprobs": True} if url == CHAT else {"logprobs": 0}
+    body = await ask(http, url, logprob_token_ids=[60, 61, 62], **logprobs)
+    found = body["choices"][0]["logprobs"]
+    assert engine.submits[0].sampling.logprob_token_ids == (60, 61, 62)
+    shown = found["top_logprobs"][0] if url == TEXT else found["content"][0]["top_logprobs"]
+    assert len(shown) == 3 + (url == TEXT), "with the token itself, in completions"
+
+
+@BOTH
+@pytest.mark.parametrize("n", [1, 3])
+async def test_cached_tokens_count_once(
+    http: httpx2.AsyncClient, live: httpx2.AsyncClient, engine: FakeEngine, url: str, n: int
+) -> None:
+    engine.answer, engine.num_cached = [50, 51], 3
+    whole = (await ask(http, url, n=n))["usage"]
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = await stream(live, url, n=n, stream_options=usage)
+    for found in (whole, chunks[-1]["usage"], chunks[-2]["usage"]):
+        assert found["prompt_tokens_details"] == {"cached_tokens": 3}
+        assert found["prompt_tokens"] == len(prompt_of(engine))
+        assert found["completion_tokens"] == 2 * n

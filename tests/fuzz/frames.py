@@ -58,7 +58,15 @@ from protocol.steps import (
 
 IDS = columns.pack_ids([1, 2, 3])
 SAMPLING = SamplingParams(
-    max_tokens=9, top_p=0.5, seed=7, stop_token_ids=(1, 2), logit_bias=((3, -1.5),), logprobs=2
+    max_tokens=9,
+    top_p=0.5,
+    seed=7,
+    stop_token_ids=(1, 2),
+    logit_bias=((3, -1.5),),
+    logprobs=2,
+    allowed_token_ids=(1, 2, 3),
+    bad_words=((1,), (2, 3)),
+    logprob_token_ids=(4,),
 )
 FACTS = EngineFacts("m", 512, 64, 16, 256, (0,), 8)
 VIEW = RequestView(5, Stage.DECODING, 9, 3, 64, 11, 0, 1)
