@@ -8,7 +8,7 @@ from tests.engine_core.rig import Rig
 
 PROMPT = list(range(1, 101))
 HIT = 96
-"""Whole blocks of 16."""
+"""Whole blocks."""
 
 
 def warm(rig: Rig) -> None:
@@ -32,7 +32,7 @@ def test_a_worker_that_dies_before_the_first_token_takes_the_hit_with_it(tokens:
 
 
 def test_blocks_that_a_preempted_request_finds_again_are_its_own() -> None:
-    rig = Rig(cache=CacheOptions(num_kv_blocks=24))
+    rig = Rig(cache=CacheOptions(num_kv_blocks=24, block_size=16))
     rig.client(b"a")
     streams = [rig.submit(b"a", [i + 1] * 40, SAMPLING) for i in range(6)]
     rig.settle()
