@@ -8,6 +8,7 @@ Everything else of the page is prose, and stays as it is.
 
 import argparse
 import ast
+import functools
 import inspect
 import re
 import sys
@@ -226,6 +227,7 @@ def _notes(kind: type[Struct]) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def _docstrings(kind: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)

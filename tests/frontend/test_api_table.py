@@ -206,8 +206,8 @@ async def test_what_is_honoured_changes_something(world: World, path: str) -> No
 @ALL
 async def test_what_is_refused_is_named(world: World, path: str) -> None:
     before = await world.effect()
+    assert rows_of(ENDPOINTS[path], REFUSED) == list(ENDPOINTS[path].refused)
     for name, refusal in ENDPOINTS[path].refused.items():
-        assert name in rows_of(ENDPOINTS[path], REFUSED)
         response = await world.send(**{name: ["something"]})
         assert response.status_code == 400, name
         error = response.json()["error"]
