@@ -1,7 +1,7 @@
 """Meter: how long steps take, and so how many prompt tokens fit beside running answers. No clock of its own.
 
-A step is modelled as  seconds = base + per_prompt_token * prompt_tokens,  where `base` follows the pure
-decode steps and the slope follows the mixed ones.
+A step is modelled as  seconds = base(decodes) + per_prompt_token * prompt_tokens,  where `base` follows the
+pure decode steps of about so many requests, and the slope follows the mixed ones.
 
 Requests leave at a rate that is an exponentially weighted count of those that ended, so that a full queue
 can say when it is worth coming back.
@@ -31,7 +31,8 @@ class Meter:
     def __init__(self, target_s: float, most: int) -> None:
         self.target_s = target_s
         self.most = most
-        self.base_s = 0.0
+        self._base_s: dict[int, float] = {}
+        """By the number of bits in the number of decoding requests."""
         self.per_prompt_token_s = 0.0
         self.steps = 0
         self.prompt_tokens = 0
@@ -50,9 +51,11 @@ class Meter:
         self.prompt_tokens += num_prompt_tokens
         self.timings.append((seconds, num_decodes, num_prompt_tokens))
         if not num_prompt_tokens:
-            self.base_s += (seconds - self.base_s) * (_WEIGHT if self.base_s else 1)
+            size = num_decodes.bit_length()
+            before = self._base_s.get(size, seconds)
+            self._base_s[size] = before + (seconds - before) * _WEIGHT
             return
-        base = self.base_s if num_decodes else 0.0
+        base = self.base_s(num_decodes) if num_decodes else 0.0
         slope = max(seconds - base, 0) / num_prompt_tokens
         self.per_prompt_token_s += (slope - self.per_prompt_token_s) * (
             _WEIGHT if self.per_prompt_token_s else 1
@@ -62,6 +65,13 @@ class Meter:
         """A request waited so long for its first step."""
         self.queue_times[bisect_left(QUEUE_TIME_BOUNDS_S, seconds)] += 1
         self.queue_time_s += seconds
+
+    def base_s(self, num_decodes: int) -> float:
+        """Of a pure decode step of so many requests; of the nearest number that was seen; 0: none was."""
+        if not self._base_s:
+            return 0.0
+        size = num_decodes.bit_length()
+        return self._base_s[min(self._base_s, key=lambda seen: abs(seen - size))]
 
     def record_ends(self, count: int, now: float) -> None:
         """So many requests have ended."""
@@ -89,7 +99,7 @@ class Meter:
         """
         if not self.target_s or not self.per_prompt_token_s:
             return self.most
+        base_s = self.base_s(num_decoding)
         slowdown = max(_LEAST_SLOWDOWN, 1 + num_starting / max(num_decoding, 1))
-        longest = max(self.target_s, slowdown * self.base_s)
-        room = (longest - self.base_s) / self.per_prompt_token_s
+        room = (max(self.target_s, slowdown * base_s) - base_s) / self.per_prompt_token_s
         return max(_LEAST_CHUNK, min(self.most, int(room)))
