@@ -185,7 +185,7 @@ static void attend_head(const work *w, const unit *u, const reach *it, const rea
 static void attend(const void *argument, long index) {
     const work *w = argument;
     int64_t chunks = w->layer->num_kv_heads / w->heads_at_once, head = index % chunks * w->heads_at_once;
-    const unit *u = w->units + index / chunks;
+    const unit *u = w->units + w->num_units - 1 - index / chunks; /* a prompt's last rows see most: they go first */
     for (int64_t end = head + w->heads_at_once; head < end; head++) {
         reach it = reach_of(w, u, head), after = it;
         after.kv_head++;
