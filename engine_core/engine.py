@@ -384,6 +384,12 @@ class Engine:
             case _:
                 assert_never(control.action)
 
+    @property
+    def busy(self) -> bool:
+        """Requests run or wait."""
+        scheduler = self.scheduler
+        return scheduler is not None and (scheduler.num_running > 0 or scheduler.num_waiting > 0)
+
     def stats(self) -> EngineStats:
         """Gauges and counters, for Pong."""
         return self.observer.stats()

@@ -19,6 +19,7 @@ from protocol.steps import EngineToWorker, WorkerToEngine
 
 from .engine import Engine
 from .grammar import Threads
+from .pulse import Pulse
 
 ClientsRouter = Router[ClientMessage, EngineMessage] | Routers[ClientMessage, EngineMessage]
 
@@ -38,6 +39,7 @@ class EngineProcess:
         self._workers.bind(config.workers_endpoint)
         self._hands = Threads()
         self.engine = Engine(config, self._clients, self._workers, time.monotonic, self._hands)
+        self._pulse = Pulse(config.status_interval_s, self.engine.stats, channel.send)
         self._progress = Progress(config.progress_fd, config.progress_row)
         self._quitting = False
 
@@ -61,6 +63,7 @@ class EngineProcess:
             for source, _ in ready:
                 sources[source]()
             engine.advance()
+            self._pulse.look(busy=engine.busy, now=time.monotonic())
         engine.close()
         self._hands.close()
         self._clients.close()

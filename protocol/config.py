@@ -288,6 +288,10 @@ class ServerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     log_format: Annotated[
         Literal["text", "json"], Meta(description="json: each line of the log is an object")
     ] = "text"
+    status_interval: Annotated[
+        float,
+        Meta(ge=0, description="seconds between lines on what is running, while something is; 0: none"),
+    ] = 10.0
     hang_detection: Annotated[
         bool, Meta(description="kill and restart what makes no progress; off for debuggers")
     ] = True
@@ -361,6 +365,7 @@ class EngineCoreConfig(Struct, frozen=True, kw_only=True, tag="engine_core"):
     log_level: str = "info"
     progress_fd: int = -1
     progress_row: int = 0
+    status_interval_s: float = 0.0
     journal: str = ""
     """File of the flight recorder; empty: off."""
     journal_bytes: int = 256 << 20

@@ -19,6 +19,7 @@ from msgspec import Struct
 from .config import EngineCoreConfig, FrontendConfig, WorkerConfig
 from .errors import StartupError
 from .hardening import harden
+from .messages import EngineStats
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -90,6 +91,14 @@ class Ready(Struct, frozen=True, tag="ready"):
     facts: dict[str, str] = {}
 
 
+class Busy(Struct, frozen=True, tag="busy"):
+    """From the engine core, every few seconds for which it has had work: what it did in them."""
+
+    seconds: float
+    before: EngineStats
+    now: EngineStats
+
+
 class Failed(Struct, frozen=True, tag="failed"):
     """The root cause, sent just before the child exits by itself."""
 
@@ -106,7 +115,7 @@ class Failed(Struct, frozen=True, tag="failed"):
         return cls("internal_error", f"{type(error).__name__}: {error}"[:4096])
 
 
-ToSupervisor = Phase | Ready | Failed
+ToSupervisor = Phase | Ready | Failed | Busy
 
 
 class Channel(Generic[In, Out]):

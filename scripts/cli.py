@@ -21,6 +21,7 @@ usage: tern COMMAND [options]
   chat        talk to a running server              (tern chat --help)
   complete    complete a text                       (tern complete --help)
   generate    answer a file of prompts              (tern generate --help)
+  doctor      say what will work on this machine    (tern doctor --help)
   bench       measure a server                      (tern bench --help)
   replay      run a journal again, token for token  (tern replay --help)
   soak        serve under load and random faults    (tern soak --help)
@@ -33,6 +34,7 @@ COMMANDS = {
     "chat": "scripts.chat",
     "complete": "scripts.complete",
     "generate": "scripts.generate",
+    "doctor": "scripts.doctor",
     "bench": "scripts.bench.cli",
     "replay": "scripts.replay",
     "soak": "scripts.soak.cli",

@@ -13,11 +13,12 @@ from protocol.errors import StartupError
 
 from .chat import CHAT
 from .complete import COMPLETE
+from .doctor import DOCTOR
 from .flags import SERVE, Command
 from .generate import GENERATE
 
 SHELLS = ("bash", "zsh", "fish")
-COMMANDS: tuple[Command[Any], ...] = (SERVE, CHAT, COMPLETE, GENERATE)
+COMMANDS: tuple[Command[Any], ...] = (SERVE, CHAT, COMPLETE, GENERATE, DOCTOR)
 OTHERS = {
     "bench": ("overhead", "model", "peers", "kernels", "rest", "growth", "recover", "overload", "structured",
               "quality", "quantization"),

@@ -13,26 +13,49 @@ import msgspec
 
 from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from worker.memory import available_memory
 
+from .memory_plan import most_download_bytes
 from .process import PACKAGES
 
 BUNDLED = PACKAGES / "models" / "tern-mini"
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 """What is ever read of a checkpoint. Neither pickles nor code."""
+WEIGHTS = ("config.json", "*.safetensors")
+"""What a folder needs for --model."""
 DOWNLOAD = """
+import os
+import shutil
 import sys
 import huggingface_hub
+from huggingface_hub.constants import HF_HUB_CACHE
+
+def gib(count):
+    return f"{count / 2**30:.1f} GiB"
+
+hub_id, most, *patterns = sys.argv[1:]
 try:
-    huggingface_hub.snapshot_download(sys.argv[1], allow_patterns=sys.argv[2:])
+    files = huggingface_hub.HfApi().model_info(hub_id, files_metadata=True).siblings
+    size = sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
+    if size > int(most):
+        sys.exit(print(f"its weights take {gib(size)}, more than memory holds, see --quantization") or 1)
+    folder = HF_HUB_CACHE
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    if size > shutil.disk_usage(folder).free:
+        sys.exit(print(f"its weights take {gib(size)}, more than is free at {HF_HUB_CACHE} (HF_HOME)") or 1)
+    huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns)
 except Exception as error:
     sys.exit(print(error) or 1)
 """
+"""Sizes first: what cannot fit is not fetched."""
 
 
 def resolve(options: ModelOptions, environ: Mapping[str, str]) -> ModelOptions:
     """The same options with folders for names, and with a served name. Raises StartupError."""
     if options.model:
-        folder, name = _folder("--model", options.model, environ)
+        most = most_download_bytes(options, available_memory())
+        folder, name = _folder("--model", options.model, environ, most)
     elif (BUNDLED / "config.json").is_file():
         folder, name = str(BUNDLED), BUNDLED.name
     else:
@@ -40,14 +63,14 @@ def resolve(options: ModelOptions, environ: Mapping[str, str]) -> ModelOptions:
             f"no --model was given, and the bundled model is not at {BUNDLED}",
             hint="name a checkpoint folder or a hub id with --model, or run from a clone of the repository",
         )
-    tokenizer = _folder("--tokenizer", options.tokenizer, environ)[0] if options.tokenizer else ""
+    tokenizer = _folder("--tokenizer", options.tokenizer, environ, 1 << 40)[0] if options.tokenizer else ""
     names = options.served_model_name or (name,)
     return msgspec.structs.replace(options, model=folder, tokenizer=tokenizer, served_model_name=names)
 
 
-def _folder(flag: str, given: str, environ: Mapping[str, str]) -> tuple[str, str]:
-    """(absolute folder, name by which it goes)."""
-    needed = ("config.json", "*.safetensors") if flag == "--model" else ("tokenizer.json",)
+def _folder(flag: str, given: str, environ: Mapping[str, str], most_bytes: int) -> tuple[str, str]:
+    """(absolute folder, name by which it goes). Weights of more than `most_bytes` are not downloaded."""
+    needed = WEIGHTS if flag == "--model" else ("tokenizer.json",)
     path = os.path.abspath(os.path.expanduser(given))
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, needed[0])):
@@ -56,23 +79,23 @@ def _folder(flag: str, given: str, environ: Mapping[str, str]) -> tuple[str, str
                 hint="it must be a checkpoint in Hugging Face's layout",
             )
         return path, os.path.basename(path)
-    if not _is_hub_id(given):
+    if not is_hub_id(given):
         raise StartupError(
             f"{flag} {given}: no such folder",
             hint="give a checkpoint folder, or a hub id like organization/name",
         )
-    snapshot = _cached_snapshot(given, needed, environ) or _download(flag, given, needed, environ)
+    snapshot = cached_snapshot(given, needed, environ) or _download(flag, given, needed, environ, most_bytes)
     return snapshot, given
 
 
-def _is_hub_id(given: str) -> bool:
+def is_hub_id(given: str) -> bool:
     parts = given.split("/")
     return len(parts) == 2 and all(
         part.strip(".") and all(letter.isalnum() or letter in "-_." for letter in part) for part in parts
     )
 
 
-def _cached_snapshot(hub_id: str, needed: tuple[str, ...], environ: Mapping[str, str]) -> str:
+def cached_snapshot(hub_id: str, needed: tuple[str, ...], environ: Mapping[str, str]) -> str:
     """The folder that the cache's `main` points to, if it holds what is needed; else nothing."""
     default = os.path.join(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")
     home = environ.get("HF_HOME") or default
@@ -87,12 +110,14 @@ def _cached_snapshot(hub_id: str, needed: tuple[str, ...], environ: Mapping[str,
     return snapshot if all(fnmatch.filter(names, pattern) for pattern in needed) else ""
 
 
-def _download(flag: str, hub_id: str, needed: tuple[str, ...], environ: Mapping[str, str]) -> str:
+def _download(
+    flag: str, hub_id: str, needed: tuple[str, ...], environ: Mapping[str, str], most_bytes: int
+) -> str:
     """In a process of its own, because the client's libraries would stay in the supervisor's memory."""
     print(f"tern: {hub_id} is not in the local cache: downloading it", file=sys.stderr, flush=True)
-    command = [sys.executable, "-P", "-c", DOWNLOAD, hub_id, *PATTERNS]
+    command = [sys.executable, "-P", "-c", DOWNLOAD, hub_id, str(most_bytes), *PATTERNS]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
-    snapshot = _cached_snapshot(hub_id, needed, environ)
+    snapshot = cached_snapshot(hub_id, needed, environ)
     if not snapshot:
         reason = " ".join(done.stdout.split()) or f"it has no {' or no '.join(needed)}"
         raise StartupError(

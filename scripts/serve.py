@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from . import output_paths
+from worker.memory import available_memory, total_memory
+
+from . import memory_plan, output_paths
 from .flags import parse_serve
 from .listening import listeners_for, stop_listening, url
 from .model_path import resolve
 from .restart_policy import RestartPolicy
 from .run_dir import RunDir
-from .startup import Serving, banner
+from .startup import Memory, Serving, banner
 from .supervisor import Supervisor
 from .terminal import Terminal
 from .units import make_board, plan_units
@@ -42,6 +44,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         model=resolve(options.model, environ),
         server=output_paths.resolve(options.server),
     )
+    memory_plan.check(options, available_memory())
     terminal = Terminal(environ, options.server.log_level, as_json=options.server.log_format == "json")
     run_dir = RunDir.open(options.server.run_dir)
     board = make_board(options)
@@ -51,17 +54,20 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         model_name=options.model.served_model_name[0],
         has_api_key=bool(options.frontend.api_key or options.frontend.api_key_file),
         endpoint_file=run_dir.endpoint_file,
+        workers=options.parallel.tensor_parallel_size,
     )
 
     def announce(facts: Mapping[str, str], pids: Mapping[str, Sequence[int]], started_in: str) -> None:
+        memory = Memory(available_memory(), total_memory())
         headline = terminal.headline(f"Tern {serving.version} is ready")
         terminal.show(
-            banner(serving, facts, pids, f"{headline} in {started_in}"),
+            banner(serving, facts, pids, f"{headline} in {started_in}", memory),
             message="ready",
             url=serving.url,
             model=serving.model_name,
             started_in=started_in,
             facts=facts,
+            memory={"available": memory.available, "total": memory.total},
             pids=pids,
         )
 

@@ -72,10 +72,22 @@ class Serving(Struct, frozen=True):
     model_name: str
     has_api_key: bool
     endpoint_file: str
+    workers: int = 1
+
+
+class Memory(Struct, frozen=True):
+    """Of the machine, or the container, in bytes, when the server is ready."""
+
+    available: int
+    total: int
 
 
 def banner(
-    serving: Serving, facts: Mapping[str, str], pids: Mapping[str, Sequence[int]], headline: str
+    serving: Serving,
+    facts: Mapping[str, str],
+    pids: Mapping[str, Sequence[int]],
+    headline: str,
+    memory: Memory,
 ) -> str:
     """`facts` are those of the worker's Ready, under the names of protocol.messages.EngineFacts."""
     weights = (
@@ -86,6 +98,7 @@ def banner(
     on_network = "://" in serving.url
     rows = {
         "model": f"{serving.model_name} ({facts.get('dtype', '?')} on {facts.get('device', '?')}{weights})",
+        "memory": _memory(serving, facts, memory),
         "KV cache": _cache(facts),
         "context": f"{int(facts.get('max_model_len', 0)):,} tokens",
         "API": f"{serving.url}/v1" if on_network else serving.url,
@@ -112,6 +125,18 @@ def curl(serving: Serving) -> str:
         f"curl -N {socket}{at}/v1/chat/completions{key} -H 'Content-Type: application/json'"
         f" -d {shlex.quote(msgspec.json.encode(body).decode())}"
     )
+
+
+def _memory(serving: Serving, facts: Mapping[str, str], memory: Memory) -> str:
+    """The KV cache is taken as it fills: what is free then is told, not what is free now."""
+    weights, cache = (serving.workers * int(facts.get(name, 0)) for name in ("weights_bytes", "kv_bytes"))
+    rows = [
+        ("weights", weights, ""),
+        ("KV cache", cache, ""),
+        ("free", max(memory.available - cache, 0), f"  of {amount(memory.total)}, when the KV cache is full"),
+    ]
+    indent = f"\n{' ' * 12}"
+    return indent.join(f"{name:<10}{amount(count):>10}{note}" for name, count, note in rows)
 
 
 def _cache(facts: Mapping[str, str]) -> str:

@@ -22,7 +22,7 @@ from enum import IntEnum, auto
 from functools import partial
 from typing import TypeVar, assert_never
 
-from protocol.control import Drain, EngineAt, Failed, PeerGone, Phase, Quit, Ready
+from protocol.control import Busy, Drain, EngineAt, Failed, PeerGone, Phase, Quit, Ready
 from protocol.errors import StartupError
 
 from .hangup import Hangup, Meaning
@@ -33,6 +33,7 @@ from .rolling import Roll
 from .run_dir import RunDir
 from .signals import SignalPipe
 from .startup import Progress
+from .status_line import status_fields, status_line
 from .terminal import Terminal
 from .units import Death, Unit
 from .watch import Watch
@@ -147,6 +148,8 @@ class Supervisor:
                         self._on_ready(unit, now)
                 case Failed():
                     child.failed = message
+                case Busy():
+                    self._terminal.log("info", status_line(message), **status_fields(message))
                 case _:
                     assert_never(message)
 

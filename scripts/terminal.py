@@ -51,12 +51,12 @@ class Terminal:
         self._finish_line()
         self._write(self._out, text + "\n")
 
-    def log(self, level: Level, text: str) -> None:
-        """One line with the time, if the level is high enough."""
+    def log(self, level: Level, text: str, **fields: object) -> None:
+        """One line with the time, if the level is high enough; as JSON, with the fields."""
         if LEVELS.index(level) > self._level:
             return
         if self._as_json:
-            self._write_object(level, message=text)
+            self._write_object(level, message=text, **fields)
             return
         self._finish_line()
         clock = self.paint(self._err, time.strftime("%H:%M:%S"), DIM)

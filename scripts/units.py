@@ -170,6 +170,7 @@ def _engine_core(options: ServeOptions, run_dir: RunDir, board_fd: int) -> Comma
             log_level=options.server.log_level,
             progress_fd=board_fd,
             progress_row=row,
+            status_interval_s=options.server.status_interval,
             journal=options.server.journal,
             journal_bytes=options.server.journal_bytes,
             crash_dir=options.server.crash_dir,

@@ -8,7 +8,6 @@ Memory is touched when a block is granted, not before.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,10 +20,7 @@ from protocol.kv_groups import KVGroup, blocks_of, longest
 
 from .kernels.attention import KVShape
 from .kv_layout import KVLayout
-
-FREE_SHARE = 0.25
-"""Of the machine's available memory, when no size is given. The rest is for everyone else."""
-MOST_BYTES = 4 << 30
+from .memory import set_aside
 
 
 class KVCache:
@@ -108,38 +104,11 @@ def _affordable(budget: KVBudget, limit: int) -> tuple[int, str]:
             )
         memory = options.kv_cache_memory
         return memory // budget.block_bytes, f"and --kv-cache-memory is {_mib(memory)}"
-    memory = min(int(budget.available_bytes * FREE_SHARE), MOST_BYTES)
+    memory = set_aside(budget.available_bytes)
     each = blocks_of(budget.groups, limit, budget.chunk, options.block_size)
     useful = budget.max_num_seqs * each
     share = f"and {_mib(memory)} are set aside of {_mib(budget.available_bytes)} available"
     return min(memory // budget.block_bytes, useful), share
-
-
-def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process can still take: of the machine, or of its control group if less.
-
-    A group's usage counts the pages of files that it has read, which the kernel takes back when memory is
-    wanted. Most are weights that the last worker has mapped: they must not keep the next one from starting.
-    """
-    available = _numbers(proc / "meminfo")["MemAvailable:"] * 1024
-    for limit, usage, stat, prefix in (
-        ("memory.max", "memory.current", "memory.stat", ""),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
-    ):
-        if not (cgroup / limit).exists() or not (cgroup / usage).exists():
-            continue
-        most = (cgroup / limit).read_text().strip()
-        if most != "max":
-            kinds = _numbers(cgroup / stat)
-            files = sum(kinds.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
-            available = min(available, int(most) - int((cgroup / usage).read_text()) + files)
-    return max(available, 0)
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """Lines of a name and a number; none if there is no such file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {name: int(number) for name, number, *_ in map(str.split, lines)}
 
 
 def _mib(number: int) -> str:

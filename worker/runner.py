@@ -32,10 +32,11 @@ from .failures import RowsFailed
 from .kernels.attention import AttentionPlanner, KVShape, StepLayout
 from .kernels.cpu import library
 from .kernels.device import StepPlanner
-from .kv_cache import KVBudget, KVCache, available_memory, fit
+from .kv_cache import KVBudget, KVCache, fit
 from .kv_layout import lay_out
 from .logprobs import LogprobReports
 from .masks import Masks
+from .memory import available_memory
 from .models.registry import build
 from .parallel import Group
 from .pooling import Pooling, instead_of_tokens, kind_of

@@ -13,11 +13,12 @@ from protocol.errors import StartupError
 from scripts.chat import CHAT
 from scripts.client_options import ROOTS
 from scripts.complete import COMPLETE
+from scripts.doctor import DOCTOR
 from scripts.flags import SERVE, Command, as_flags, parse_serve
 from scripts.generate import GENERATE
 from scripts.options import Option, declared_options
 
-COMMANDS: list[Command[Any]] = [SERVE, CHAT, COMPLETE, GENERATE]
+COMMANDS: list[Command[Any]] = [SERVE, CHAT, COMPLETE, GENERATE, DOCTOR]
 
 
 def refusal(*argv: str, **environ: str) -> StartupError:

@@ -98,3 +98,38 @@ def test_a_download_lands_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
     folder = cached(tmp_path, "config.json")
     monkeypatch.setattr(model_path, "DOWNLOAD", f"open({str(folder / 'model.safetensors')!r}, 'w')")
     assert resolve(ModelOptions(model="org/small-1.5B"), {"HF_HOME": str(tmp_path)}).model == str(folder)
+
+
+HUB = """
+import os
+
+class constants: HF_HUB_CACHE = os.environ["FAKE_CACHE"]
+
+class File:
+    def __init__(self, rfilename, size): self.rfilename, self.size = rfilename, size
+
+class HfApi:
+    def model_info(self, hub_id, files_metadata):
+        files = [File("a.safetensors", 3 << 30), File("b.safetensors", 1 << 30), File("c.bin", 1 << 40)]
+        return type("Info", (), {"siblings": files})
+
+def snapshot_download(hub_id, allow_patterns):
+    open(os.environ["FAKE_CACHE"] + "/downloaded", "w").write(" ".join(allow_patterns))
+"""
+
+
+def test_what_memory_cannot_hold_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "fake" / "huggingface_hub"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(HUB)
+    (package / "constants.py").write_text("import os\nHF_HUB_CACHE = os.environ['FAKE_CACHE']\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    monkeypatch.setenv("FAKE_CACHE", str(tmp_path))
+    options, environ = ModelOptions(model="org/large"), {"HF_HOME": str(tmp_path)}
+    monkeypatch.setattr(model_path, "available_memory", lambda: (4 << 30) - 1)
+    with pytest.raises(StartupError, match=r"its weights take 4\.0 GiB, more than memory holds"):
+        resolve(options, environ)
+    assert not (tmp_path / "downloaded").exists()
+    with pytest.raises(StartupError, match=r"it has no config\.json"):
+        resolve(ModelOptions(model="org/large", quantization="int8"), environ)
+    assert (tmp_path / "downloaded").read_text().startswith("*.safetensors *.json")

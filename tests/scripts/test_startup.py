@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from protocol.control import Phase
-from scripts.startup import Progress, Serving, banner, curl
+from scripts.startup import Memory, Progress, Serving, banner, curl
 from scripts.terminal import Terminal
 
 
@@ -26,6 +26,7 @@ SERVING = Serving(
     has_api_key=True,
     endpoint_file="/run/x/endpoint",
 )
+MEMORY = Memory(10 << 30, 16 << 30)
 FACTS = {
     "model": "m", "device": "cpu", "dtype": "float32", "num_blocks": "4096", "block_size": "16",
     "max_model_len": "2048", "weights_bytes": str(12 << 20), "kv_bytes": str(3 << 29),
@@ -34,7 +35,8 @@ FACTS = {
 
 
 def test_the_banner_has_all_that_was_started() -> None:
-    text = banner(SERVING, FACTS, {"supervisor": [1], "worker": [2, 3]}, "Tern is ready in 1.0 s")
+    pids = {"supervisor": [1], "worker": [2, 3]}
+    text = banner(SERVING, FACTS, pids, "Tern is ready in 1.0 s", MEMORY)
     for part in (
         "Tern is ready in 1.0 s",
         "o'brien (float32 on cpu, 12.0 MiB of weights)",
@@ -43,6 +45,9 @@ def test_the_banner_has_all_that_was_started() -> None:
         "http://[::1]:80/v1",
         "supervisor 1 · worker 2 3",
         "/run/x/endpoint",
+        "  memory    weights     12.0 MiB\n",
+        "            KV cache     1.5 GiB\n",
+        "            free         8.5 GiB  of 16.0 GiB, when the KV cache is full\n",
         curl(SERVING),
     ):
         assert part in text
@@ -50,7 +55,7 @@ def test_the_banner_has_all_that_was_started() -> None:
 
 def test_the_banner_says_how_much_sliding_windows_leave() -> None:
     facts = {**FACTS, "kv_groups": "7", "least_kv_tokens": "9360", "most_kv_tokens": "61440"}
-    text = banner(SERVING, facts, {}, "")
+    text = banner(SERVING, facts, {}, "", MEMORY)
     assert "4,096 blocks of 16 tokens of one in 7 groups of layers = 9,360 to 61,440 tokens (1.5 GiB)" in text
 
 

@@ -65,7 +65,7 @@ def server(
     flags = ["--port", "0", "--run-dir", str(folder / "run"), "--worker", "stub", "--frontends", "2"]
     flags += ["--ssl-certfile", str(HERE / "localhost.pem"), "--ssl-keyfile", str(HERE / "localhost.key")]
     flags += ["--root-path", "/llm", "--allowed-origins", "https://pages.example", "--crash-dir", ""]
-    flags += ["--log-format", "json", "--log-requests"]
+    flags += ["--log-format", "json", "--log-requests", "--status-interval", "0.01"]
     program = launcher(folder)("scripts.cli", "serve", str(tiny_checkpoint), *flags)
     server = Server(program, folder / "run")
     yield server
@@ -97,6 +97,16 @@ def test_requests_are_answered_logged_by_id_and_counted_over_all_frontends(serve
         assert (line["status"], line["completion_tokens"], line["finish_reason"]) == (200, 3, "length")
         assert line["seconds"] >= 0
     assert "quick brown" not in server.program.output
+
+
+def test_a_busy_server_says_what_it_does(server: Server) -> None:
+    body = {"prompt": "x", "max_tokens": 3000, "ignore_eos": True}
+    with server.new_client() as client:
+        assert client.post("/v1/completions", json=body).status_code == 200
+    server.program.wait_for('"output_tokens_per_s":[1-9]')
+    [line, *_] = [line for line in server.log() if "output_tokens_per_s" in line and line["running"]]
+    assert (line["running"], line["waiting"], line["process"]) == (1, 0, "supervisor")
+    assert line["message"].startswith("1 running, 0 waiting · ")
 
 
 def test_pages_of_the_allowed_origin_may_call(server: Server) -> None:

@@ -8,7 +8,8 @@ import pytest
 from protocol.config import CacheOptions
 from protocol.errors import OutOfMemory, StartupError
 from protocol.kv_groups import KVGroup
-from worker.kv_cache import MOST_BYTES, KVBudget, available_memory, fit
+from worker.kv_cache import KVBudget, fit
+from worker.memory import MOST_BYTES, available_memory
 
 MIB = 1 << 20
 BUDGET = KVBudget(

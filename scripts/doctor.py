@@ -1,0 +1,240 @@
+"""`tern doctor`: looks at this machine and says what will work, with the options that `tern serve` would get.
+
+Changes nothing and downloads nothing. Each finding is a line; what keeps the server from starting is a
+failure, with its remedy, and the exit code is then 1.
+"""
+
+import locale
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from protocol.config import ServeOptions
+from protocol.errors import StartupError
+from worker.kernels.cpu.library import NoCompiler, find_compiler
+from worker.memory import available_memory, total_memory
+
+from . import memory_plan
+from .flags import Command
+from .listening import listeners_for, stop_listening
+from .model_path import WEIGHTS, cached_snapshot, is_hub_id, resolve
+from .quantities import amount
+from .run_dir import LONGEST_NAME, MAX_SOCKET_PATH_BYTES, PREFIX
+from .terminal import GREEN, RED, YELLOW, Terminal
+
+DOCTOR = Command(
+    "doctor",
+    "Say what will work on this machine, with these options of tern serve.",
+    ServeOptions,
+    positional="model",
+)
+PACKAGES = ("msgspec", "pyzmq", "starlette", "uvicorn", "uvloop", "httptools", "tokenizers", "safetensors",
+            "jinja2", "llguidance", "prometheus-client", "transformers", "numpy")  # fmt: skip
+LEAST_FILES = 4096
+LEAST_MEMORY = 1 << 30
+TORCH_TIMEOUT_S = 120
+ASK_TORCH = """
+import json, torch
+gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+try:
+    import triton
+    triton = triton.__version__
+except ImportError:
+    triton = ""
+print(json.dumps({"torch": torch.__version__, "gpus": gpus, "triton": triton}))
+"""
+Verdict = Literal["ok", "warning", "failure"]
+COLOURS: dict[Verdict, str] = {"ok": GREEN, "warning": YELLOW, "failure": RED}
+
+
+class Finding(Struct, frozen=True):
+    """One line."""
+
+    subject: str
+    detail: str
+    verdict: Verdict = "ok"
+    remedy: str = ""
+
+
+class _Torch(Struct, frozen=True):
+    torch: str
+    gpus: list[str]
+    triton: str
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """0: it will work; 1: something is missing. Raises StartupError for options that make no sense."""
+    options, _ = DOCTOR.parse(argv, environ)
+    terminal = Terminal(environ)
+    findings = []
+    for finding in examine(options, environ):
+        findings.append(finding)
+        sign = terminal.paint(sys.stdout, f"{finding.verdict:<8}", COLOURS[finding.verdict])
+        print(f"{sign}{finding.subject:<10}{finding.detail}", flush=True)
+        if finding.remedy:
+            print(f"{'':18}→ {finding.remedy}", flush=True)
+    failures = [finding.subject for finding in findings if finding.verdict == "failure"]
+    if failures:
+        print(f"\ntern serve will not start: {', '.join(failures)}")
+    else:
+        print("\ntern serve will start")
+    return int(bool(failures))
+
+
+def examine(options: ServeOptions, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Everything, in the order in which it would matter."""
+    yield python(sys.version_info[:3])
+    yield system()
+    yield cores()
+    yield memory(available_memory(), total_memory())
+    yield packages(PACKAGES)
+    yield from torch(sys.executable)
+    yield compiler(options.parallel.cpu_kernels, environ)
+    yield model(options, environ)
+    yield address(options)
+    yield files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    yield folders(options.server.run_dir or tempfile.gettempdir())
+    yield text(locale.getpreferredencoding(do_setlocale=False))
+
+
+def python(found: tuple[int, ...]) -> Finding:
+    told = ".".join(map(str, found))
+    if found < (3, 11):
+        return Finding("Python", told, "failure", "Python 3.11 or newer is needed")
+    return Finding("Python", f"{told} at {sys.executable}")
+
+
+def system() -> Finding:
+    told = f"{platform.system()} {platform.release()} on {platform.machine()}"
+    if not hasattr(os, "pidfd_open"):
+        return Finding("system", told, "failure", "Linux 5.3 or newer is needed")
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        os.close(os.memfd_create("tern-doctor"))
+    except OSError as error:
+        return Finding("system", f"{told}: {error.strerror}", "failure", "allow pidfd_open and memfd_create")
+    return Finding("system", told)
+
+
+def cores() -> Finding:
+    usable, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    note = "" if usable == there else f" of {there}"
+    if usable < 2:
+        return Finding("cores", f"{usable}{note}", "warning", "frontend and worker will share one")
+    return Finding("cores", f"{usable}{note}")
+
+
+def memory(available: int, total: int) -> Finding:
+    told = f"{amount(available)} available of {amount(total)}"
+    if available < LEAST_MEMORY:
+        return Finding("memory", told, "warning", "free some: importing torch alone takes 200 MiB a worker")
+    return Finding("memory", told)
+
+
+def packages(names: Sequence[str]) -> Finding:
+    missing = []
+    for name in names:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", f"missing: {', '.join(missing)}", "failure", "run ./scripts/install")
+    return Finding("packages", f"all {len(names)} are installed")
+
+
+def torch(executable: str) -> Iterator[Finding]:
+    """In a process of its own: it may crash."""
+    try:
+        done = subprocess.run(
+            [executable, "-P", "-c", ASK_TORCH], capture_output=True, text=True, timeout=TORCH_TIMEOUT_S
+        )
+        found = msgspec.json.decode(done.stdout.splitlines()[-1] if done.stdout else "", type=_Torch)
+    except (OSError, subprocess.TimeoutExpired, msgspec.MsgspecError):
+        yield Finding("torch", "cannot be imported", "failure", "run ./scripts/install")
+        return
+    yield Finding("torch", found.torch)
+    if not found.gpus:
+        yield Finding("GPU", "none: the model is computed on the CPU")
+    else:
+        with_triton = f", Triton {found.triton}" if found.triton else ", without Triton"
+        remedy = "this version computes on the CPU; scripts/gpu_check tests the kernels for GPUs"
+        yield Finding("GPU", f"{', '.join(found.gpus)}{with_triton}", "warning", remedy)
+
+
+def compiler(choice: str, environ: Mapping[str, str]) -> Finding:
+    if choice == "torch":
+        return Finding("compiler", "not needed with --cpu-kernels torch")
+    try:
+        return Finding("compiler", f"{find_compiler(environ)}, for the CPU's kernels")
+    except NoCompiler as error:
+        verdict: Verdict = "failure" if choice == "native" else "warning"
+        return Finding(
+            "compiler", f"{error}: torch's kernels, which are slower", verdict, "apt install gcc libc6-dev"
+        )
+
+
+def model(options: ServeOptions, environ: Mapping[str, str]) -> Finding:
+    """A hub id that is not here is not asked for."""
+    given = options.model.model
+    if is_hub_id(given) and not os.path.isdir(given) and not cached_snapshot(given, WEIGHTS, environ):
+        return Finding("model", f"{given} is not in the local cache; it would be downloaded", "warning")
+    try:
+        found = msgspec.structs.replace(options, model=resolve(options.model, environ))
+        memory_plan.check(found, available_memory())
+    except StartupError as error:
+        return Finding("model", error.message, "failure", error.hint)
+    return Finding("model", f"{found.model.model}: its weights fit")
+
+
+def address(options: ServeOptions) -> Finding:
+    frontend = options.frontend
+    where = frontend.uds or f"{frontend.host} port {frontend.port}"
+    try:
+        stop_listening(listeners_for(frontend), frontend.uds)
+    except StartupError as error:
+        return Finding("address", error.message, "failure", error.hint)
+    return Finding("address", f"{where} is free")
+
+
+def files(hard_limit: int) -> Finding:
+    if hard_limit == resource.RLIM_INFINITY:
+        return Finding("files", "no limit on open files")
+    told = f"{hard_limit:,} may be open at once"
+    if hard_limit < LEAST_FILES:
+        return Finding(
+            "files", told, "warning", f"each connection takes one: ulimit -n {LEAST_FILES} or more"
+        )
+    return Finding("files", told)
+
+
+def folders(base: str) -> Finding:
+    """Where sockets are made."""
+    longest = len(os.fsencode(f"{base}/{PREFIX}12345678{LONGEST_NAME}"))
+    if longest > MAX_SOCKET_PATH_BYTES:
+        return Finding(
+            "folders", f"{base} is too long for a socket's path", "failure", "--run-dir, or TMPDIR"
+        )
+    try:
+        with tempfile.NamedTemporaryFile(dir=base if os.path.isdir(base) else None):
+            pass
+    except OSError as error:
+        return Finding(
+            "folders", f"{base}: {error.strerror}", "failure", "another folder: --run-dir, or TMPDIR"
+        )
+    return Finding("folders", f"{base} takes files and sockets")
+
+
+def text(encoding: str) -> Finding:
+    if encoding.lower().replace("-", "") != "utf8":
+        return Finding("locale", encoding, "warning", "PYTHONUTF8=1, or a UTF-8 locale: LANG=C.UTF-8")
+    return Finding("locale", encoding)

@@ -1,0 +1,44 @@
+"""How much memory there is, and how much of it is for KV. Without torch: the supervisor asks, too."""
+
+from pathlib import Path
+
+FREE_SHARE = 0.25
+"""Of the machine's available memory, when no size is given. The rest is for everyone else."""
+MOST_BYTES = 4 << 30
+
+
+def set_aside(available_bytes: int) -> int:
+    """For KV, of what is available besides the weights, when no size is given."""
+    return min(int(available_bytes * FREE_SHARE), MOST_BYTES)
+
+
+def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process can still take: of the machine, or of its control group if less.
+
+    A group's usage counts the pages of files that it has read, which the kernel takes back when memory is
+    wanted. Most are weights that the last worker has mapped: they must not keep the next one from starting.
+    """
+    available = _numbers(proc / "meminfo")["MemAvailable:"] * 1024
+    for limit, usage, stat, prefix in (
+        ("memory.max", "memory.current", "memory.stat", ""),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+    ):
+        if not (cgroup / limit).exists() or not (cgroup / usage).exists():
+            continue
+        most = (cgroup / limit).read_text().strip()
+        if most != "max":
+            kinds = _numbers(cgroup / stat)
+            files = sum(kinds.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+            available = min(available, int(most) - int((cgroup / usage).read_text()) + files)
+    return max(available, 0)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines of a name and a number; none if there is no such file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: int(number) for name, number, *_ in map(str.split, lines)}
+
+
+def total_memory(proc: Path = Path("/proc")) -> int:
+    """Bytes of the machine."""
+    return _numbers(proc / "meminfo")["MemTotal:"] * 1024
