@@ -1,4 +1,4 @@
-"""Pythonic (Llama 4 and others): an answer that is [name(key="value", other=[1, 2]), …].
+"""Pythonic (Llama 4, as some templates ask): an answer that is [name(key="value", other=[1, 2]), …].
 
 <|python_start|> may stand before it, <|python_end|> behind it. Calls are passed on one by one, each when it
 is complete. They are parsed as Python, of which only literals are let in, and are never run.

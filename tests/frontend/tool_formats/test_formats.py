@@ -100,6 +100,18 @@ GOOD: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         "Let me look.",
         [("get_weather", OSLO)],
     ),
+    (
+        "llama3_json",
+        f"<|python_start|>{call('parameters', 'get_weather', OSLO)}<|python_end|>",
+        "",
+        [("get_weather", OSLO)],
+    ),
+    (
+        "llama3_json",
+        f"<|python_start|><|python_end|>{call('parameters', 'get_weather', OSLO)}",
+        "",
+        [("get_weather", OSLO)],
+    ),
     ("llama3_json", 'Like this: {"name": "get_weather"}', 'Like this: {"name": "get_weather"}', []),
     ("mistral", f"[TOOL_CALLS] [{call('arguments', 'get_weather', PARIS)}]", "", [("get_weather", PARIS)]),
     (
@@ -267,7 +279,10 @@ def test_what_is_soon_known_to_be_no_call_is_not_held_back() -> None:
 
 FRAGMENTS: dict[str, list[str]] = {
     "hermes": ["<tool_call>", "</tool_call>", '{"name": "now"', '{"name": "now", "arguments": {}}', "<tool"],
-    "llama3_json": ["<|python_tag|>", "; ", '{"name": "now"', '{"name": "now", "parameters": {}}', "<|py"],
+    "llama3_json": [
+        "<|python_tag|>", "<|python_start|>", "<|python_end|>", "; ", '{"name": "now"',
+        '{"name": "now", "parameters": {}}', "<|py",
+    ],
     "mistral": ["[TOOL_CALLS]", "[ARGS]", "now", '{"name": "now"', "[TOOL_CALLS]now[ARGS]{}", "[TOOL"],
     "pythonic": ["[", "now(", ")", "now()", 'a="x"', "<|python_start|>", "<|python_end|>", "<|python", "'"],
     "qwen3_coder": [
