@@ -8,9 +8,11 @@ from pathlib import Path
 
 import uvloop
 
+from protocol.config import ModelOptions
 from scripts.model_path import BUNDLED
 
 from . import (
+    context,
     kernels,
     machine,
     overhead,
@@ -80,6 +82,18 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
         case "growth":
             arguments = ["--worker", "stub", *serve_arguments]
             return await rest.measure_growth(arguments, options.requests, 256)
+        case "context":
+            path = options.model or str(BUNDLED)
+            growth = context.measure(
+                ModelOptions(model=path, quantization=options.quantization),
+                options.contexts,
+                options.batches,
+                options.steps,
+                options.kv_gib << 30,
+            )
+            if options.plot is not None:
+                options.plot.write_text(context.picture(growth, f"{Path(path).name}: a decoded token"))
+            return context.report(growth)
         case "kernels":
             return kernels.report(kernels.measure(options.rows, options.repetitions))
         case "quantization":
@@ -137,6 +151,15 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--at-once", type=int, default=4, help="of these, beside 128 streams that fill the server"
     )
+
+    one = benchmarks.add_parser("context", help="a decoded token's cost as contexts and batches grow")
+    one.add_argument("--model", default="")
+    one.add_argument("--quantization", default="none", choices=["none", "int8", "int4"])
+    one.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 2048, 8192, 32768])
+    one.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64, 128])
+    one.add_argument("--steps", type=int, default=8, help="timed of each")
+    one.add_argument("--kv-gib", type=int, default=8, help="memory for KV; what does not fit is left out")
+    one.add_argument("--plot", type=Path, help="an SVG file to write")
 
     one = benchmarks.add_parser("kernels", help="matrix multiplication alone, beside torch's")
     one.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024], help="of activations")
