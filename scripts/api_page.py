@@ -20,12 +20,14 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from frontend.anthropic import request as messages
 from frontend.openai import accepted, refused
 from frontend.openai.chat import ChatRequest
 from frontend.openai.completions import CompletionRequest
 from frontend.openai.document import OPERATIONS
 from frontend.openai.embeddings import EmbeddingRequest
 from frontend.openai.refused import Refusal
+from frontend.openai.responses import request as responses
 from frontend.openai.tokenize import DetokenizeRequest, TokenizeRequest
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
@@ -55,6 +57,8 @@ class Row(NamedTuple):
 ENDPOINTS: dict[str, Endpoint] = {
     "/v1/chat/completions": Endpoint(ChatRequest, refused.CHAT, accepted.CHAT),
     "/v1/completions": Endpoint(CompletionRequest, refused.COMPLETIONS, accepted.COMPLETIONS),
+    "/v1/responses": Endpoint(responses.ResponsesRequest, responses.RESPONSES, responses.ACCEPTED),
+    "/v1/messages": Endpoint(messages.MessagesRequest, messages.MESSAGES, messages.ACCEPTED),
     "/v1/embeddings": Endpoint(EmbeddingRequest, refused.EMBEDDINGS, accepted.EMBEDDINGS),
     "/tokenize": Endpoint(TokenizeRequest, {}, {}),
     "/detokenize": Endpoint(DetokenizeRequest, {}, {}),

@@ -11,8 +11,8 @@ from ..grammars import Constraint
 from ..openai.chat import reasoning_variables
 from ..openai.fields import MAX_STOPS, StopString
 from ..openai.refused import Refusal
-from ..openai.structured import NULL
-from ..openai.turn import TurnFields, refusals
+from ..openai.structured import NULL, text_of
+from ..openai.turn import TurnFields, acceptances, refusals
 from .content import AnthropicMessage, ContentBlock
 from .tools import AnthropicTool, AnthropicToolChoice
 
@@ -77,7 +77,7 @@ class CountFields(TurnFields, frozen=True, kw_only=True):
         param = "output_config.format.schema"
         if given.json_schema == NULL:
             raise InvalidRequest(f"{param}: required, but missing", param=param)
-        return Constraint(param, "json_schema", bytes(given.json_schema).decode())
+        return Constraint(param, "json_schema", text_of(given.json_schema, param))
 
 
 class MessagesRequest(CountFields, frozen=True, kw_only=True):
@@ -118,3 +118,13 @@ MESSAGES: dict[str, Refusal] = (
         "function_call": Refusal("use `tool_choice`", ("none", "auto")),
     }
 )
+
+ACCEPTED: dict[str, str] = acceptances(MessagesRequest, MESSAGES) | {
+    "metadata": "it holds a label of the caller's",
+    "cache_control": "prefixes are cached anyway",
+    "diagnostics": "see `usage` for what was found in the prefix cache",
+    "inference_geo": "there is one place",
+    "speed": "there is one",
+    "user_profile_id": "a label of the caller's; keys are the tenants here",
+    "thinking.budget_tokens": "nothing but `max_tokens` ends the thinking",
+}

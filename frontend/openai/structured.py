@@ -130,7 +130,7 @@ def _asked(request: ConstrainedFields) -> Iterator[Constraint]:
             yield Constraint("structured_outputs.json_object", "json_schema", ANY_OBJECT, style)
         if outputs.structural_tag != NULL:
             param = "structured_outputs.structural_tag"
-            yield Constraint(param, "structural_tag", _text_of(outputs.structural_tag, param), style)
+            yield Constraint(param, "structural_tag", text_of(outputs.structural_tag, param), style)
     yield from _of_fields(
         "guided_",
         request.guided_json,
@@ -153,10 +153,10 @@ def _of_format(given: ResponseFormat) -> Iterator[Constraint]:
                 param += "" if given.json_schema is None else ".schema"
                 raise InvalidRequest(f"{param}: required, but missing", param=param)
             param += ".schema"
-            yield Constraint(param, "json_schema", _text_of(given.json_schema.schema, param))
+            yield Constraint(param, "json_schema", text_of(given.json_schema.schema, param))
         case "structural_tag":
             tag = b'{"structures":%b,"triggers":%b}' % (bytes(given.structures), bytes(given.triggers))
-            yield Constraint("response_format", "structural_tag", _text_of(Raw(tag), "response_format"))
+            yield Constraint("response_format", "structural_tag", text_of(Raw(tag), "response_format"))
 
 
 def _of_fields(
@@ -168,7 +168,7 @@ def _of_fields(
     style: JsonStyle,
 ) -> Iterator[Constraint]:
     if schema != NULL:
-        yield Constraint(f"{prefix}json", "json_schema", _text_of(schema, f"{prefix}json"), style)
+        yield Constraint(f"{prefix}json", "json_schema", text_of(schema, f"{prefix}json"), style)
     if regex is not None:
         yield Constraint(f"{prefix}regex", "regex", regex)
     if choice is not None:
@@ -177,7 +177,7 @@ def _of_fields(
         yield Constraint(f"{prefix}grammar", "grammar", grammar)
 
 
-def _text_of(given: Raw, param: str) -> str:
+def text_of(given: Raw, param: str) -> str:
     """JSON as it came; or, where that is a text, the JSON that the text holds."""
     data = bytes(given).strip()
     try:

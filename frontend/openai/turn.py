@@ -5,7 +5,7 @@ streamed is written by the same writer, and nobody takes its events.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct, structs
@@ -19,6 +19,7 @@ from ..grammars import Constraint
 from ..outbox import Outbox, Position
 from ..responses import EVENT_STREAM_HEADERS, LAST_WORDS, send_json
 from ..streams import Generation, Prompt, Wish
+from . import accepted
 from .endpoint import Endpoint
 from .fields import GenerationFields
 from .headers import Terms
@@ -38,10 +39,19 @@ def refusals(own: type[Struct]) -> dict[str, Refusal]:
     elsewhere = Refusal("there is no such field in this API; use /v1/chat/completions", _NOTHING)
     others = [*GenerationFields.__struct_fields__, *_CHAT_ONLY]
     table = CHAT | dict.fromkeys(others, elsewhere) | {"n": _ONE, "best_of": _ONE}
+    table |= {name: elsewhere._replace(harmless=(True,)) for name in _ON}
     return {name: refusal for name, refusal in table.items() if name not in own.__struct_fields__}
 
 
-_NOTHING: tuple[Any, ...] = (False, 0, 0.0, [], {}, "")
+def acceptances(own: type[Struct], refused: Mapping[str, Refusal]) -> dict[str, str]:
+    """For the same endpoint: what changes no answer of any, see accepted.py."""
+    plain = {name: why for name, why in accepted.GENERATION.items() if "." not in name}
+    return {name: why for name, why in plain.items() if name not in {*own.__struct_fields__, *refused}}
+
+
+_NOTHING: tuple[Any, ...] = (False, 0, [], {}, "")
+_ON = ("skip_special_tokens", "add_generation_prompt")
+"""What is done here, and nothing else."""
 _ONE = Refusal("it is one answer; ask several times", (1,))
 _CHAT_ONLY = (
     "logprobs",

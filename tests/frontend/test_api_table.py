@@ -30,8 +30,9 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}{# <think></think> #}"
 )
+ANY = {"type": "any"}
 ASSISTANT = [USER, {"role": "assistant", "content": "I"}]
-_FLEETING = re.compile(r'"(id|created)":("[^"]*"|\d+)')
+_FLEETING = re.compile(r'"(id|created|created_at|completed_at|item_id|call_id|request_id)":("[^"]*"|\d+)')
 
 
 class Example(NamedTuple):
@@ -134,11 +135,48 @@ EXAMPLES: dict[str, dict[str, Example]] = {
     },
     "/detokenize": {"model": Example("nobody serves this"), "tokens": Example([51])},
 }
+SAMPLED = {
+    name: GENERATING[name] for name in ("temperature", "top_p", "top_k", "seed", "priority", "cache_salt")
+}
+RESPONSES_LOOK = {"type": "function", "name": "look"}
+EXAMPLES["/v1/responses"] = SAMPLED | {
+    **{name: GENERATING[name] for name in ("model", "stream", "min_p", "repetition_penalty")},
+    **{name: GENERATING[name] for name in ("presence_penalty", "frequency_penalty")},
+    "input": Example([USER, {"type": "reasoning", "summary": []}, USER]),
+    "instructions": Example("Be brief."),
+    "previous_response_id": Example("resp_of_nobody"),
+    "store": Example(False),
+    "metadata": Example({"a": "b"}),
+    "max_output_tokens": Example(2),
+    "top_logprobs": Example(1),
+    "include": Example(["message.output_text.logprobs"]),
+    "text": Example({"format": {"type": "json_object"}}),
+    "reasoning": Example({"effort": "low"}),
+    "tools": Example(
+        [RESPONSES_LOOK, {"type": "mcp"}], {"tools": [RESPONSES_LOOK], "tool_choice": "required"}
+    ),
+    "tool_choice": Example("required", {"tools": [RESPONSES_LOOK], "tool_choice": "none"}),
+    "parallel_tool_calls": Example(False, {"tools": [RESPONSES_LOOK], "tool_choice": "required"}),
+    "chat_template_kwargs": Example({"mood": "merry"}),
+}
+EXAMPLES["/v1/messages"] = SAMPLED | {
+    **{name: GENERATING[name] for name in ("model", "stream", "max_tokens")},
+    "messages": Example(ASSISTANT),
+    "system": Example("Be brief."),
+    "stop_sequences": Example(["b"]),
+    "thinking": Example({"type": "disabled"}),
+    "output_config": Example({"effort": "low"}),
+    "tools": Example([{"name": "look"}, {"name": "go"}], {"tools": [{"name": "look"}], "tool_choice": ANY}),
+    "tool_choice": Example(ANY, {"tools": [{"name": "look"}], "tool_choice": {"type": "none"}}),
+    "chat_template_kwargs": Example({"mood": "merry"}),
+}
 TESTED_ELSEWHERE = {"stream_interval"}
 """What comes together depends on time: see test_fields.py."""
 BASE: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [USER], "max_tokens": 60, "seed": 1},
     "/v1/completions": {"prompt": "a tern", "max_tokens": 60, "seed": 1},
+    "/v1/responses": {"input": "x", "max_output_tokens": 60, "seed": 1},
+    "/v1/messages": {"model": "tiny", "messages": [USER], "max_tokens": 60, "seed": 1},
     "/v1/embeddings": {"input": "a tern"},
     "/tokenize": {"prompt": "a tern"},
     "/detokenize": {"tokens": [50]},
@@ -161,7 +199,7 @@ class World:
         """(status, body, what the engine core was asked), without what is new in each request."""
         self._engine.submits.clear()
         response = await self.send(**fields)
-        submits = [structs.replace(submit, request_id=0) for submit in self._engine.submits]
+        submits = [structs.replace(one, request_id=0) for one in self._engine.submits if not one.again]
         return response.status_code, _FLEETING.sub("", response.text), submits
 
 

@@ -324,3 +324,39 @@ async def test_bad_requests(
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["param"] == param
     assert not engine.submits
+
+
+CODEX: dict[str, Any] = {
+    "model": "tiny", "instructions": "You are a coding agent.", "stream": True, "store": False,
+    "input": [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "Sandbox."}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
+    ],
+    "tools": [
+        *RESPONSES_TOOLS, {"type": "local_shell"}, {"type": "custom", "name": "apply_patch", "format": {}},
+    ],
+    "tool_choice": "auto", "parallel_tool_calls": True, "include": ["reasoning.encrypted_content"],
+    "reasoning": {"effort": "medium", "summary": "auto"}, "text": {"verbosity": "low"},
+    "prompt_cache_key": "k", "service_tier": "priority", "client_metadata": {"x": "y"},
+}  # fmt: skip
+
+
+async def test_what_an_agent_sends(
+    http: httpx2.AsyncClient, service: Service, engine: FakeEngine, says: Says
+) -> None:
+    """As Codex does: its own kinds of tools beside functions, and the whole conversation in each request."""
+    says(f"<think>Hm</think>{CALL}")
+    first = test_responses.events_of((await http.post(test_responses.URL, json=CODEX)).text)
+    items = [event["item"] for event in first if event["type"] == "response.output_item.done"]
+    assert [item["type"] for item in items] == ["reasoning", "function_call"]
+    assert first[-1]["response"]["skipped_tools"] == ["web_search", "namespace", "local_shell", "custom"]
+    says("Sun.")
+    output = {"type": "function_call_output", "call_id": items[1]["call_id"], "output": "21"}
+    again = {**CODEX, "input": [*CODEX["input"], *items, output]}
+    second = test_responses.events_of((await http.post(test_responses.URL, json=again)).text)
+    assert second[-1]["response"]["output"][0]["content"][0]["text"] == "Sun."
+    assert second[-1]["response"]["store"] is False
+    assert prompt_of(service, engine).endswith(
+        "medium<|system|>You are a coding agent.<|end|><|system|>Sandbox.<|end|><|user|>Weather?<|end|>"
+        f"<|assistant|>Hm<tool_call>Oslo</tool_call><|end|><|tool|>21{output['call_id']}<|end|><|assistant|>"
+    )

@@ -36,11 +36,6 @@ class Responses(TurnEndpoint[ResponsesRequest]):
 
     async def plan(self, request: ResponsesRequest, facts: EngineFacts, terms: Terms) -> Turn:
         model = self.service.model_name(request.model)
-        if request.truncation == "auto":
-            raise Unsupported(
-                "truncation: 'auto' is not supported: nothing is cut silently here; leave out old items",
-                param="truncation",
-            )
         conversation = Conversation(request.instructions)
         items = await self._history(request, terms, conversation)
         offered = offered_tools(request.tools, request.tool_choice, request.parallel_tool_calls)

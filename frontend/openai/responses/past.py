@@ -1,10 +1,12 @@
 """Past responses: what the store keeps of them, and GET and DELETE /v1/responses/{id}."""
 
+from urllib.parse import parse_qs
+
 import msgspec
 from msgspec import Raw, Struct
 from starlette.types import Receive, Scope, Send
 
-from protocol.errors import RequestError
+from protocol.errors import RequestError, Unsupported
 
 from ...responses import send_body, send_json
 from ...service import Service
@@ -53,6 +55,9 @@ class PastResponses:
         return msgspec.json.decode(document, type=PastResponse)
 
     async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        if query.get("stream", ["false"])[-1].lower() != "false":
+            raise Unsupported("stream: a past response comes whole; leave it out", param="stream")
         past = await self.find(_tenant(scope), scope["path_params"]["id"])
         await send_body(send, bytes(past.response))
 

@@ -10,8 +10,8 @@ from protocol.sampling import MAX_TOKENS
 from ...grammars import Constraint
 from ..fields import Penalty
 from ..refused import Refusal
-from ..structured import ANY_OBJECT, NULL
-from ..turn import TurnFields, refusals
+from ..structured import ANY_OBJECT, NULL, text_of
+from ..turn import TurnFields, acceptances, refusals
 from .items import InputItem
 from .tools import ResponsesTool, ResponsesToolChoice
 
@@ -47,14 +47,12 @@ class TextFormat(Struct, frozen=True, kw_only=True, rename={"json_schema": "sche
 class TextConfig(Struct, frozen=True, kw_only=True):
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    """Accepted without effect."""
 
 
 class ReasoningConfig(Struct, frozen=True, kw_only=True):
     effort: Effort | None = None
     """A variable of the chat template; none also sets enable_thinking and thinking to false there."""
     summary: str | None = None
-    """Accepted without effect: the reasoning comes in full."""
 
 
 class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
@@ -64,6 +62,7 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
     """A system message before everything else; not carried over from a previous response."""
     previous_response_id: Annotated[str, Meta(max_length=128)] | None = None
     store: bool | None = None
+    """false: it cannot be asked for, or gone on from, later."""
     metadata: (
         Annotated[
             dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
@@ -76,6 +75,7 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     include: list[Include] | None = None
+    """message.output_text.logprobs is honoured; of the others there is nothing here."""
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     tools: list[ResponsesTool] | None = None
@@ -83,8 +83,6 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
     tool_choice: str | ResponsesToolChoice | None = None
     """none, auto, required, or an object that names a function or some of them."""
     parallel_tool_calls: bool | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    """`auto` is refused: nothing is cut silently here."""
     top_k: Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
@@ -112,7 +110,7 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
         param = "text.format.schema"
         if given.json_schema == NULL:
             raise InvalidRequest(f"{param}: required, but missing", param=param)
-        return Constraint(param, "json_schema", bytes(given.json_schema).decode())
+        return Constraint(param, "json_schema", text_of(given.json_schema, param))
 
 
 _FORMAT = Refusal("use `text.format`")
@@ -122,7 +120,7 @@ RESPONSES: dict[str, Refusal] = refusals(ResponsesRequest) | {
     "conversation": Refusal("use `previous_response_id`, or send the items"),
     "prompt": Refusal("there are no stored prompts; send `instructions` and `input`"),
     "context_management": Refusal("nothing is compacted or cut silently here", ([],)),
-    "moderation": Refusal("there is no moderation model here"),
+    "truncation": Refusal("nothing is cut silently here; leave out old items", ("disabled",)),
     "messages": Refusal("send them as `input`", ([],)),
     "max_tokens": Refusal("use `max_output_tokens`"),
     "max_completion_tokens": Refusal("use `max_output_tokens`"),
@@ -137,3 +135,14 @@ RESPONSES: dict[str, Refusal] = refusals(ResponsesRequest) | {
     "function_call": Refusal("use `tool_choice`", ("none", "auto")),
 }
 del RESPONSES["stream_options"]  # of which nothing here changes an answer
+
+ACCEPTED: dict[str, str] = acceptances(ResponsesRequest, RESPONSES) | {
+    "stream_options": "events are not padded",
+    "max_tool_calls": "it limits tools that only their provider can run, and there are none",
+    "prompt_cache_options": "prefixes are cached anyway",
+    "text.verbosity": "a hint to OpenAI's own models; no template reads it",
+    "text.format.name": "the schema alone says what the answer is",
+    "text.format.description": "the schema alone says what the answer is",
+    "text.format.strict": "it is always strict",
+    "reasoning.summary": "the reasoning comes in full",
+}
