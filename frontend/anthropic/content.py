@@ -43,6 +43,12 @@ def chat_messages(
     if system:
         chat.append(ChatMessage("system", _text(system, "system")))
     names: dict[str, str] = {}
+    last = messages[-1]
+    if last.role == "assistant" and any(block.type == "tool_use" for block in _blocks(last)):
+        raise InvalidRequest(
+            f"messages[{len(messages) - 1}]: the last message has a tool_use, but no tool_result follows it",
+            param="messages",
+        )
     for i, message in enumerate(messages):
         where = f"messages[{i}].content"
         match message.role:
@@ -109,6 +115,10 @@ def _user(content: str | list[ContentBlock], where: str, names: dict[str, str]) 
             case other:
                 raise _unsupported(other, at, "text and tool_result")
     return results if results and not texts else [*results, ChatMessage("user", _joined(texts))]
+
+
+def _blocks(message: AnthropicMessage) -> list[ContentBlock]:
+    return message.content if isinstance(message.content, list) else []
 
 
 def _text(content: str | list[ContentBlock], where: str) -> Content:

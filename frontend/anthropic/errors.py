@@ -38,7 +38,7 @@ class AnthropicErrorDetail(Struct, frozen=True):
 
 class AnthropicError(Struct, frozen=True, tag="error"):
     error: AnthropicErrorDetail
-    request_id: str
+    request_id: str | None
 
 
 class AnthropicErrors:
@@ -53,7 +53,7 @@ class AnthropicErrors:
         if isinstance(error, ContextLengthExceeded):
             message = f"prompt is too long: {message}"  # agents compact their history when they read this
         detail = AnthropicErrorDetail(kind, message, error.param, error.code)
-        return msgspec.json.encode(AnthropicError(detail, request_id))
+        return msgspec.json.encode(AnthropicError(detail, request_id or None))
 
     def last_event(self, error: TernError, request_id: str) -> bytes:
         return b"event: error\ndata: " + self.body(error, request_id) + b"\n\n"

@@ -94,10 +94,17 @@ class MessagesRequest(CountFields, frozen=True, kw_only=True):
 
 _FORMAT = Refusal("use `output_config.format`")
 
+_KEEP_ALL: tuple[Any, ...] = (
+    {},
+    {"edits": []},
+    {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+)
+"""What agents send that asks for nothing."""
+
 PROMPT: dict[str, Refusal] = {
     "container": Refusal("this server runs no code"),
     "mcp_servers": Refusal("this server calls no other", ([],)),
-    "context_management": Refusal("nothing is cut silently here; leave out old messages yourself", ({},)),
+    "context_management": Refusal("nothing is cut silently here; leave out old messages", _KEEP_ALL),
 }
 
 MESSAGES: dict[str, Refusal] = (

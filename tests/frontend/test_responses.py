@@ -180,6 +180,8 @@ async def test_a_conversation_goes_on(client: openai.AsyncOpenAI, service: Servi
         f"<|bos|><|user|>One<|end|>{turn}<|user|>Two<|end|>{turn}<|user|>Three<|end|><|assistant|>"
     )
     assert (await client.responses.retrieve(second.id)).output_text == TEXT
+    with pytest.raises(openai.BadRequestError, match="stream"):
+        await client.responses.retrieve(second.id, stream=True)
     await client.responses.delete(second.id)
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(second.id)
