@@ -23,7 +23,7 @@ from protocol.errors import StartupError
 from .api_client import TROUBLE, ApiClient
 from .flags import FOR_WORKERS, as_flags
 from .process import packages_environment
-from .run_dir import PREFIX
+from .run_dir import PREFIX, remove_abandoned
 
 LOOK_EVERY_S = 0.05
 STOP_GRACE_S = 15.0
@@ -34,6 +34,7 @@ class LocalServer:
     """To be made by a thread that lives as long as the server is needed: the kernel ties the two."""
 
     def __init__(self, options: ServeOptions) -> None:
+        remove_abandoned()  # of those that were killed
         self._folder = tempfile.mkdtemp(prefix=PREFIX)
         self._socket = os.path.join(self._folder, "http")
         self._log = os.path.join(self._folder, "log")

@@ -47,7 +47,7 @@ class RunDir:
     def open(cls, path: str) -> "RunDir":
         """Make the folder, or take over one that nobody uses. Raises StartupError."""
         if not path:
-            _remove_abandoned()
+            remove_abandoned()
             path = tempfile.mkdtemp(prefix=PREFIX)
             made = True
         else:
@@ -145,7 +145,7 @@ def _take_lock(path: str) -> int:
     return descriptor
 
 
-def _remove_abandoned() -> None:
+def remove_abandoned() -> None:
     """Temporary folders of our servers that were killed.
 
     Pids are written under the lock, so a folder with pids and a free lock has had its time.

@@ -75,11 +75,12 @@ class Terminal:
 
     def progress(self, text: str, fraction: float | None) -> None:
         """Write over the last progress line. Only where `rewrites`."""
+        bar = ""
         if fraction is not None:
             filled = round(min(max(fraction, 0.0), 1.0) * BAR_WIDTH)
-            text = f"{text} [{'=' * filled}{' ' * (BAR_WIDTH - filled)}] {fraction:4.0%}"
-        width = shutil.get_terminal_size().columns - 1
-        self._write(self._err, CLEAR_LINE + text[:width])
+            bar = f" [{'=' * filled}{' ' * (BAR_WIDTH - filled)}] {fraction:4.0%}"
+        room = shutil.get_terminal_size().columns - 1 - len(bar)
+        self._write(self._err, CLEAR_LINE + text[: max(room, 0)] + bar)
         self._unfinished = True
 
     def headline(self, text: str) -> str:

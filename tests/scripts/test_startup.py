@@ -106,6 +106,13 @@ def test_colour_only_where_it_is_wanted(environ: dict[str, str], screen: bool, c
     assert "broken" in err.getvalue()
 
 
+def test_a_narrow_terminal_cuts_the_text_and_not_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    err = Screen()
+    Terminal({}, out=io.StringIO(), err=err).progress("x" * 100, 0.25)
+    assert err.getvalue().removeprefix("\r\x1b[K") == "x" * 11 + " [=====               ]  25%"
+
+
 def test_a_root_cause_is_one_line() -> None:
     err = io.StringIO()
     Terminal({}, out=io.StringIO(), err=err).fail("first\n  second", "do this")

@@ -23,7 +23,7 @@ def test_the_banner_says_what_runs(server: "Stack") -> None:
     output = server.program.output
     assert re.search(r"Tern \S+ is ready in \d+\.\d s", output)
     assert re.search(r"model +tiny \(", output)
-    assert re.search(r"KV cache +4,096 blocks of 16 tokens = 65,536 tokens", output)
+    assert re.search(r"KV cache +4,096 blocks of 32 tokens = 131,072 tokens", output)
     assert server.endpoint_file in output
     for kind, pids in server.pids.items():
         assert f"{kind} {' '.join(map(str, pids))}" in output
