@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 
 log = logging.getLogger("tern.frontend")
@@ -41,17 +42,20 @@ class ResponseStore:
         if not self.enabled or len(document) > self._most_bytes:
             return False
         name = _name(tenant, document_id)
+        self._forget(name)
+        self._sizes[name] = len(document)
+        self._num_bytes += len(document)
+        crowded = []
+        while self._num_bytes > self._most_bytes or len(self._sizes) > self._most:
+            oldest = next(iter(self._sizes))
+            self._forget(oldest)
+            crowded.append(oldest)
         try:
-            await asyncio.to_thread(self._write, name, document)
+            await asyncio.to_thread(self._write, name, document, crowded)
         except OSError as error:
             log.error("a response cannot be stored: %s", error.strerror)
+            self._forget(name)
             return False
-        self._num_bytes += len(document) - self._sizes.pop(name, 0)
-        self._sizes[name] = len(document)
-        while self._num_bytes > self._most_bytes or len(self._sizes) > self._most:
-            oldest, size = self._sizes.popitem(last=False)
-            self._num_bytes -= size
-            self._unlink(self._own, oldest)
         return True
 
     async def get(self, tenant: str, document_id: str) -> bytes | None:
@@ -60,9 +64,11 @@ class ResponseStore:
 
     async def delete(self, tenant: str, document_id: str) -> bool:
         """False: there was none."""
+        if not self.enabled:
+            return False
         name = _name(tenant, document_id)
-        self._num_bytes -= self._sizes.pop(name, 0)
-        return sum(self._unlink(folder, name) for folder in self._folders) > 0
+        self._forget(name)
+        return await asyncio.to_thread(self._unlink, name)
 
     def _take_over(self) -> None:
         """What a frontend that had our index has left."""
@@ -79,8 +85,15 @@ class ResponseStore:
             self._sizes[name] = size
             self._num_bytes += size
 
-    def _write(self, name: str, document: bytes) -> None:
-        """Whoever reads sees all of it or nothing."""
+    def _forget(self, name: str) -> None:
+        """In the account of our files, not on the disk."""
+        self._num_bytes -= self._sizes.pop(name, 0)
+
+    def _write(self, name: str, document: bytes, crowded: Sequence[str]) -> None:
+        """Make room, and write: whoever reads sees all of it or nothing."""
+        for one in crowded:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._own, one))
         path = os.path.join(self._own, name)
         descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "wb") as file:
@@ -96,11 +109,13 @@ class ResponseStore:
                 continue
         return None
 
-    def _unlink(self, folder: str, name: str) -> bool:
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, name))
-            return True
-        return False
+    def _unlink(self, name: str) -> bool:
+        found = False
+        for folder in self._folders:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))
+                found = True
+        return found
 
 
 def _name(tenant: str, document_id: str) -> str:
