@@ -12,6 +12,7 @@ from . import playground
 from .anthropic.errors import PATH as ANTHROPIC_PATH
 from .anthropic.errors import AnthropicErrors
 from .anthropic.messages import CountTokens, Messages
+from .cross_site import CrossSite
 from .keys import api_keys
 from .middleware import PUBLIC_PATHS, Authentication, BodyLimit, Edge, RootPath
 from .openai.chat import ChatCompletions
@@ -55,7 +56,7 @@ def make_app(service: Service) -> ASGIApp:
     keys = api_keys(service.options)
     options, responses = service.options, service.metrics.responses
     limited = BodyLimit(_Routes(routes(service, keys)), options.max_body_bytes)
-    guarded = Authentication(limited, keys, public_paths(options))
+    guarded = CrossSite(Authentication(limited, keys, public_paths(options)), options.allowed_origins)
     ledger = Ledger(lambda status: responses.labels(status).inc(), log_requests=options.log_requests)
     app: ASGIApp = Edge(guarded, {ANTHROPIC_PATH: AnthropicErrors()}, ledger)
     if options.allowed_origins:

@@ -58,6 +58,13 @@ class StaticFile(Struct, frozen=True):
     etag: bytes
 
     async def get(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked_for: bytes = scope.get("raw_path") or b""
+        if scope["path"] == "/" and not asked_for.endswith(
+            b"/"
+        ):  # behind a root path: the page's links are relative
+            location = asked_for.rpartition(b"/")[2] + b"/"
+            await send_body(send, b"", 307, [(b"location", location)], self.content_type)
+            return
         headers = [*HEADERS, (b"etag", self.etag)]
         asked = [value for name, value in scope["headers"] if name == b"if-none-match"]
         tags = {tag.strip().removeprefix(b"W/") for line in asked for tag in line.split(b",")}

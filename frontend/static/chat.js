@@ -22,6 +22,7 @@ const ANYONES = [
 
 let turns = [];
 let active = null; // { controller, answer }
+let atTheEnd = true; // the user looks at the newest line, and wants to
 
 export function start() {
   const input = byId("input");
@@ -30,7 +31,8 @@ export function start() {
   byId("new-button").addEventListener("click", clear);
   byId("curl-button").addEventListener("click", (event) => copyCommand(event.currentTarget));
   byId("copy-close").addEventListener("click", () => byId("copy-dialog").close());
-  byId("scroller").addEventListener("scroll", hideCard, { passive: true });
+  byId("scroller").addEventListener("scroll", onScroll, { passive: true });
+  new ResizeObserver(keepUp).observe(byId("messages"));
   input.addEventListener("input", fit);
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -57,7 +59,7 @@ export function suggest(model) {
 /** Something has happened to the server, so many seconds ago: whoever waits for an answer wants to know. */
 export function noteEvent(text, ageSeconds) {
   if (active && performance.now() - 1000 * ageSeconds >= active.answer.begun) {
-    keepingTheEndInView(() => active.answer.note(text, "event"));
+    active.answer.note(text, "event");
   }
 }
 
@@ -111,7 +113,8 @@ function run(turn) {
   if (!turns.includes(turn)) turns.push(turn);
   byId("welcome").hidden = true;
   byId("messages").append(turn.element, answer.element);
-  byId("scroller").scrollTop = byId("scroller").scrollHeight;
+  atTheEnd = true;
+  keepUp();
   void follow(answer, body);
   return true;
 }
@@ -122,7 +125,7 @@ async function follow(answer, body) {
   showBusy(true);
   try {
     for await (const chunk of completion(body, controller.signal)) {
-      keepingTheEndInView(() => answer.take(chunk));
+      answer.take(chunk);
     }
     answer.end();
     if (answer.toolCalls.length) answer.askForResults((results) => sendResults(answer.toolCalls, results));
@@ -133,7 +136,7 @@ async function follow(answer, body) {
       announce("Stopped.");
     } else {
       const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-      keepingTheEndInView(() => answer.note(error.message + wait, "bad"));
+      answer.note(error.message + wait, "bad");
       answer.end("failed");
       announce(error.message);
     }
@@ -184,11 +187,16 @@ function showBusy(busy) {
   byId("stop-button").hidden = !busy;
 }
 
-function keepingTheEndInView(change) {
+function onScroll() {
   const box = byId("scroller");
-  const near = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_THE_END;
-  change();
-  if (near) box.scrollTop = box.scrollHeight;
+  atTheEnd = box.scrollHeight - box.scrollTop - box.clientHeight < NEAR_THE_END;
+  hideCard();
+}
+
+/** The conversation has grown. */
+function keepUp() {
+  const box = byId("scroller");
+  if (atTheEnd) box.scrollTop = box.scrollHeight;
 }
 
 function fit() {

@@ -32,7 +32,7 @@ export async function copy(text) {
 export async function copyBy(button, text) {
   if (!(await copy(text))) return;
   const label = button.dataset.label ?? button.textContent;
-  button.dataset.label = label;
+  Object.assign(button.dataset, { label, copied: "" });
   button.textContent = "Copied";
   setTimeout(() => { button.textContent = label; }, 1500);
 }

@@ -1,6 +1,7 @@
 // Messages as they are seen: what the user wrote, and an answer while it comes and after.
 
 import { byId, count, duration, make } from "./dom.js";
+import { Markdown } from "./markdown.js";
 import { TokenView } from "./tokens.js";
 
 export function userMessage(text, { code = false } = {}) {
@@ -19,7 +20,7 @@ export class Answer {
     this.usage = null;
     this.begun = performance.now();
     this.firstAt = this.lastAt = null;
-    this.text = make("div", { className: json ? "text code" : "text" });
+    this.text = make("div", { className: json ? "text code" : "text written" });
     this.thought = make("div", { className: "text" });
     this.thinking = make("details", { className: "reasoning", hidden: true }, make("summary", {}, "Reasoning"), this.thought);
     this.calls = make("div", { className: "calls" });
@@ -28,6 +29,8 @@ export class Answer {
     this.actions = make("span", { className: "actions", hidden: true });
     for (const [label, act] of Object.entries(actions)) this.#addAction(label, act);
     this.tokens = null;
+    this.markdown = json ? null : new Markdown(this.text);
+    this.frame = 0; // of the browser, in which what has come is shown
     this.element = make(
       "li", { className: "message answer", "aria-busy": "true" },
       make("h3", { className: "unseen" }, "Answer"),
@@ -59,6 +62,7 @@ export class Answer {
     this.element.removeAttribute("aria-busy");
     this.actions.hidden = false;
     if (how) this.finish = how;
+    this.#show();
     this.#describe();
     if (this.text.classList.contains("code") && this.finish === "stop") this.#checkJson();
   }
@@ -108,7 +112,15 @@ export class Answer {
   #write(text) {
     if (this.thinking.open && !this.content) this.thinking.open = false;
     this.content += text;
-    if (this.tokens === null) this.text.append(text);
+    this.frame ||= requestAnimationFrame(() => this.#show());
+  }
+
+  #show() {
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    if (this.tokens !== null) return;
+    if (this.markdown) this.markdown.show(this.content);
+    else this.text.textContent = this.content;
   }
 
   #think(text) {
@@ -133,6 +145,7 @@ export class Answer {
   #score(entries) {
     if (this.tokens === null) {
       this.tokens = new TokenView();
+      this.text.classList.remove("written");
       this.text.replaceChildren(this.tokens.element);
     }
     this.tokens.add(entries);

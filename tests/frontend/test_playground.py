@@ -57,6 +57,15 @@ async def test_it_can_be_switched_off(make_service: MakeService) -> None:
         assert (await client.get("/")).status_code == 401
 
 
+async def test_behind_a_root_path_its_links_lead_somewhere(make_service: MakeService) -> None:
+    async with asgi_client(make_service(root_path="/a/llm")) as client:
+        moved = await client.get("/a/llm")
+        assert moved.status_code == 307
+        assert str(moved.url.join(moved.headers["location"])) == "http://tern/a/llm/"
+        for path in ("/a/llm/", "/a/llm/live", "/a/llm/playground/app.js", "/", "/playground/app.js"):
+            assert (await client.get(path)).status_code == 200
+
+
 def _luminance(colour: str) -> float:
     """Of #rrggbb, as WCAG 2 defines it."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Locator,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 DEADLINE_MS = 60_000
 """For anything that a test waits for: far more than it takes, even on a machine that is busy."""
@@ -28,6 +36,7 @@ def chromium() -> str:
 
 @contextmanager
 def launched(path: str) -> Iterator[Browser]:
+    expect.set_options(timeout=DEADLINE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Locator, Route, expect
 
-from tests.stack.browser import DEADLINE_MS, Playground, chromium, launched
+from tests.stack.browser import Playground, chromium, launched
 from tests.stack.conftest import Stack
 
 if TYPE_CHECKING:
@@ -23,26 +24,31 @@ if TYPE_CHECKING:
 
 BROWSER = chromium()
 KEY = "a-secret-key"
+HEADERS = {"authorization": f"Bearer {KEY}"}
 MODEL = "tern-mini"
 MONTHS = "Recite the months of the year."
 LONG = {
     "type": "array",
-    "minItems": 160,
-    "maxItems": 160,
+    "minItems": 240,
+    "maxItems": 240,
     "items": {"type": "integer", "minimum": 10, "maximum": 99},
 }
-"""An answer of some hundred tokens, from a model that would say a hundred."""
+"""An answer of a thousand tokens, from a model that would say a hundred."""
 EVIL = "<img src=x onerror=window.pwned=1><script>window.pwned=1</script><b>bold</b>"
 
 
 @pytest.fixture(scope="module")
 def stack(
     tmp_path_factory: pytest.TempPathFactory, launcher: "Callable[[Path], Callable[..., Program]]"
-) -> Stack:
+) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("playground")
     flags = ["--port", "0", "--run-dir", str(folder / "run"), "--threads", "1", "--num-kv-blocks", "1200"]
     program = launcher(folder)("scripts.cli", "serve", *flags, TERN_API_KEY=KEY)
-    return Stack(program, folder / "run")
+    stack = Stack(program, folder / "run")
+    yield stack
+    with httpx2.stream("GET", f"{stack.base_url}/live/events", headers=HEADERS, timeout=60) as listening:
+        next(listening.iter_lines())
+        assert stack.ends(signal.SIGTERM) == 0, "a page that listens does not keep the server"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def ask_the_api(stack: Stack, **body: Any) -> str:
     answer = httpx2.post(
         f"{stack.base_url}/v1/chat/completions",
         json={"model": MODEL, **body},
-        headers={"authorization": f"Bearer {KEY}"},
+        headers=HEADERS,
         timeout=60,
     )
     return str(answer.json()["choices"][0]["message"]["content"])
@@ -93,7 +99,7 @@ def test_it_asks_for_the_key_and_keeps_it_in_memory_only(show: Open) -> None:
     expect(dialog).to_contain_text("kept in this page's memory")
     playground.picture("key")
     playground.give_key("wrong")
-    expect(dialog).to_contain_text("is not one of this server's", timeout=DEADLINE_MS)
+    expect(dialog).to_contain_text("is not one of this server's")
     playground.give_key(KEY)
     page.locator("#status[data-state=ready]").wait_for()
     expect(page.get_by_label("Model")).to_have_value(MODEL)
@@ -102,7 +108,7 @@ def test_it_asks_for_the_key_and_keeps_it_in_memory_only(show: Open) -> None:
     dialog.wait_for()
 
 
-def test_an_answer_streams_and_is_the_one_that_the_api_gives(playground: Playground, stack: Stack) -> None:
+def test_an_answer_is_the_one_that_the_api_gives(playground: Playground, stack: Stack) -> None:
     page = playground.page
     playground.picture("light-welcome")
     box = page.get_by_label("Message", exact=True)
@@ -110,21 +116,11 @@ def test_an_answer_streams_and_is_the_one_that_the_api_gives(playground: Playgro
     box.press("Shift+Enter")
     assert box.input_value() == "one\n"
     assert page.locator(".message").count() == 0
-    page.evaluate(
-        """() => {
-            window.lengths = new Set();
-            const text = () => document.querySelector(".answer > .text")?.textContent;
-            const look = () => window.lengths.add(text()?.length);
-            const messages = document.getElementById("messages");
-            new MutationObserver(look).observe(messages, { subtree: true, childList: true });
-        }"""
-    )
     playground.set(temperature="0", seed="7", system="Be brief.")
     answer = playground.ask(MONTHS)
     system = [{"role": "system", "content": "Be brief."}]
     expected = ask_the_api(stack, messages=system + user(MONTHS), temperature=0)
     assert playground.text(answer) == expected
-    assert page.evaluate("window.lengths.size") > 3, "it came in pieces"
     assert "tokens" in playground.fact(answer, "tokens")
     assert "first after" in playground.fact(answer, "ttft")
     assert "tokens/s" in playground.fact(answer, "speed")
@@ -138,7 +134,7 @@ def test_copy_as_curl_is_a_command_that_works(playground: Playground) -> None:
     playground.set(temperature="0")
     answer = playground.ask(MONTHS)
     answer.get_by_role("button", name="curl").click()
-    expect(answer.get_by_role("button", name="Copied")).to_be_visible(timeout=DEADLINE_MS)
+    answer.locator("button[data-copied]").wait_for()
     command = playground.page.evaluate("navigator.clipboard.readText()")
     assert KEY not in command
     environment = {**os.environ, "TERN_API_KEY": KEY}
@@ -151,17 +147,30 @@ def test_copy_as_curl_is_a_command_that_works(playground: Playground) -> None:
     assert said == playground.text(answer)
 
 
-def test_escape_stops(playground: Playground, stack: Stack) -> None:
+def strike_within_an_answer(playground: Playground, strike: Callable[[], object], sign: str) -> Locator:
+    """An answer in the middle of which something happens, which has `sign` then.
+
+    One that is over before it happens does not count: it is a matter of a second.
+    """
+    for _ in range(4):
+        answer = playground.send("Numbers!")
+        answer.locator("> .text:not(:empty)").wait_for()
+        strike()
+        answer.locator(f"{sign}, .actions:visible").first.wait_for()
+        if answer.locator(sign).count():
+            return answer
+    pytest.fail("each answer was over too soon")
+
+
+def test_an_answer_streams_until_escape_stops_it(playground: Playground, stack: Stack) -> None:
     set_schema(playground, LONG)
-    answer = playground.send("Numbers, please.")
-    expect(answer.locator("> .text")).to_contain_text(",", timeout=DEADLINE_MS)
-    playground.page.keyboard.press("Escape")
+    keyboard = playground.page.keyboard
+    answer = strike_within_an_answer(playground, lambda: keyboard.press("Escape"), "[data-fact=finish]")
     playground.done(answer)
     assert playground.fact(answer, "finish") == "stopped"
     with pytest.raises(json.JSONDecodeError):
         json.loads(playground.text(answer))
-    headers = {"authorization": f"Bearer {KEY}"}
-    with httpx2.Client(base_url=stack.base_url, headers=headers, timeout=60) as client:
+    with httpx2.Client(base_url=stack.base_url, headers=HEADERS, timeout=60) as client:
         stack.program.wait_until(
             lambda: client.get("/live/state").json()["counters"]["num_running"] == 0, "aborted"
         )
@@ -229,23 +238,70 @@ def test_a_tool_call_is_a_card_that_takes_its_result(playground: Playground) -> 
     assert playground.text(told) == "It is 21 degrees in Oslo."
 
 
-def test_reasoning_is_collapsed(playground: Playground) -> None:
-    deltas = [
-        {"role": "assistant"},
-        {"reasoning_content": "Hm. "},
-        {"reasoning_content": "Yes."},
-        {"content": "42"},
-    ]
+def say(playground: Playground, *deltas: dict[str, str]) -> Locator:
+    """The answer to a question to which the server says just this."""
     chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
     body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
-    answered = {"status": 200, "content_type": "text/event-stream", "body": body}
-    playground.page.route("**/v1/chat/completions", lambda route: route.fulfill(**answered))
-    answer = playground.ask("What is the answer?")
+
+    def fulfil(route: Route) -> None:
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    playground.page.route("**/v1/chat/completions", fulfil)
+    return playground.ask("What do you say?")
+
+
+def test_reasoning_is_collapsed(playground: Playground) -> None:
+    answer = say(playground, {"reasoning_content": "Hm. "}, {"reasoning_content": "Yes."}, {"content": "42"})
     assert playground.text(answer) == "42"
     thought = answer.get_by_text("Hm. Yes.")
     expect(thought).to_be_hidden()
     answer.get_by_text("Reasoning").click()
     expect(thought).to_be_visible()
+
+
+MARKDOWN = """# Terns
+
+They fly **far**, *very* far, and `tern(2) * 3 * 4` is code. 2 * 3 * 4 is not <b>bold</b>.
+
+1. from pole
+2. to pole
+   - and back,
+     every year
+
+| bird | km |
+|------|----|
+| tern | 70,000 |
+
+```python
+def fly(n: int) -> str:
+    return "<img src=x onerror=window.pwned=1>" * n
+```
+
+> It is the **longest** migration. [Read on](javascript:window.pwned=1)
+"""
+
+
+def test_markdown_becomes_elements_and_nothing_else(playground: Playground) -> None:
+    pieces = [{"content": MARKDOWN[i : i + 7]} for i in range(0, len(MARKDOWN), 7)]
+    answer = say(playground, *pieces)
+    written = answer.locator(".written")
+    expect(written.get_by_role("heading", name="Terns")).to_be_visible()
+    assert written.locator("strong").all_text_contents() == ["far", "longest"]
+    assert written.locator("em").all_text_contents() == ["very"]
+    assert written.locator("p code").all_text_contents() == ["tern(2) * 3 * 4"]
+    expect(written).to_contain_text("2 * 3 * 4 is not <b>bold</b>.")
+    marks = written.locator("li").evaluate_all("all => all.map(one => one.dataset.mark)")
+    assert marks == ["1.", "2.", "•"]
+    assert written.locator("li").last.text_content() == "and back,\nevery year"
+    assert written.locator("td").all_text_contents() == ["tern", "70,000"]
+    code = written.locator("pre").text_content() or ""
+    assert code.splitlines()[1] == '    return "<img src=x onerror=window.pwned=1>" * n'
+    assert written.locator("b, img, a, script").count() == 0
+    assert playground.page.evaluate("window.pwned") is None
+    playground.picture("light-markdown")
+    answer.get_by_role("button", name="Copy").click()
+    answer.locator("button[data-copied]").wait_for()
+    assert playground.page.evaluate("navigator.clipboard.readText()") == MARKDOWN
 
 
 def test_errors_are_said_plainly_and_the_chat_goes_on(playground: Playground) -> None:
@@ -294,16 +350,13 @@ def test_a_killed_worker_is_a_note_and_an_event_and_not_a_lost_token(
     set_schema(playground, LONG)
     response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": LONG}}
     expected = ask_the_api(stack, messages=user("Numbers!"), temperature=0, response_format=response_format)
-    answer = playground.send("Numbers!")
-    expect(answer.locator("> .text")).to_contain_text(",", timeout=DEADLINE_MS)
-    stack.kill("worker")
+    answer = strike_within_an_answer(playground, lambda: stack.kill("worker"), ".note-line")
     notes = answer.locator(".note-line")
-    expect(notes.first).to_contain_text("Worker was killed by SIGKILL, 1 stream waiting", timeout=DEADLINE_MS)
-    assert answer.get_attribute("aria-busy") == "true", "it goes on"
+    expect(notes.first).to_contain_text("Worker was killed by SIGKILL, 1 stream waiting")
     playground.picture("light-killed")
     playground.done(answer)
     assert playground.text(answer) == expected
-    assert len(json.loads(expected)) == 160
+    assert len(json.loads(expected)) == 240
     expect(notes.last).to_contain_text("1 stream resumed")
     assert answer.locator(".note-line.bad").count() == 0
     playground.go("Engine")
@@ -312,7 +365,7 @@ def test_a_killed_worker_is_a_note_and_an_event_and_not_a_lost_token(
     expect(events).to_contain_text("1 stream resumed")
     page.goto("/live")
     playground.give_key(KEY)
-    expect(events).to_contain_text("1 stream resumed", timeout=DEADLINE_MS)
+    expect(events).to_contain_text("1 stream resumed")
 
 
 CROWD = """
@@ -324,7 +377,7 @@ async def one(client, number):
     story = f"Tell me a story about Anna {number}, Oslo and a storm. " * (1 + number % 5)
     body = {"model": model, "messages": [system, {"role": "user", "content": story}], "ignore_eos": True}
     while True:
-        await client.post("/v1/chat/completions", json={**body, "max_tokens": 160 + 50 * number})
+        await client.post("/v1/chat/completions", json={**body, "max_tokens": 240 + 50 * number})
 
 async def main():
     headers = {"authorization": f"Bearer {key}"}
@@ -352,18 +405,16 @@ def test_the_engine_page_shows_what_runs(show: Open, stack: Stack) -> None:
     page = playground.page
     eighth = page.locator("#requests tr[data-stage=decoding]").nth(7)
     eighth.wait_for()
-    expect(page.locator("#figure-speed")).not_to_have_text("0", timeout=DEADLINE_MS)
-    assert int(page.locator("#figure-running").text_content() or 0) >= 8
+    expect(page.locator("#figure-speed")).not_to_have_text("0")
+    expect(page.locator("#figure-running")).not_to_have_text("0")
     stack.kill("engine_core")
-    expect(page.locator("#events")).to_contain_text(
-        re.compile(r"Engine core restarted, \d+ streams resumed"), timeout=DEADLINE_MS
-    )
+    expect(page.locator("#events")).to_contain_text(re.compile(r"Engine core restarted, \d+ streams resumed"))
     eighth.wait_for()
     assert "1200 in all" in (page.locator("#blocks").get_attribute("aria-label") or "")
     page.locator("#blocks").hover(position={"x": 4, "y": 4})
     expect(page.locator("#blocks-readout")).to_contain_text("block 0:")
     page.locator("#steps").hover(position={"x": 460, "y": 150})
-    expect(page.locator("#steps-readout")).to_contain_text("step ", timeout=DEADLINE_MS)
+    expect(page.locator("#steps-readout")).to_contain_text("step ")
     playground.picture("light-engine")
     page.emulate_media(color_scheme="dark")
     eighth.wait_for()
