@@ -55,6 +55,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         has_api_key=bool(options.frontend.api_key or options.frontend.api_key_file),
         endpoint_file=run_dir.endpoint_file,
         workers=options.parallel.tensor_parallel_size,
+        has_playground=options.frontend.playground,
     )
 
     def announce(facts: Mapping[str, str], pids: Mapping[str, Sequence[int]], started_in: str) -> None:

@@ -73,6 +73,7 @@ class Serving(Struct, frozen=True):
     has_api_key: bool
     endpoint_file: str
     workers: int = 1
+    has_playground: bool = True
 
 
 class Memory(Struct, frozen=True):
@@ -101,6 +102,7 @@ def banner(
         "memory": _memory(serving, facts, memory),
         "KV cache": _cache(facts),
         "context": f"{int(facts.get('max_model_len', 0)):,} tokens",
+        "page": f"{serving.url}/   {serving.url}/live" if on_network and serving.has_playground else "",
         "API": f"{serving.url}/v1" if on_network else serving.url,
         "health": f"{serving.url}/health/ready   {serving.url}/metrics" if on_network else "",
         "pids": " · ".join(f"{kind} {' '.join(map(str, group))}" for kind, group in pids.items()),

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
+from msgspec import structs
 
 from protocol.control import Phase
 from scripts.startup import Memory, Progress, Serving, banner, curl
@@ -42,6 +43,7 @@ def test_the_banner_has_all_that_was_started() -> None:
         "o'brien (float32 on cpu, 12.0 MiB of weights)",
         "4,096 blocks of 16 tokens = 65,536 tokens (1.5 GiB)",
         "2,048 tokens",
+        "http://[::1]:80/   http://[::1]:80/live",
         "http://[::1]:80/v1",
         "supervisor 1 · worker 2 3",
         "/run/x/endpoint",
@@ -51,6 +53,7 @@ def test_the_banner_has_all_that_was_started() -> None:
         curl(SERVING),
     ):
         assert part in text
+    assert "/live" not in banner(structs.replace(SERVING, has_playground=False), FACTS, pids, "", MEMORY)
 
 
 def test_the_banner_says_how_much_sliding_windows_leave() -> None:
