@@ -1,6 +1,7 @@
 /* The one entrance, and what all kinds of matrices do at the end of a row. */
 
 #include "matmul.h"
+#include "pool.h"
 
 void tern_finish(const Matrix *w, const Call *call, long m, long n0, long count, const float *sums) {
     float row[count];
@@ -30,6 +31,20 @@ void tern_finish(const Matrix *w, const Call *call, long m, long n0, long count,
         for (long i = 0; i < count; i++) y[i] = float_to_f16(row[i]);
     }
     }
+}
+
+void tern_share(Shares *shares, long total, long unit, long least) {
+    long threads = tern_get_threads(), at = 0;
+    shares->count = 0;
+    while (at < total) {
+        long left = total - at, size = left / (2 * threads);
+        size = (size > least ? size : least) / unit * unit;
+        if (size < unit) size = unit;
+        if (threads == 1 || size > left || shares->count == MOST_SHARES - 1) size = left;
+        shares->starts[shares->count++] = at;
+        at += size;
+    }
+    shares->starts[shares->count] = total;
 }
 
 void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,

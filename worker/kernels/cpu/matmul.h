@@ -46,6 +46,17 @@ INLINE const Part *tern_part_of(const Matrix *w, long n, long *row) {
     return part;
 }
 
+/* Columns of y, shared out among threads: long stretches first, as within one each thread asks memory ahead for
+   what it needs itself, then ever shorter ones, so that all end together. */
+#define MOST_SHARES 64
+typedef struct {
+    long count;
+    long starts[MOST_SHARES + 1];
+} Shares;
+
+/* `total` columns in multiples of `unit`; the last shares are of about `least`. */
+void tern_share(Shares *shares, long total, long unit, long least);
+
 /* Memory that is needed next, asked for early into L2. The tiles of one stretch of weights share the asking:
    if the first did it all, it would wait for memory, and memory for the others. */
 typedef struct {

@@ -27,7 +27,7 @@
 #define MOST_ROWS 96         /* of x per chunk, a multiple of MR */
 #define MOST_COLUMNS 128     /* of y per chunk, a multiple of NR */
 #define X_BYTES (512 << 10)  /* of x per chunk: half of an L2 cache */
-#define W_BYTES (128 << 10)  /* of W per chunk when there are few rows of x */
+#define W_BYTES (64 << 10)   /* of W in the last shares of few rows of x */
 
 /* ── tiles ────────────────────────────────────────────────────────────────────────────────────── */
 
@@ -121,15 +121,14 @@ typedef struct {
     int w_bytes; /* of a weight as it is multiplied */
     int x_bytes;
     long rows, columns, row_chunks;
+    Shares shares; /* where one chunk has all rows */
 } Product;
 
-static void multiply_chunk(const void *data, long index) {
-    const Product *p = data;
+/* `end`: of the stretch that this thread computes. */
+static void multiply(const Product *p, long m0, long n0, long columns, long end) {
     const Matrix *w = p->w;
     const Call *call = p->call;
-    long m0 = index % p->row_chunks * p->rows, n0 = index / p->row_chunks * p->columns;
     long rows = call->m - m0 < p->rows ? call->m - m0 : p->rows;
-    long columns = w->n - n0 < p->columns ? w->n - n0 : p->columns;
     long tiles = (rows + MR - 1) / MR;
     float sums[MOST_ROWS][MOST_COLUMNS + NR];
     float converted[NR][K_BLOCK];
@@ -156,17 +155,31 @@ static void multiply_chunk(const void *data, long index) {
                     for (long i = 0; i < block; i++) ((bf16 *)converted[r])[i] = float_to_bf16(wide[i]);
                 }
             }
+            int last = p->convert || n0 + j + NR >= end;
             const char *from = begin[0] + NR * ((w->k + k) * p->w_bytes);
             for (long t = 0, m = 0; t < tiles; t++) { /* tiles as equal as can be */
                 int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
                 const char *x = (const char *)call->x + ((m0 + m) * call->x_stride + k) * p->x_bytes;
-                Ahead ahead = {from, p->convert ? 0 : tern_lines_of(t, tiles, NR)};
+                Ahead ahead = {from, last ? 0 : tern_lines_of(t, tiles, NR)};
                 p->tile(some, weights, x, call->x_stride, block, ahead, &sums[m][j], MOST_COLUMNS + NR, k == 0);
                 m += some;
             }
         }
     }
     for (long m = 0; m < rows; m++) tern_finish(w, call, m0 + m, n0, columns, sums[m]);
+}
+
+static void multiply_chunk(const void *data, long index) {
+    const Product *p = data;
+    long n0 = index / p->row_chunks * p->columns, n = p->w->n;
+    multiply(p, index % p->row_chunks * p->rows, n0, n - n0 < p->columns ? n - n0 : p->columns, n);
+}
+
+static void multiply_share(const void *data, long index) {
+    const Product *p = data;
+    long end = p->shares.starts[index + 1];
+    for (long n0 = p->shares.starts[index]; n0 < end; n0 += MOST_COLUMNS)
+        multiply(p, 0, n0, end - n0 < MOST_COLUMNS ? end - n0 : MOST_COLUMNS, end);
 }
 
 void tern_matmul_float(const Matrix *w, const Call *call) {
@@ -180,8 +193,11 @@ void tern_matmul_float(const Matrix *w, const Call *call) {
     if (type == F32 && call->x_type == F16) p.tile = tile_f32_f16_rows;
     p.rows = tern_clamp(X_BYTES / (w->k * p.x_bytes) / MR * MR, MR, MOST_ROWS);
     p.row_chunks = (call->m + p.rows - 1) / p.rows;
+    if (p.row_chunks == 1) {
+        tern_share(&p.shares, w->n, NR, W_BYTES / (w->k * p.w_bytes));
+        tern_parallel_for(multiply_share, &p, p.shares.count);
+        return;
+    }
     p.columns = MOST_COLUMNS;
-    if (p.row_chunks == 1) p.columns = tern_clamp(W_BYTES / (w->k * p.w_bytes) / NR * NR, NR, MOST_COLUMNS);
-    long chunks = p.row_chunks * ((w->n + p.columns - 1) / p.columns);
-    tern_parallel_for(multiply_chunk, &p, chunks);
+    tern_parallel_for(multiply_chunk, &p, p.row_chunks * ((w->n + p.columns - 1) / p.columns));
 }

@@ -17,7 +17,7 @@
 #define MOST_ROWS 96
 #define MOST_BLOCKS 8
 #define X_BYTES (384 << 10)
-#define W_BYTES (64 << 10)
+#define W_BYTES (32 << 10)
 #define ZERO 8
 
 typedef struct {
@@ -25,6 +25,7 @@ typedef struct {
     const Call *call;
     Activations x;
     long all_blocks, blocks, rows, row_chunks;
+    Shares shares; /* of blocks, where one chunk has all rows */
 } Product;
 
 typedef struct {
@@ -118,12 +119,10 @@ static const Part *part_of_block(const Matrix *w, long block, long *own, long *n
     return part;
 }
 
-static void multiply_chunk(const void *data, long index) {
-    const Product *p = data;
+/* Blocks first … last - 1, which one thread computes. */
+static void multiply(const Product *p, long m0, long first, long last) {
     const Matrix *w = p->w;
-    long m0 = index % p->row_chunks * p->rows, first = index / p->row_chunks * p->blocks;
     long rows = p->call->m - m0 < p->rows ? p->call->m - m0 : p->rows;
-    long last = first + p->blocks < p->all_blocks ? first + p->blocks : p->all_blocks;
     long tiles = (rows + MR - 1) / MR;
     float sums[MOST_ROWS][32];
     for (long b = first; b < last;) {
@@ -142,7 +141,7 @@ static void multiply_chunk(const void *data, long index) {
         for (long t = 0, m = 0; t < tiles; t++) {
             int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
             (pair == 2 ? two_blocks : one_block)(some, block, w, &p->x, m0 + m,
-                                                 tern_lines_of(t, tiles, pair), sums[m], 32);
+                                                 b + pair < last ? tern_lines_of(t, tiles, pair) : 0, sums[m], 32);
             m += some;
         }
         for (long m = 0; m < rows; m++)
@@ -151,11 +150,27 @@ static void multiply_chunk(const void *data, long index) {
     }
 }
 
+static void multiply_chunk(const void *data, long index) {
+    const Product *p = data;
+    long first = index / p->row_chunks * p->blocks, last = first + p->blocks;
+    multiply(p, index % p->row_chunks * p->rows, first, last < p->all_blocks ? last : p->all_blocks);
+}
+
+static void multiply_share(const void *data, long index) {
+    const Product *p = data;
+    multiply(p, 0, p->shares.starts[index], p->shares.starts[index + 1]);
+}
+
 void tern_matmul_int4(const Matrix *w, const Call *call) {
     Product p = {.w = w, .call = call, .x = tern_quantize_rows(call, w->k, w->group)};
     for (long i = 0; i < w->num_parts; i++) p.all_blocks += (w->parts[i].rows + 15) / 16;
     p.rows = tern_clamp(X_BYTES / p.x.stride / MR * MR, MR, MOST_ROWS);
     p.row_chunks = (call->m + p.rows - 1) / p.rows;
-    p.blocks = p.row_chunks > 1 ? MOST_BLOCKS : tern_clamp(W_BYTES / (w->k * 8) / 2 * 2, 2, MOST_BLOCKS);
+    if (p.row_chunks == 1) {
+        tern_share(&p.shares, p.all_blocks, 2, W_BYTES / (w->k * 8));
+        tern_parallel_for(multiply_share, &p, p.shares.count);
+        return;
+    }
+    p.blocks = MOST_BLOCKS;
     tern_parallel_for(multiply_chunk, &p, p.row_chunks * ((p.all_blocks + p.blocks - 1) / p.blocks));
 }

@@ -22,7 +22,7 @@
 #define MOST_ROWS 192
 #define MOST_COLUMNS 128
 #define X_BYTES (384 << 10)
-#define W_BYTES (128 << 10)
+#define W_BYTES (48 << 10)
 
 #if W8_MOVED
 #define PANEL 32
@@ -36,6 +36,7 @@ typedef struct {
     const Call *call;
     Activations x;
     long rows, columns, row_chunks;
+    Shares shares; /* where one chunk has all rows */
 } Product;
 
 INLINE void tile(const int rows, const int8_t *const w[NR], const Activations *x, long m, long k, Ahead ahead,
@@ -187,12 +188,10 @@ static void multiply_panels(const void *data, long index) {
 
 #endif
 
-static void multiply_chunk(const void *data, long index) {
-    const Product *p = data;
+/* `end`: of the stretch that this thread computes. */
+static void multiply(const Product *p, long m0, long n0, long columns, long end) {
     const Matrix *w = p->w;
-    long m0 = index % p->row_chunks * p->rows, n0 = index / p->row_chunks * p->columns;
     long rows = p->call->m - m0 < p->rows ? p->call->m - m0 : p->rows;
-    long columns = w->n - n0 < p->columns ? w->n - n0 : p->columns;
     long tiles = (rows + MR - 1) / MR;
     int32_t sums[MOST_ROWS][MOST_COLUMNS + NR];
     float scales[MOST_COLUMNS + NR];
@@ -207,7 +206,7 @@ static void multiply_chunk(const void *data, long index) {
         const char *from = (const char *)weights[0] + NR * w->k;
         for (long t = 0, m = 0; t < tiles; t++) {
             int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
-            Ahead ahead = {from, tern_lines_of(t, tiles, NR)};
+            Ahead ahead = {from, n0 + j + NR < end ? tern_lines_of(t, tiles, NR) : 0};
             some_rows(some, weights, &p->x, m0 + m, w->k, ahead, &sums[m][j], MOST_COLUMNS + NR);
             m += some;
         }
@@ -217,6 +216,19 @@ static void multiply_chunk(const void *data, long index) {
         for (long j = 0; j < columns; j++) row[j] = (float)sums[m][j] * scales[j] * x_scale;
         tern_finish(w, p->call, m0 + m, n0, columns, row);
     }
+}
+
+static void multiply_chunk(const void *data, long index) {
+    const Product *p = data;
+    long n0 = index / p->row_chunks * p->columns, n = p->w->n;
+    multiply(p, index % p->row_chunks * p->rows, n0, n - n0 < p->columns ? n - n0 : p->columns, n);
+}
+
+static void multiply_share(const void *data, long index) {
+    const Product *p = data;
+    long end = p->shares.starts[index + 1];
+    for (long n0 = p->shares.starts[index]; n0 < end; n0 += MOST_COLUMNS)
+        multiply(p, 0, n0, end - n0 < MOST_COLUMNS ? end - n0 : MOST_COLUMNS, end);
 }
 
 void tern_matmul_int8(const Matrix *w, const Call *call) {
@@ -233,6 +245,11 @@ void tern_matmul_int8(const Matrix *w, const Call *call) {
 #endif
     p.rows = tern_clamp(X_BYTES / p.x.stride / MR * MR, MR, MOST_ROWS);
     p.row_chunks = (call->m + p.rows - 1) / p.rows;
-    p.columns = p.row_chunks > 1 ? MOST_COLUMNS : tern_clamp(W_BYTES / w->k / NR * NR, NR, MOST_COLUMNS);
+    if (p.row_chunks == 1) {
+        tern_share(&p.shares, w->n, NR, W_BYTES / w->k);
+        tern_parallel_for(multiply_share, &p, p.shares.count);
+        return;
+    }
+    p.columns = MOST_COLUMNS;
     tern_parallel_for(multiply_chunk, &p, p.row_chunks * ((w->n + p.columns - 1) / p.columns));
 }
