@@ -218,7 +218,7 @@ def check_text_length(num_chars: int, facts: EngineFacts, param: str) -> None:
     if num_chars > facts.max_model_len * CHARS_PER_TOKEN:
         raise ContextLengthExceeded(
             f"this model's maximum context length is {facts.max_model_len} tokens, and the prompt has "
-            f"{num_chars} characters, more than could ever fit; shorten it",
+            f"{num_chars} characters, more than could ever fit; the prompt is too long: shorten it",
             param=param,
         )
 
@@ -302,7 +302,8 @@ def _answer_budget(
         raise ContextLengthExceeded(
             f"this model's maximum context length is {context} tokens, but the request asks for "
             f"{num_prompt_tokens + (asked or 0)}: {num_prompt_tokens} in the prompt{wanted}; "
-            f"shorten the prompt or lower {max_tokens_field}",
+            # LangChain knows it by these words, not by its code.
+            f"the prompt is too long for that: shorten it or lower {max_tokens_field}",
             param=max_tokens_field if asked is not None and room > 0 else prompt_field,
         )
     if asked is not None:
