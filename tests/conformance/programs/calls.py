@@ -1,7 +1,7 @@
 """What the programs of this folder share: the server's address, what they ask, and how they report.
 
-Each program runs with nothing but its client's own package: `python NAME.py URL MODEL`. Its calls are functions
-whose docstrings say what of the client is used; each prints a line when it is done. Nothing here knows of Tern.
+Each program runs with nothing but its client's own package: `python NAME.py URL MODEL`. Its calls are
+functions whose docstrings say what of the client is used; each prints a line when it is done.
 """
 
 import sys

@@ -3,7 +3,18 @@
 import asyncio
 
 from calls import (
-    EXTRACT, MODEL, PERSON, SPELL, SPELLED, TOO_LONG, URL, WEATHER, WEATHER_TOLD, equal, run, within,
+    EXTRACT,
+    MODEL,
+    PERSON,
+    SPELL,
+    SPELLED,
+    TOO_LONG,
+    URL,
+    WEATHER,
+    WEATHER_TOLD,
+    equal,
+    run,
+    within,
 )  # fmt: skip
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
