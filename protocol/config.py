@@ -171,6 +171,9 @@ class ParallelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "those of torch; auto: native if there is a compiler"
         ),
     ] = "auto"
+    enforce_eager: Annotated[
+        bool, Meta(description="call each kernel from Python: play no recorded steps")
+    ] = False
 
 
 class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

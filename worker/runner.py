@@ -64,6 +64,7 @@ class TorchRunner:
         report("preparing kernels", which, None)
         if self.kernels is not None:
             self.kernels.set_threads(threads)
+            self.kernels.records = not config.parallel.enforce_eager
         elif config.parallel.cpu_kernels == "auto" and config.rank == 0:
             print(f"tern: {which}", file=sys.stderr, flush=True)
         report("reading the checkpoint", "", None)

@@ -27,6 +27,8 @@ Ints = NDArray[np.int64]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """As lanes.h numbers them."""
 MOST_DIM = 1024
+ATTEND = 3
+"""As tape.c numbers its calls."""
 _POINTER, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
@@ -93,6 +95,15 @@ class NativeStep:
         )
         self.pointer = ctypes.addressof(self.args)
 
+    @property
+    def only_decodes(self) -> bool:
+        return bool(self.args.num_sequences == self.args.num_tokens)
+
+    def take(self, other: "NativeStep") -> None:
+        """Become another step, at the same address."""
+        self._keep = other._keep
+        ctypes.memmove(self.pointer, other.pointer, ctypes.sizeof(_Step))
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadNorms:
@@ -130,7 +141,7 @@ class NativeAttention:
         layer = _layer(cache, heads, scale, soft_cap, sinks)
         out = torch.empty(tokens, heads * dim, dtype=query.dtype)
         stride = query.stride(0) // dim
-        _check(self._attend(ctypes.addressof(layer), step.pointer, query.data_ptr(), stride, out.data_ptr()))
+        check(self._attend(ctypes.addressof(layer), step.pointer, query.data_ptr(), stride, out.data_ptr()))
         return out
 
 
@@ -153,6 +164,7 @@ class FusedAttention:
             ctypes.c_int,
             *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
         )
+        self._kernels = kernels
         self._num_heads, self._scale, self._rotary_dim = num_heads, scale, rotary_dim
         self._norms, self._soft_cap, self._sinks = norms, soft_cap, sinks
         self._layer: _Layer | None = None
@@ -169,7 +181,10 @@ class FusedAttention:
         rotation = (
             (0, 0, 0) if cos is None or sin is None else (cos.data_ptr(), sin.data_ptr(), cos.stride(0))
         )
-        _check(self._call(self._pointer, step.pointer, qkv.data_ptr(), *rotation, out.data_ptr()))
+        arguments = self._pointer, step.pointer, qkv.data_ptr(), *rotation, out.data_ptr()
+        check(self._call(*arguments))
+        if self._kernels.recorder is not None:
+            self._kernels.recorder.add(ATTEND, arguments, qkv, cos, sin, out)
         return out
 
     def _prepare(self, cache: Tensor, *, rotates: bool) -> None:
@@ -195,6 +210,7 @@ def _layer(
     return layer
 
 
-def _check(status: int) -> None:
+def check(status: int) -> None:
+    """Raises MemoryError for what an attention kernel returns when it has none."""
     if status:
         raise MemoryError("no memory for the plan of attention")

@@ -13,6 +13,10 @@ INT8, W8A16, INT4, NF4, FP8 = 3, 4, 5, 6, 7
 """As matmul.h numbers the kinds."""
 
 
+MATMUL = 0
+"""As tape.c numbers its calls."""
+
+
 class Part(ctypes.Structure):
     """Part of matmul.h"""
 
@@ -73,6 +77,7 @@ class NativeMatrix:
             kind=kind,
         )
         self._address = ctypes.addressof(self._matrix)
+        self._kernels = kernels
         pointer, integer, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
         self._call = kernels.function(
             "tern_matmul", None, pointer, pointer, number, integer, integer, pointer, pointer, number
@@ -90,7 +95,7 @@ class NativeMatrix:
             add = add.contiguous()
             assert add.shape == y.shape, (add.shape, y.shape)
             assert add.dtype == out_dtype, (add.dtype, out_dtype)
-        self._call(
+        arguments = (
             self._address,
             x.data_ptr(),
             TYPES[x.dtype],
@@ -100,4 +105,7 @@ class NativeMatrix:
             y.data_ptr(),
             TYPES[out_dtype],
         )
+        self._call(*arguments)
+        if self._kernels.recorder is not None:
+            self._kernels.recorder.add(MATMUL, arguments, x, add, y)
         return y

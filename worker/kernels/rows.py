@@ -3,6 +3,7 @@ The torch reference is layers/norm.py and activation.py.
 """
 
 import ctypes
+import struct
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from .native_attention import DTYPES
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 _SILU, _GELU_TANH = 0, 1
+NORM, ACTIVATE = 1, 2
+"""As tape.c numbers its calls."""
 _MOST_SIZE = 65536
 
 
@@ -30,6 +33,8 @@ class RowNorm:
         )
         self._weight, self._bias = weight, bias
         self._eps = eps
+        self._eps_bits = int.from_bytes(struct.pack("<d", eps), "little", signed=True)
+        self._kernels = kernels
         self._kind = int(centred)
 
     @staticmethod
@@ -42,7 +47,7 @@ class RowNorm:
         add = None if add is None else add.contiguous()  # a copy must live until the call returns
         out = torch.empty_like(x)
         size = x.shape[-1]
-        self._call(
+        arguments = (
             self._kind,
             x.data_ptr(),
             self._weight.data_ptr(),
@@ -53,8 +58,10 @@ class RowNorm:
             DTYPES[self._weight.dtype],
             x.numel() // size,
             size,
-            self._eps,
         )
+        self._call(*arguments, self._eps)
+        if self._kernels.recorder is not None:
+            self._kernels.recorder.add(NORM, (*arguments, self._eps_bits), x, add, out)
         return out
 
 
@@ -74,7 +81,10 @@ def fused(function: Activation, kernels: Library | None, device: DeviceKernels |
         out = torch.empty(rows, size, dtype=x.dtype)
         gate = x.data_ptr()
         up = gate + size * x.element_size() if gated else None
-        call(kind, gate, up, out.data_ptr(), DTYPES[x.dtype], rows, size, width)
+        arguments = kind, gate, up, out.data_ptr(), DTYPES[x.dtype], rows, size, width
+        call(*arguments)
+        if kernels.recorder is not None:
+            kernels.recorder.add(ACTIVATE, arguments, x, out)
         return out
 
     return activate

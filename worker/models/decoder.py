@@ -12,6 +12,7 @@ from ..kv_layout import Window
 from ..layers.attention import Attention, StepContext
 from ..layers.embedding import Embedding, Head
 from ..layers.norm import Norm
+from ..layers.tape import Steps, Tapes
 from ..parallel import Group
 from ..weights import Scope, Wants
 from .config import DecoderConfig, Rotaries
@@ -81,6 +82,8 @@ class Decoder:
         self.num_kv_heads = self.layers[0].self_attn.num_kv_heads
         self.windows = tuple(windows)
         self.rotaries = rotaries
+        kernels = model.kernels
+        self.tapes = Tapes(kernels) if kernels is not None and kernels.records and group.size == 1 else None
 
     def cover(self, max_len: int) -> None:
         for rotary in set(self.rotaries.values()):
@@ -96,6 +99,11 @@ class Decoder:
         x = self.embed_tokens(token_ids)
         if self.embedding_scale is not None:
             x *= self.embedding_scale
+        return (
+            self._all_layers(x, steps) if self.tapes is None else self.tapes.run(x, steps, self._all_layers)
+        )
+
+    def _all_layers(self, x: Tensor, steps: Steps) -> Tensor:
         for layer, window in zip(self.layers, self.windows, strict=True):
             x = layer(x, steps[window])
         return x

@@ -27,3 +27,7 @@ typedef struct {
 
 /* query [token, query_stride heads, dim] → out [token, head, dim]. Returns 0, or -1 without memory. */
 int tern_attend(const attention_layer *layer, const attention_step *step, const void *query, int64_t query_stride, void *out);
+
+/* Writes the step's keys and values, then attends: see kv_write.c. Returns 0, -1 without memory. */
+int tern_write_kv_and_attend(const attention_layer *layer, const attention_step *step, void *qkv, const void *cos,
+                             const void *sin, int64_t rotary_stride, void *out);

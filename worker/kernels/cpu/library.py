@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from protocol.errors import StartupError
 
@@ -48,6 +48,11 @@ class NoCompiler(Exception):
     """There is none, or it does not work. The message says which, for people."""
 
 
+class Recorder(Protocol):
+    def add(self, kind: int, arguments: tuple[int | None, ...], *used: Any) -> None:
+        """A call was made; `used` are the tensors whose memory it read or wrote."""
+
+
 class Library:
     """The loaded library. One per process is enough: its pool of threads is the process's."""
 
@@ -56,6 +61,10 @@ class Library:
         self._dll = ctypes.CDLL(str(path))
         self._set_threads = self.function("tern_set_threads", None, ctypes.c_int)
         self._get_threads = self.function("tern_get_threads", ctypes.c_int)
+        self.records = True
+        """Whether models may record their steps."""
+        self.recorder: Recorder | None = None
+        """Is told of each call that a Tape can make again (layers/tape.py)."""
 
     def function(self, name: str, result: Any, *arguments: Any) -> Any:
         """A C function with its types; calling it releases the GIL."""

@@ -75,6 +75,10 @@ INLINE long tern_clamp(long value, long least, long most) {
     return value < least ? least : value > most ? most : value;
 }
 
+/* y [m][n] = x Wᵀ (+ bias) (+ add) */
+void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,
+                 int y_type);
+
 void tern_matmul_int8(const Matrix *w, const Call *call);
 void tern_matmul_int4(const Matrix *w, const Call *call);
 void tern_matmul_float(const Matrix *w, const Call *call);

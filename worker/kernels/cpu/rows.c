@@ -1,4 +1,5 @@
 /* Norms and activations of rows, in float32 whatever the rows' type. Rows do not depend on one another. */
+#include "rows.h"
 #include "elementwise.h"
 
 enum { RMS_NORM = 0, LAYER_NORM = 1 };
