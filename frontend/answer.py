@@ -126,7 +126,7 @@ class Answer:
     def _end(self, text: str, reason: str) -> Piece:
         if self._reader is not None:
             self._parts += self._reader.finish()
-            if reason is STOP and self._reader.num_calls:
+            if reason is STOP and self._reader.num_calls and not self._reader.cut:
                 reason = TOOL_CALLS
         self.finish_reason = reason
         return self._piece(text)

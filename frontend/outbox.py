@@ -78,6 +78,11 @@ class Outbox:
         """An event with what `unknown` has just said."""
         self._put(name, body)
 
+    def break_off(self) -> None:
+        """What is marked from here on is no part of the answer: it has no id, so whoever takes the stream up
+        again goes on from before it."""
+        self._ids = False
+
     def take(self) -> bytes:
         """All that waits to be sent."""
         waiting = bytes(self._waiting)

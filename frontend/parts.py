@@ -58,6 +58,11 @@ class Reader(Protocol):
         ...
 
     @property
+    def cut(self) -> bool:
+        """Not all of them have come to their end; what has come of such a call is of no use."""
+        ...
+
+    @property
     def done(self) -> bool:
         """Nothing that comes from here on is wanted: the answer is to end."""
         ...

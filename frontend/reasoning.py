@@ -65,6 +65,7 @@ class PlainReader:
     def __init__(self) -> None:
         self.reasoning = False
         self.num_calls = 0
+        self.cut = False
         self.done = False
 
     def feed(self, text: str) -> Sequence[Part]:
@@ -91,6 +92,10 @@ class ReasoningReader:
     @property
     def num_calls(self) -> int:
         return self._rest.num_calls
+
+    @property
+    def cut(self) -> bool:
+        return self._rest.cut
 
     @property
     def done(self) -> bool:

@@ -52,8 +52,14 @@ class Entry:
         if self._ledger.log_requests:
             seconds = round(time.monotonic() - self._began, 4)
             fields = {**self.fields, "status": self.status, "seconds": seconds}
-            text = " ".join(f"{name}={value}" for name, value in fields.items())
+            text = " ".join(f"{name}={_one_line(value)}" for name, value in fields.items())
             log.info("%s", text, extra={"fields": fields})
+
+
+def _one_line(value: object) -> str:
+    """A path may hold anything, a line's end and ` status=200` too."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else repr(text)
 
 
 def note(**fields: Any) -> None:

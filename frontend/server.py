@@ -7,7 +7,6 @@ run ──▶ accepts ──stop──▶ closes all that is idle, gives the res
 import asyncio
 import resource
 import socket
-import ssl
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,8 +14,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from protocol.config import FrontendOptions
-from protocol.errors import StartupError
 
+from .certificate import check_certificate
 from .connection import KEEP_ALIVE_S, Connection, Limits, connection_type
 
 LAST_EVENTS_S = 1
@@ -102,24 +101,6 @@ class _Server(uvicorn.Server):
 
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         return nullcontext()
-
-
-def check_certificate(options: FrontendOptions) -> None:
-    """Raises StartupError."""
-    cert, key = options.ssl_certfile, options.ssl_keyfile
-    if not cert and not key:
-        return
-    if not cert or not key:
-        missing = "--ssl-certfile" if key else "--ssl-keyfile"
-        raise StartupError(f"{missing} is missing: https needs a certificate and its key", hint="give both")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
-    except (OSError, ssl.SSLError) as error:  # the second is one of the first, and has its reason elsewhere
-        reason = error.strerror or getattr(error, "reason", "") or str(error)
-        raise StartupError(
-            f"--ssl-certfile {cert} --ssl-keyfile {key}: cannot be used: {reason}",
-            hint="both must be PEM files that the server may read, and belong together",
-        ) from None
 
 
 def _most_connections() -> int:

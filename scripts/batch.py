@@ -112,7 +112,8 @@ class _Answered(Struct, frozen=True):
 
     id: str | int = ""
     request: str = ""
-    error: dict[str, Any] | None = None
+    error: Any = None
+    """Whatever the server's kind makes of it."""
 
     @classmethod
     def of(cls, raw: bytes) -> "_Answered":

@@ -16,14 +16,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from frontend.certificate import check_certificate
+from frontend.keys import api_keys
 from protocol.config import ServeOptions
 from protocol.errors import StartupError
 from worker.kernels.cpu.library import NoCompiler, find_compiler
 from worker.memory import available_memory, total_memory
 
-from . import memory_plan
+from . import memory_plan, output_paths
 from .flags import Command
 from .listening import listeners_for, stop_listening
 from .model_path import WEIGHTS, cached_snapshot, is_hub_id, resolve
@@ -101,6 +103,7 @@ def examine(options: ServeOptions, environ: Mapping[str, str]) -> Iterator[Findi
     yield compiler(options.parallel.cpu_kernels, environ)
     yield model(options, environ)
     yield address(options)
+    yield named(options)
     yield files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     yield folders(options.server.run_dir or tempfile.gettempdir())
     yield text(locale.getpreferredencoding(do_setlocale=False))
@@ -189,7 +192,7 @@ def model(options: ServeOptions, environ: Mapping[str, str]) -> Finding:
     if is_hub_id(given) and not os.path.isdir(given) and not cached_snapshot(given, WEIGHTS, environ):
         return Finding("model", f"{given} is not in the local cache; it would be downloaded", "warning")
     try:
-        found = msgspec.structs.replace(options, model=resolve(options.model, environ))
+        found = structs.replace(options, model=resolve(options.model, environ))
         memory_plan.check(found, available_memory())
     except StartupError as error:
         return Finding("model", error.message, "failure", error.hint)
@@ -204,6 +207,17 @@ def address(options: ServeOptions) -> Finding:
     except StartupError as error:
         return Finding("address", error.message, "failure", error.hint)
     return Finding("address", f"{where} is free")
+
+
+def named(options: ServeOptions) -> Finding:
+    """What options name besides the model. The folder for crash reports would be made: it is left out."""
+    try:
+        output_paths.resolve(structs.replace(options.server, crash_dir=""))
+        check_certificate(options.frontend)
+        keys = api_keys(options.frontend)
+    except StartupError as error:
+        return Finding("options", error.message, "failure", error.hint)
+    return Finding("options", f"what they name can be used; API keys: {len(keys) or 'none'}")
 
 
 def files(hard_limit: int) -> Finding:

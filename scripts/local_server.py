@@ -39,7 +39,14 @@ class LocalServer:
         self._socket = os.path.join(self._folder, "http")
         self._log = os.path.join(self._folder, "log")
         frontend = structs.replace(
-            options.frontend, uds=self._socket, host=_OWN.host, port=_OWN.port, api_key=(), api_key_file=""
+            options.frontend,
+            uds=self._socket,
+            host=_OWN.host,
+            port=_OWN.port,
+            ssl_certfile="",
+            ssl_keyfile="",
+            api_key=(),
+            api_key_file="",
         )
         options = structs.replace(
             options, frontend=frontend, server=structs.replace(options.server, run_dir=self._folder)

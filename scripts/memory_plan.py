@@ -20,8 +20,8 @@ from .quantities import amount
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROUNDED_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 0.5, "nf4": 0.5}
-LEAST_SHARE = {"none": 1.0, "int8": 0.25, "fp8": 0.25, "int4": 0.125, "nf4": 0.125}
-"""Of the stored weights' bytes, at least so much is taken: they are stored in 4 bytes at most."""
+STORED_BYTES = 4
+"""Of a number in a checkpoint, at most."""
 MAX_HEADER_BYTES = 100 << 20
 _FLOAT = re.compile(r"F\d+|BF16|F8_E\d.*")
 
@@ -99,7 +99,10 @@ def weights_bytes(options: ModelOptions, config: Config) -> int:
 
 def most_download_bytes(options: ModelOptions, available: int) -> int:
     """Stored weights of more bytes than this cannot fit, whatever is done to them."""
-    return int(available / LEAST_SHARE[options.quantization])
+    kept = float(DTYPE_BYTES.get(options.dtype, STORED_BYTES))
+    if options.quantization != "none":
+        kept = min(kept, ROUNDED_BYTES[options.quantization])
+    return int(available * STORED_BYTES / kept)
 
 
 def _check_context(options: ServeOptions, config: Config, left: int) -> None:

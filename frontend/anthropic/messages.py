@@ -9,6 +9,7 @@ from protocol.messages import EngineFacts
 
 from ..openai.fields import GenerationFields, make_wish
 from ..openai.headers import Terms
+from ..openai.messages import ChatMessage, last_text
 from ..openai.parse import parse, read_body
 from ..openai.prompting import check_not_empty, encode_chat
 from ..openai.refused import Refusals
@@ -39,7 +40,8 @@ class Messages(TurnEndpoint[MessagesRequest]):
             raise InvalidRequest("model: required, but empty or missing", param="model")
         model = self.service.model_name(request.model)
         offered = offered_tools(request.tools, request.tool_choice)
-        prompt = await _prompt(self.service, request, offered.use, facts)
+        chat = chat_messages(request.system, request.messages)
+        prompt = await _prompt(self.service, request, chat, offered.use, facts)
         room = facts.max_model_len - len(prompt.token_ids)
         fields = GenerationFields(
             temperature=request.temperature,
@@ -67,6 +69,7 @@ class Messages(TurnEndpoint[MessagesRequest]):
             prompt.text or "",
             terms.response_id,
             show_reasoning=request.shows_thinking,
+            going_on=last_text(chat) if request.goes_on else None,
         )
         wish = await self.constrained(structs.replace(wish, reading=reading), request.constraint, facts)
 
@@ -92,16 +95,18 @@ class CountTokens:
         self._refusals.check(body)
         self._service.model_name(request.model)
         use = offered_tools(request.tools, request.tool_choice).use
-        prompt = await _prompt(self._service, request, use, None)
+        chat = chat_messages(request.system, request.messages)
+        prompt = await _prompt(self._service, request, chat, use, None)
         await send_json(send, TokenCount(len(prompt.token_ids)))
 
 
-async def _prompt(service: Service, request: CountFields, use: ToolUse, facts: EngineFacts | None) -> Prompt:
+async def _prompt(
+    service: Service, request: CountFields, chat: list[ChatMessage], use: ToolUse, facts: EngineFacts | None
+) -> Prompt:
     """The same for both endpoints: a count is exact. Raises InvalidRequest."""
     options = ChatOptions(
         chat_template_kwargs=request.chat_template_kwargs, continue_final_message=request.goes_on
     )
-    chat = chat_messages(request.system, request.messages)
     prompt = await encode_chat(
         service, chat, options, facts, tools=use.shown, defaults=request.template_variables
     )

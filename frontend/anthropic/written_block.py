@@ -54,7 +54,7 @@ _DELTAS: dict[type, tuple[bytes, bytes]] = {
 
 
 def _input(text: str) -> dict[str, Any]:
-    """Of a call; empty where the answer was cut within it, as stop_reason says."""
+    """Of a call; empty where the answer ended within it: its stop_reason is then not tool_use."""
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):

@@ -59,7 +59,7 @@ async def encode_chat(
     `tools`: those that the model is told of. `defaults`: the template's variables, unless the request's own.
     `param`: where the messages come from.
     """
-    template, messages = service.template, template_messages(chat)
+    template = service.template
     if template is None:
         raise InvalidRequest(
             "this model has no chat template; use /v1/completions, or serve it with --chat-template FILE",
@@ -84,7 +84,7 @@ async def encode_chat(
 
     def render() -> str:
         return template.render(
-            messages,
+            template_messages(chat),
             tools=shown,
             add_generation_prompt=not going_on and fields.add_generation_prompt is not False,
             continue_final_message=going_on,

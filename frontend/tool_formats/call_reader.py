@@ -29,6 +29,8 @@ class CallReader(ABC):
         self._tools = {tool.name: tool for tool in tools}
         self._new_id = new_id
         self._single = single
+        self._num_ended = 0
+        """Of the calls."""
         self._out: list[Part] = []
         self._state: State = self._begin
         self._held = ""
@@ -39,6 +41,10 @@ class CallReader(ABC):
         """Between texts and calls."""
         self._object = CallObject()
         self._value = JsonValue()
+
+    @property
+    def cut(self) -> bool:
+        return self.num_calls > self._num_ended
 
     def feed(self, text: str) -> Sequence[Part]:
         self._held += text
@@ -147,6 +153,7 @@ class CallReader(ABC):
             self._out.append(ToolCallArguments(self.num_calls - 1, text))
 
     def _end(self, state: State) -> None:
+        self._num_ended += 1
         self._state = state
         self.done = self._single
 

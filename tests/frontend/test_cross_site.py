@@ -35,3 +35,21 @@ async def test_pages_of_allowed_origins_can(make_service: MakeService, allowed: 
         if allowed != "*":
             other = {**headers, "origin": "https://evil.example"}
             assert (await client.post("/tokenize", headers=other, json={"prompt": "x"})).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://tern", 200),
+        ("https://TERN", 200),
+        ("http://tern:8000", 403),
+        ("http://evil.example", 403),
+        ("null", 403),
+    ],
+)
+async def test_a_browser_that_says_only_the_origin(
+    http: httpx2.AsyncClient, origin: str, status: int
+) -> None:
+    """As all do for a server that is neither on their machine nor serves https."""
+    headers = {"origin": origin, "host": "tern"}
+    assert (await http.post("/tokenize", headers=headers, json={"prompt": "x"})).status_code == status

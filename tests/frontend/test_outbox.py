@@ -102,3 +102,26 @@ def test_events_without_ids_and_numbers() -> None:
     outbox.mark("one", b'{"a":1}')
     assert outbox.take() == b'event: one\ndata: {"a":1}\n\n'
     assert outbox.take() == b""
+
+
+async def test_a_stream_that_broke_off_goes_on_from_before_its_last_words(
+    live: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
+) -> None:
+    engine.answer, engine.finish, engine.pause_at = [*ids(ANSWER), END], Finish.STOP, 3
+    request = {"input": "x", "stream": True}
+    text = ""
+    async with live.stream("POST", "/v1/responses", json=request, headers=KEY) as response:
+        engine.refuse(engine.submits[0].request_id, "numerical_error", "not finite")
+        with pytest.raises(httpx2.RemoteProtocolError):  # noqa: PT012
+            async for piece in response.aiter_text():
+                text += piece
+    blocks = [block.split("\n") for block in text.removesuffix("\n\n").split("\n\n")]
+    known = [block for block in blocks if block[0].startswith("id: ")]
+    last_words = blocks[len(known) :]
+    assert last_words[-1][0] == "event: error"
+    engine.pause_at = None
+    before = [("", msgspec.json.decode(block[2][6:])) for block in known]
+    rest = await stream(live, "/v1/responses", request, known[-1][0].removeprefix("id: "))
+    whole = await stream(live, "/v1/responses", request, None)
+    assert told(before + rest) == told(whole)
+    assert rest[-1][1]["type"] == "response.completed"

@@ -3,13 +3,11 @@
 import asyncio
 import socket
 
-import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from frontend.server import HttpServer, check_certificate
+from frontend.server import HttpServer
 from protocol.config import FrontendOptions
-from protocol.errors import StartupError
 from tests.frontend.fake_engine import DEADLINE_S
 
 
@@ -47,13 +45,3 @@ def test_who_connects_at_the_moment_of_retiring_is_served_and_does_not_stay() ->
         await asyncio.wait_for(retire_as_someone_connects(), DEADLINE_S)
 
     uvloop.run(limited())
-
-
-def test_a_certificate_needs_its_key_and_both_must_be_readable() -> None:
-    check_certificate(FrontendOptions())
-    with pytest.raises(StartupError, match="--ssl-keyfile is missing"):
-        check_certificate(FrontendOptions(ssl_certfile="x"))
-    with pytest.raises(StartupError, match="--ssl-certfile is missing"):
-        check_certificate(FrontendOptions(ssl_keyfile="x"))
-    with pytest.raises(StartupError, match=r"cannot be used: No such file"):
-        check_certificate(FrontendOptions(ssl_certfile="/nowhere", ssl_keyfile="/nowhere"))

@@ -301,9 +301,18 @@ async def test_a_stream_goes_on_behind_any_event(
         assert expected["calls"][0][1:] == ["get_weather", '{"city": "Oslo"}']
         assert expected["content"].startswith("Let me <look>.")
         assert expected["reasoning_content"] == "Two."
-        assert expected["reasons"] == ["tool_calls"]
+        assert expected["reasons"] == ["stop" if "stop" in fields else "tool_calls"], "cut within a call"
         batches(batch)
         for count in range(1, len(whole) + 1, 1 if batch == 1 else 5):
             event = whole[count - 1]
             rest = await keyed_stream(client, URL, request, last=event.id)
             assert told(whole[:count] + rest) == expected, event.id
+
+
+async def test_an_answer_that_ends_within_a_call_does_not_ask_for_it(
+    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
+) -> None:
+    says(engine, ids, CALL)
+    (choice,) = await ask(http, stop="lo")
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Os'
+    assert choice["finish_reason"] == "stop"

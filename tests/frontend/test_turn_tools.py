@@ -360,3 +360,28 @@ async def test_what_an_agent_sends(
         "medium<|system|>You are a coding agent.<|end|><|system|>Sandbox.<|end|><|user|>Weather?<|end|>"
         f"<|assistant|>Hm<tool_call>Oslo</tool_call><|end|><|tool|>21{output['call_id']}<|end|><|assistant|>"
     )
+
+
+OPEN_CALL = CALL[: CALL.index("Oslo") + 2]
+
+
+async def test_a_call_that_never_ends_is_none_to_make(http: httpx2.AsyncClient, says: Says) -> None:
+    """The model ended its answer within it."""
+    says(f"{NOW}{OPEN_CALL}")
+    message = (await http.post(test_messages.URL, json=MESSAGES)).json()
+    assert message["stop_reason"] == "end_turn"
+    assert [block["input"] for block in message["content"]] == [{}, {}]
+    response = (await http.post(test_responses.URL, json=RESPONSES)).json()
+    assert [item["status"] for item in response["output"]] == ["completed", "incomplete"]
+    assert response["output"][-1]["arguments"] == '{"city": "Os'
+
+
+async def test_an_answer_goes_on_within_the_thinking_of_its_client(
+    http: httpx2.AsyncClient, says: Says
+) -> None:
+    says("So: south.</think>South.")
+    begun = {"role": "assistant", "content": "<think>It is autumn."}
+    request = {"model": "tiny", "max_tokens": 99, "messages": [{"role": "user", "content": "Where?"}, begun]}
+    message = (await http.post(test_messages.URL, json=request)).json()
+    assert [block["type"] for block in message["content"]] == ["thinking", "text"]
+    assert message["content"][1]["text"] == "South."

@@ -143,3 +143,13 @@ def test_only_one_may_write(files: tuple[Path, Path]) -> None:
     output = Output(str(files[1]), overwrite=True)
     assert output.resume(read_lines(str(files[0]), {})) == (0, 0)
     output.close()
+
+
+@pytest.mark.parametrize("body", [b'{"error": "model not found"}', b'"no"', b'{"error": ["a", "b"]}'])
+def test_errors_of_any_shape_are_answers_to_go_on_behind(files: tuple[Path, Path], body: bytes) -> None:
+    inputs, path = files
+    first = next(read_lines(str(inputs), {}))
+    path.write_bytes(answer_line(first, Reply(404, body)))
+    output = Output(str(path), overwrite=False)
+    assert output.resume(read_lines(str(inputs), {})) == (1, 1)
+    output.close()

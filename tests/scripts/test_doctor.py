@@ -3,10 +3,11 @@
 import resource
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from protocol.config import FrontendOptions, ModelOptions, ServeOptions
+from protocol.config import FrontendOptions, ModelOptions, ServeOptions, ServerOptions
 from scripts import doctor
 from scripts.doctor import Finding
 
@@ -26,6 +27,7 @@ def test_on_this_machine_the_server_will_start(
         "compiler",
         "model",
         "address",
+        "options",
         "locale",
     ):
         assert f" {subject} " in told, subject
@@ -91,3 +93,23 @@ def test_a_unix_socket_is_only_tried(tmp_path: Path) -> None:
     finding = doctor.address(ServeOptions(frontend=FrontendOptions(uds=str(path))))
     assert (finding.verdict, finding.detail) == ("ok", f"{path} is free")
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"frontend": FrontendOptions(api_key_file="/nowhere/keys")}, "--api-key-file /nowhere/keys"),
+        ({"frontend": FrontendOptions(ssl_certfile="/nowhere/cert")}, "--ssl-keyfile is missing"),
+        ({"server": ServerOptions(journal="/nowhere/journal")}, "--journal: there is no folder /nowhere"),
+    ],
+)
+def test_what_options_name_is_looked_at(options: dict[str, Any], told: str) -> None:
+    finding = doctor.named(ServeOptions(**options))
+    assert finding.verdict == "failure"
+    assert told in finding.detail
+
+
+def test_the_folder_for_crashes_is_not_made(tmp_path: Path) -> None:
+    options = ServeOptions(server=ServerOptions(crash_dir=str(tmp_path / "crashes")))
+    assert doctor.named(options).verdict == "ok"
+    assert not list(tmp_path.iterdir())

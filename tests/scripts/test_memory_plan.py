@@ -137,3 +137,18 @@ def test_the_bundled_model_is_counted_as_its_worker_does() -> None:
     config = memory_plan._read_config(str(BUNDLED))
     assert config is not None
     assert 10 << 20 < weights_bytes(ModelOptions(model=str(BUNDLED)), config) < 11 << 20
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [
+        ({}, 100),
+        ({"dtype": "float32"}, 100),
+        ({"dtype": "bfloat16"}, 200),
+        ({"quantization": "int8"}, 400),
+        ({"dtype": "float16", "quantization": "int4"}, 800),
+    ],
+)
+def test_what_is_refused_before_the_download_cannot_fit(model: dict[str, Any], most: int) -> None:
+    """Numbers are stored in four bytes at most, and are kept in fewer if that is asked for."""
+    assert memory_plan.most_download_bytes(ModelOptions(**model), 100) == most

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from protocol.errors import TernError
 
-from ...answer import LENGTH, Piece, TokenEntry
+from ...answer import LENGTH, TOOL_CALLS, Piece, TokenEntry
 from ...outbox import Outbox
 from ...parts import Part, ReasoningPart, TextPart, ToolCallArguments, ToolCallStart
 from ...responses import error_body
@@ -75,11 +75,12 @@ class ResponseWriter:
             self._add(part)
 
     async def end(self) -> ResponseObject:
-        cut = self._generation.choices[0].finish_reason == LENGTH
+        reason = self._generation.choices[0].finish_reason
+        cut = reason == LENGTH
         status: ItemStatus = "incomplete" if cut else "completed"
         if not self._output and self._open is None:
             self._say("", ())
-        self._close(status)
+        self._close("incomplete" if self._call is not None and reason != TOOL_CALLS else status)
         self._response = await self._keep(
             structs.replace(
                 self._response,
@@ -95,6 +96,7 @@ class ResponseWriter:
 
     def last_words(self, error: TernError) -> bytes:
         """The last event has its documented shape, and the nested error that every client raises on."""
+        self._outbox.break_off()
         self._close("incomplete")
         said = ResponseError("server_error", error.message)
         self._response = structs.replace(
