@@ -15,16 +15,19 @@ from torch import Tensor
 from protocol.errors import InternalError
 from protocol.steps import StepPlan
 
+from .kernels.sampling import SamplingKernels
+
 Ints = NDArray[np.int64]
 _WORD_BITS = 32
 
 
 class Masks:
-    """`rows` int64[m] of the logits, and the tokens `forbidden` to them, bool[m, vocab]."""
+    """`rows` int64[m] of the logits, and the `bits` of the tokens that they may sample, uint8[m, row_bytes],
+    the lowest of a byte first."""
 
-    def __init__(self, rows: Ints, forbidden: Tensor) -> None:
+    def __init__(self, rows: Ints, bits: NDArray[np.uint8]) -> None:
         self.rows = rows
-        self.forbidden = forbidden
+        self.bits = bits
 
     @classmethod
     def of(cls, plan: StepPlan, sampling_rows: Ints, vocab_size: int) -> "Masks | None":
@@ -40,9 +43,8 @@ class Masks:
         if unknown:
             raise InternalError(f"the plan masks rows that do not sample: {unknown}")
         bits = np.frombuffer(plan.masks, dtype=np.uint8).reshape(len(masked), row_bytes)
-        allowed = np.unpackbits(bits, axis=1, count=vocab_size, bitorder="little")
         rows = np.array([row_of[row] for row in masked.tolist()], dtype=np.int64)
-        return cls(rows, torch.from_numpy(allowed == 0))
+        return cls(rows, bits)
 
     @classmethod
     def allowing(cls, allowed: Sequence[tuple[int, ...]], vocab_size: int) -> "Masks | None":
@@ -50,12 +52,16 @@ class Masks:
         rows = [row for row, ids in enumerate(allowed) if ids]
         if not rows:
             return None
-        forbidden = torch.ones(len(rows), vocab_size, dtype=torch.bool)
-        for mask, row in zip(forbidden, rows, strict=True):
-            mask[[token for token in allowed[row] if token < vocab_size]] = False
-        return cls(np.array(rows, dtype=np.int64), forbidden)
+        may = np.zeros((len(rows), vocab_size), dtype=np.bool_)
+        for mask, row in zip(may, rows, strict=True):
+            mask[[token for token in allowed[row] if token < vocab_size]] = True
+        return cls(np.array(rows, dtype=np.int64), np.packbits(may, axis=1, bitorder="little"))
 
-    def apply(self, logits: Tensor) -> None:
+    def apply(self, logits: Tensor, kernels: SamplingKernels | None = None) -> None:
         """Make what is forbidden impossible, in place."""
+        if kernels is not None and logits.stride(1) == 1:
+            kernels.mask(logits, self.rows, self.bits)
+            return
         rows = torch.from_numpy(self.rows)
-        logits[rows] = logits[rows].masked_fill(self.forbidden, -torch.inf)
+        allowed = np.unpackbits(self.bits, axis=1, count=logits.shape[1], bitorder="little")
+        logits[rows] = logits[rows].masked_fill(torch.from_numpy(allowed == 0), -torch.inf)

@@ -122,7 +122,7 @@ class Sampler:
         """
         if self._plain[slots].all():
             if masks is not None:
-                masks.apply(logits)
+                masks.apply(logits, self.kernels)
                 likeliest = None
             return self.examine(logits)[0] if likeliest is None else likeliest
         if self._selection is None or self._selection.slots is not slots:
@@ -132,7 +132,7 @@ class Sampler:
             edit(logits, selection, output_positions)
         stuck = _stuck(logits, selection)
         if masks is not None:
-            masks.apply(logits)
+            masks.apply(logits, self.kernels)
         edited = selection.edits or masks is not None
         tokens = self.examine(logits)[0] if likeliest is None or edited else likeliest
         if selection.drawn is not None:
@@ -157,7 +157,7 @@ class Sampler:
 
     def _restrict(self, logits: Tensor, selection: Selection, _: Ints) -> None:
         if selection.allowed is not None:
-            selection.allowed.apply(logits)
+            selection.allowed.apply(logits, self.kernels)
         if selection.bad_words is not None:
             self.bad_words.forbid(logits, selection.bad_words)
 

@@ -16,6 +16,8 @@ from protocol.sampling import SamplingParams
 from protocol.steps import StepPlan
 from tests.worker.core import stub_config
 from tests.worker.driver import Driver, quiet, unpack, worker_config, write_config
+from tests.worker.native import kernels
+from worker.kernels.sampling import SamplingKernels
 from worker.masks import Masks
 from worker.runner import TorchRunner
 from worker.sampler import Sampler
@@ -133,3 +135,20 @@ def test_the_runner_fails_a_row_whose_own_rules_leave_nothing(tmp_path: Path) ->
     tokens = columns.unpack_ids(result.token_ids)
     assert tokens[0] == NO_TOKEN
     assert tokens[1] != NO_TOKEN
+
+
+@pytest.mark.parametrize("vocab_size", [5, 16, 40, 2048, 2077])
+def test_the_kernel_masks_what_torch_masks(vocab_size: int) -> None:
+    draw = np.random.default_rng(vocab_size)
+    logits = torch.from_numpy(draw.normal(size=(7, vocab_size)).astype(np.float32))
+    rows = np.array([6, 0, 3], dtype=np.int64)
+    bits = draw.integers(0, 256, (3, -(-vocab_size // 32) * 4), dtype=np.uint8)
+    bits[1] = 0
+    masks, expected = Masks(rows, bits), logits.clone()
+    masks.apply(expected)
+    wide = torch.zeros(7, vocab_size + 3)
+    wide[:, :vocab_size] = logits
+    masks.apply(wide[:, :vocab_size], SamplingKernels(kernels()))
+    assert torch.equal(wide[:, :vocab_size], expected)
+    assert not wide[:, vocab_size:].any(), "nothing behind a row is touched"
+    assert (expected[0] == -torch.inf).all()

@@ -31,7 +31,17 @@ class Limits:
 class SamplingKernels:
     def __init__(self, kernels: Library) -> None:
         self._choose = kernels.function("tern_choose", None, _POINTER, *[_INT] * 3, *[_POINTER] * 2)
+        self._mask = kernels.function("tern_mask", None, _POINTER, *[_INT] * 3, *[_POINTER] * 2, _INT)
         self._draw = kernels.function("tern_draw", ctypes.c_int, _POINTER, *[_INT] * 3, *[_POINTER] * 7)
+
+    def mask(self, logits: Tensor, rows: NDArray[np.int64], bits: NDArray[np.uint8]) -> None:
+        """Rows of float32 logits [n, vocab], in place: what has no bit in uint8[len(rows), row_bytes], the
+        lowest of a byte first, becomes -inf."""
+        assert logits.stride(1) == 1
+        assert bits.flags.c_contiguous
+        assert rows.flags.c_contiguous
+        shape = logits.shape[1], logits.stride(0), len(rows)
+        self._mask(logits.data_ptr(), *shape, rows.ctypes.data, bits.ctypes.data, bits.shape[1])
 
     def choose(self, logits: Tensor) -> tuple[Tensor, NDArray[np.bool_]]:
         """float32 logits [n, vocab] → the first of the likeliest int64[n]; whether all are finite."""

@@ -1,5 +1,6 @@
 /* From logits to tokens, row by row, without sorting. Rows do not depend on one another.
  *
+ *     mask     tokens whose bit is not set become impossible
  *     choose   the likeliest token, and whether all logits are finite
  *     draw     temperature → top-k → top-p of what top-k left → min-p → inverse of the cumulative distribution
  *
@@ -9,6 +10,36 @@
  */
 #include "elementwise.h"
 #include <stdlib.h>
+
+typedef struct {
+    float *logits;
+    const int64_t *rows;
+    const uint8_t *bits;
+    int64_t vocab_size, stride, row_bytes;
+} mask_job;
+
+static void mask_row(const void *argument, long index) {
+    const mask_job *job = argument;
+    float *x = job->logits + job->rows[index] * job->stride;
+    const uint8_t *bits = job->bits + index * job->row_bytes;
+    int64_t i = 0;
+#if LANES == 16
+    for (; i + 16 <= job->vocab_size; i += 16) {
+        uint16_t allowed;
+        memcpy(&allowed, bits + i / 8, sizeof allowed);
+        _mm512_mask_storeu_ps(x + i, (__mmask16)~allowed, _mm512_set1_ps(-INFINITY));
+    }
+#endif
+    for (; i < job->vocab_size; i++)
+        if (!(bits[i / 8] >> i % 8 & 1)) x[i] = -INFINITY;
+}
+
+/* Of `count` rows of float32 logits, `stride` apart: bits [count][row_bytes], the lowest of a byte first. */
+void tern_mask(float *logits, int64_t vocab_size, int64_t stride, int64_t count, const int64_t *rows, const uint8_t *bits,
+               int64_t row_bytes) {
+    mask_job job = {logits, rows, bits, vocab_size, stride, row_bytes};
+    tern_parallel_for(mask_row, &job, count);
+}
 
 typedef struct {
     const float *logits;
