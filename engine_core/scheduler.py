@@ -281,7 +281,8 @@ class Scheduler:
         """Plan the next stretch of known tokens, if there is one and the draft has room for it."""
         if not request.may_sample:
             return
-        many_forced = request.num_tokens - request.num_sent_tokens >= max(_MANY_FORCED, self.num_running)
+        forced = request.num_tokens - request.num_sent_tokens
+        many_forced = forced >= _MANY_FORCED and forced >= self.num_running
         known = request.num_tokens if many_forced else request.num_sent_tokens
         remaining = known - request.num_computed_tokens
         count = min(remaining, draft.of(request))
@@ -290,8 +291,8 @@ class Scheduler:
             count = 0 if draft.chunks else remaining
         if count <= 0:
             return
-        room = self._room_for(request, count)
-        if not room:
+        fits = request.num_computed_tokens + count <= request.num_blocks * self.facts.block_size
+        if not (room := count if fits else self._room_for(request, count)):
             if request in self.constrained and not (self.in_flight and self.kv.pool.fenced):
                 self._preempt(request)  # else blocks come back with a result
             return
