@@ -11,7 +11,7 @@ INLINE void widen(const void *p, int dtype, int64_t count, float *out) {
         memcpy(out, p, sizeof(float) * (size_t)count);
     } else if (dtype == BF16) {
         const uint16_t *x = p;
-        for (int64_t i = 0; i < count; i++) out[i] = float_of_bf16(x[i]);
+        for (int64_t i = 0; i < count; i++) out[i] = bf16_to_float(x[i]);
     } else {
         for (int64_t i = 0; i < count; i += CHUNK) {
             pair v = load_pair((const char *)p + 2 * i, F16, count - i < CHUNK ? (int)(count - i) : CHUNK);
@@ -26,7 +26,7 @@ INLINE void narrow(const float *x, int dtype, int64_t count, void *p) {
         memcpy(p, x, sizeof(float) * (size_t)count);
     } else if (dtype == BF16) {
         uint16_t *out = p;
-        for (int64_t i = 0; i < count; i++) out[i] = bf16_of_float(x[i]);
+        for (int64_t i = 0; i < count; i++) out[i] = float_to_bf16(x[i]);
     } else {
         for (int64_t i = 0; i < count; i += CHUNK)
             store_pair((char *)p + 2 * i, F16, count - i < CHUNK ? (int)(count - i) : CHUNK,

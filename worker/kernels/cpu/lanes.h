@@ -6,35 +6,26 @@
  *     others     first half, second half
  *
  * `store_pair` undoes it, so nobody else sees the order. Sums over a row follow it, the same for every caller.
- * A file that includes this is compiled without contraction of a * b + c: fused means `fma_` here, always, as
- * results must not depend on which of two code paths the compiler found to be worth fusing.
+ * Fused means `fma_`, always. Matrices are read along K in the order of memory, and their sums are gathered in
+ * fours (`load_f32`, `load_bf16`, `load_f16`, `sum4`).
  */
 #pragma once
+#include "numbers.h"
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-#include <immintrin.h>
+#if defined(TERN_AVX512)
 #define LANES 16
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#include <immintrin.h>
+#elif defined(TERN_AVX2)
 #define LANES 8
 #else
-#ifdef __ARM_NEON
-#include <arm_neon.h>
-#endif
 #define LANES 4
 #endif
 #define CHUNK (2 * LANES)
 
-#define INLINE static inline __attribute__((always_inline))
-
 typedef float vf __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * LANES), may_alias));
+typedef float v4 __attribute__((vector_size(16)));
 typedef struct { vf a, b; } pair;
-
-enum { F32 = 0, BF16 = 1, F16 = 2 };
 
 INLINE int64_t size_of(int dtype) { return dtype == F32 ? 4 : 2; }
 
@@ -45,7 +36,7 @@ INLINE vf fma_(vf a, vf b, vf c) {
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif LANES == 8
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__ARM_NEON)
+#elif defined(TERN_NEON)
     return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
@@ -62,89 +53,135 @@ INLINE vf larger(vf a, vf b) { return select_(a > b, a, b); }
 INLINE vf smaller(vf a, vf b) { return select_(a < b, a, b); }
 #endif
 
+/* Lanes of a and b, by their numbers. */
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else /* GCC before 12 */
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+
 INLINE vf load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
 /* Sums of LANES vectors' lanes, as one vector. Lane i always adds in the same order, whatever i is. */
 INLINE vf sums(const vf *v) {
 #if LANES == 16
-#define LOW4 (vi){0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29}
-#define HIGH4 (vi){2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31}
-#define LOW2 (vi){0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29}
-#define HIGH2 (vi){2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31}
-#define EVEN (vi){0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}
-#define ODD (vi){4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31}
+#define LOW4 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define HIGH4 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#define LOW2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define HIGH2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define EVEN 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27
+#define ODD 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31
 #elif LANES == 8
-#define LOW4 (vi){0, 8, 1, 9, 4, 12, 5, 13}
-#define HIGH4 (vi){2, 10, 3, 11, 6, 14, 7, 15}
-#define LOW2 (vi){0, 1, 8, 9, 4, 5, 12, 13}
-#define HIGH2 (vi){2, 3, 10, 11, 6, 7, 14, 15}
-#define EVEN (vi){0, 1, 2, 3, 8, 9, 10, 11}
-#define ODD (vi){4, 5, 6, 7, 12, 13, 14, 15}
+#define LOW4 0, 8, 1, 9, 4, 12, 5, 13
+#define HIGH4 2, 10, 3, 11, 6, 14, 7, 15
+#define LOW2 0, 1, 8, 9, 4, 5, 12, 13
+#define HIGH2 2, 3, 10, 11, 6, 7, 14, 15
+#define EVEN 0, 1, 2, 3, 8, 9, 10, 11
+#define ODD 4, 5, 6, 7, 12, 13, 14, 15
 #else
-#define LOW4 (vi){0, 4, 1, 5}
-#define HIGH4 (vi){2, 6, 3, 7}
-#define LOW2 (vi){0, 1, 4, 5}
-#define HIGH2 (vi){2, 3, 6, 7}
+#define LOW4 0, 4, 1, 5
+#define HIGH4 2, 6, 3, 7
+#define LOW2 0, 1, 4, 5
+#define HIGH2 2, 3, 6, 7
 #endif
     vf t[LANES / 2], u[LANES / 4];
 #pragma GCC unroll 8
     for (int i = 0; i < LANES / 2; i++)
-        t[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], LOW4) + __builtin_shuffle(v[2 * i], v[2 * i + 1], HIGH4);
+        t[i] = SHUFFLE(v[2 * i], v[2 * i + 1], LOW4) + SHUFFLE(v[2 * i], v[2 * i + 1], HIGH4);
 #pragma GCC unroll 4
     for (int i = 0; i < LANES / 4; i++)
-        u[i] = __builtin_shuffle(t[2 * i], t[2 * i + 1], LOW2) + __builtin_shuffle(t[2 * i], t[2 * i + 1], HIGH2);
+        u[i] = SHUFFLE(t[2 * i], t[2 * i + 1], LOW2) + SHUFFLE(t[2 * i], t[2 * i + 1], HIGH2);
 #if LANES == 16
     for (int i = 0; i < 2; i++)
-        t[i] = __builtin_shuffle(u[2 * i], u[2 * i + 1], EVEN) + __builtin_shuffle(u[2 * i], u[2 * i + 1], ODD);
-    return __builtin_shuffle(t[0], t[1], EVEN) + __builtin_shuffle(t[0], t[1], ODD);
+        t[i] = SHUFFLE(u[2 * i], u[2 * i + 1], EVEN) + SHUFFLE(u[2 * i], u[2 * i + 1], ODD);
+    return SHUFFLE(t[0], t[1], EVEN) + SHUFFLE(t[0], t[1], ODD);
 #elif LANES == 8
-    return __builtin_shuffle(u[0], u[1], EVEN) + __builtin_shuffle(u[0], u[1], ODD);
+    return SHUFFLE(u[0], u[1], EVEN) + SHUFFLE(u[0], u[1], ODD);
 #else
     return u[0];
 #endif
 }
 
 #if LANES == 16
-#define HALVES(v) STEP(v, ((vi){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})) \
-    STEP(v, ((vi){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11})) \
-    STEP(v, ((vi){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13})) \
-    STEP(v, ((vi){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}))
+#define HALVES(v) STEP(v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7) \
+    STEP(v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11) \
+    STEP(v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13) \
+    STEP(v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
 #elif LANES == 8
-#define HALVES(v) STEP(v, ((vi){4, 5, 6, 7, 0, 1, 2, 3})) STEP(v, ((vi){2, 3, 0, 1, 6, 7, 4, 5})) \
-    STEP(v, ((vi){1, 0, 3, 2, 5, 4, 7, 6}))
+#define HALVES(v) STEP(v, 4, 5, 6, 7, 0, 1, 2, 3) STEP(v, 2, 3, 0, 1, 6, 7, 4, 5) \
+    STEP(v, 1, 0, 3, 2, 5, 4, 7, 6)
 #else
-#define HALVES(v) STEP(v, ((vi){2, 3, 0, 1})) STEP(v, ((vi){1, 0, 3, 2}))
+#define HALVES(v) STEP(v, 2, 3, 0, 1) STEP(v, 1, 0, 3, 2)
 #endif
 
 INLINE float sum_of(vf v) {
-#define STEP(v, order) v = v + __builtin_shuffle(v, order);
+#define STEP(v, ...) v = v + SHUFFLE(v, v, __VA_ARGS__);
     HALVES(v)
 #undef STEP
     return v[0];
 }
 
 INLINE float largest_of(vf v) {
-#define STEP(v, order) v = larger(v, __builtin_shuffle(v, order));
+#define STEP(v, ...) v = larger(v, SHUFFLE(v, v, __VA_ARGS__));
     HALVES(v)
 #undef STEP
     return v[0];
 }
 
-/* ── numbers in memory ────────────────────────────────────────────────────────────────────────── */
-
-INLINE float float_of_bf16(uint16_t x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
-
-INLINE uint16_t bf16_of_float(float f) { /* to nearest, ties to even; NaN stays NaN */
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    if (f != f) return (uint16_t)((u >> 16) | 0x40);
-    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+/* Sums of four vectors. Lanes of each are added within 128 bits first, ((l0 + l2) + (l1 + l3)) on x86. */
+INLINE v4 sum4(vf a, vf b, vf c, vf d) {
+#if LANES == 16
+    vf ab = (vf)_mm512_unpacklo_ps((__m512)a, (__m512)b) + (vf)_mm512_unpackhi_ps((__m512)a, (__m512)b);
+    vf cd = (vf)_mm512_unpacklo_ps((__m512)c, (__m512)d) + (vf)_mm512_unpackhi_ps((__m512)c, (__m512)d);
+    __m512d p = (__m512d)ab, q = (__m512d)cd;
+    __m512 all = (__m512)((vf)_mm512_unpacklo_pd(p, q) + (vf)_mm512_unpackhi_pd(p, q));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return (v4)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#elif LANES == 8
+    vf ab = (vf)_mm256_unpacklo_ps((__m256)a, (__m256)b) + (vf)_mm256_unpackhi_ps((__m256)a, (__m256)b);
+    vf cd = (vf)_mm256_unpacklo_ps((__m256)c, (__m256)d) + (vf)_mm256_unpackhi_ps((__m256)c, (__m256)d);
+    __m256d p = (__m256d)ab, q = (__m256d)cd;
+    __m256 all = (__m256)((vf)_mm256_unpacklo_pd(p, q) + (vf)_mm256_unpackhi_pd(p, q));
+    return (v4)_mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+#else
+    const vf four[] = {a, b, c, d};
+    return (v4)sums(four);
+#endif
 }
+
+/* ── numbers in memory ────────────────────────────────────────────────────────────────────────── */
 
 INLINE vi bf16_bits(vf v) { /* rounded, in the upper halves */
     vi u = (vi)v, rounded = u + 0x7fff + ((u >> 16) & 1);
     return ((vi)select_(v == v, (vf)rounded, (vf)(u | 0x400000))) & (int32_t)0xffff0000;
+}
+
+/* LANES numbers in the order of memory. */
+INLINE vf load_f32(const float *p) { return load(p); }
+
+INLINE vf load_bf16(const bf16 *p) {
+#if LANES == 16
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+#elif LANES == 8
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+#elif defined(TERN_NEON)
+    return (vf)vshll_n_u16(vld1_u16(p), 16);
+#else
+    return (vf){bf16_to_float(p[0]), bf16_to_float(p[1]), bf16_to_float(p[2]), bf16_to_float(p[3])};
+#endif
+}
+
+INLINE vf load_f16(const f16 *p) {
+#if LANES == 16
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif LANES == 8
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#elif defined(TERN_NEON)
+    return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
+#else
+    return (vf){f16_to_float(p[0]), f16_to_float(p[1]), f16_to_float(p[2]), f16_to_float(p[3])};
+#endif
 }
 
 #if LANES == 16
@@ -182,16 +219,7 @@ INLINE pair load_pair(const void *p, int dtype, int count) {
     } else if (dtype == F32) {
         v.a = load(p), v.b = load((const float *)p + LANES);
     } else {
-#if LANES == 8
-        v.a = (vf)_mm256_cvtph_ps(_mm_loadu_si128(p));
-        v.b = (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1));
-#else
-        _Float16 x[CHUNK];
-        memcpy(x, p, sizeof x);
-        float wide[CHUNK];
-        for (int i = 0; i < CHUNK; i++) wide[i] = (float)x[i];
-        v.a = load(wide), v.b = load(wide + LANES);
-#endif
+        v.a = load_f16(p), v.b = load_f16((const f16 *)p + LANES);
     }
 #endif
     return v;
@@ -213,8 +241,8 @@ INLINE void store_pair(void *p, int dtype, int count, pair v) {
         _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph((__m256)v.a, _MM_FROUND_TO_NEAREST_INT));
         _mm_storeu_si128((__m128i *)to + 1, _mm256_cvtps_ph((__m256)v.b, _MM_FROUND_TO_NEAREST_INT));
 #else
-        _Float16 x[CHUNK];
-        for (int i = 0; i < LANES; i++) x[i] = (_Float16)v.a[i], x[i + LANES] = (_Float16)v.b[i];
+        f16 x[CHUNK];
+        for (int i = 0; i < LANES; i++) x[i] = float_to_f16(v.a[i]), x[i + LANES] = float_to_f16(v.b[i]);
         memcpy(to, x, sizeof x);
 #endif
     }

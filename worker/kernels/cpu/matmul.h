@@ -3,9 +3,9 @@
 #ifndef TERN_MATMUL_H
 #define TERN_MATMUL_H
 
-#include "simd.h"
+#include "numbers.h"
 
-enum { F32, BF16, F16, INT8, INT8_W8A16, INT4, NF4, FP8 };
+enum { INT8 = 3, INT8_W8A16, INT4, NF4, FP8 };
 
 typedef struct {
     const void *weight;

@@ -13,6 +13,7 @@
    float32); without, bf16 is widened to float32 when loaded. */
 
 #include "convert.h"
+#include "lanes.h"
 #include "pool.h"
 
 #define NR 4
@@ -37,7 +38,7 @@
                      float *c, long c_stride, int first) {                                                    \
         vf acc[MR][NR];                                                                                       \
         _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++)                                                \
-            _Pragma("GCC unroll 8") for (int j = 0; j < NR; j++) acc[i][j] = vzero();                         \
+            _Pragma("GCC unroll 8") for (int j = 0; j < NR; j++) acc[i][j] = (vf){};                         \
         long whole = k - k % STEP;                                                                            \
         for (long at = 0; at < whole; at += STEP) {                                                           \
             OPERAND b[NR];                                                                                    \
@@ -102,14 +103,14 @@ typedef void (*Tile)(int, const void *const *, const void *, long, long, Ahead, 
 
 #if defined(TERN_AVX512) && defined(__AVX512BF16__)
 INLINE __m512i load_bf16_pairs(const bf16 *p) { return _mm512_loadu_si512(p); }
-INLINE vf dot_bf16_pairs(__m512i a, __m512i b, vf c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+INLINE vf dot_bf16_pairs(__m512i a, __m512i b, vf c) { return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
 TILE(tile_bf16, bf16, bf16, 32, load_bf16_pairs, load_bf16_pairs, dot_bf16_pairs, __m512i)
 #else
-TILE(tile_bf16, bf16, bf16, VL, load_bf16, load_bf16, vfma, vf)
+TILE(tile_bf16, bf16, bf16, LANES, load_bf16, load_bf16, fma_, vf)
 #endif
-TILE(tile_f32, float, float, VL, load_f32, load_f32, vfma, vf)
-TILE(tile_f16, f16, f16, VL, load_f16, load_f16, vfma, vf)
-TILE(tile_f32_f16, float, f16, VL, load_f32, load_f16, vfma, vf)
+TILE(tile_f32, float, float, LANES, load_f32, load_f32, fma_, vf)
+TILE(tile_f16, f16, f16, LANES, load_f16, load_f16, fma_, vf)
+TILE(tile_f32_f16, float, f16, LANES, load_f32, load_f16, fma_, vf)
 
 /* ── a product ────────────────────────────────────────────────────────────────────────────────── */
 

@@ -7,7 +7,7 @@
 #ifndef TERN_SIMD_INT_H
 #define TERN_SIMD_INT_H
 
-#include "simd.h"
+#include "numbers.h"
 
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x4 __attribute__((vector_size(16)));
