@@ -22,7 +22,7 @@ from frontend.certificate import check_certificate
 from frontend.keys import api_keys
 from protocol.config import ServeOptions
 from protocol.errors import StartupError
-from worker.kernels.cpu.library import NoCompiler, find_compiler
+from worker.kernels.cpu.library import NoCompiler, find_compiler, how_to_install
 from worker.memory import available_memory, total_memory
 
 from . import memory_plan, output_paths
@@ -181,9 +181,7 @@ def compiler(choice: str, environ: Mapping[str, str]) -> Finding:
         return Finding("compiler", f"{find_compiler(environ)}, for the CPU's kernels")
     except NoCompiler as error:
         verdict: Verdict = "failure" if choice == "native" else "warning"
-        return Finding(
-            "compiler", f"{error}: torch's kernels, which are slower", verdict, "apt install gcc libc6-dev"
-        )
+        return Finding("compiler", f"{error}: torch's kernels, which are slower", verdict, how_to_install())
 
 
 def model(options: ServeOptions, environ: Mapping[str, str]) -> Finding:

@@ -1,6 +1,7 @@
 """The kernels in C, for tests of what they compute: compiled for this machine, and for lesser ones."""
 
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,6 +19,16 @@ def kernels() -> Library:
     loaded, which = library.load("native", os.environ)
     assert loaded is not None, which
     return loaded
+
+
+LESSER = {"x86_64": ("x86-64-v3", "x86-64"), "aarch64": ("armv8-a",)}.get(platform.machine(), ())
+"""Processors that this one can be: with AVX2, and with none of the newer instructions."""
+
+
+def built(march: str | None, compiler: str | None = None) -> Library:
+    """In the cache, if it is not there yet. None: for this processor; by the compiler that is found."""
+    environ = {**os.environ, "CC": compiler} if compiler else os.environ
+    return Library(library.build(library.cache_folder(environ), environ, march)[0])
 
 
 @contextmanager

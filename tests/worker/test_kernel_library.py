@@ -77,6 +77,26 @@ def test_another_processor_gets_another_file(built: Path, monkeypatch: pytest.Mo
     there.unlink()
 
 
+@pytest.mark.parametrize(
+    ("system", "machine", "flag", "remedy"),
+    [
+        ("Linux", "x86_64", "-march=native", "apt install gcc"),
+        ("Linux", "aarch64", "-mcpu=native", "apt install gcc"),
+        ("Darwin", "arm64", "-mcpu=native", "xcode-select --install"),
+    ],
+)
+def test_what_a_system_is_told(
+    system: str, machine: str, flag: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library.platform, "system", lambda: system)
+    monkeypatch.setattr(library.platform, "machine", lambda: machine)
+    said = fake_compiler(tmp_path, '[ "$1" = --version ] && exit 0; echo "$@"; exit 1')
+    with pytest.raises(StartupError, match=flag) as error:
+        library.load("native", environ(tmp_path, CC=said))
+    assert error.value.hint is not None
+    assert error.value.hint.startswith(remedy)
+
+
 def test_without_a_compiler_torch_serves_and_says_so(tmp_path: Path) -> None:
     nothing = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     loaded, which = library.load("auto", nothing)
@@ -101,7 +121,7 @@ def test_a_broken_compiler(tmp_path: Path, body: str, said: str) -> None:
     with pytest.raises(StartupError) as error:
         library.load("native", broken)
     assert said in str(error.value)
-    assert error.value.hint == "install gcc, or use --cpu-kernels auto"
+    assert error.value.hint == f"{library.how_to_install()}, or use --cpu-kernels auto"
     assert not (tmp_path / "tern" / "kernels").exists() or files(tmp_path) == []
 
 

@@ -4,7 +4,6 @@ The kernels run as this machine has them, and as built for lesser processors.
 """
 
 import os
-import platform
 import weakref
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.worker.native import LESSER, built
 from worker.kernels import matmul
 from worker.kernels.cpu import library
 from worker.kernels.cpu.library import Library
@@ -28,18 +28,14 @@ from worker.kernels.matmul import (
     NF4Part,
 )
 
-LESSER = ("x86-64-v3", "x86-64") if platform.machine() == "x86_64" else ()
-"""AVX2, and the path without any of the newer instructions."""
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Of the largest output: the types' rounding of it, and in float32 of sums in another order."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(scope="module", params=["native", *LESSER])
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
-    march = None if request.param == "native" else str(request.param)
-    path, _ = library.build(tmp_path_factory.getbasetemp() / "kernels", os.environ, march)
-    loaded = Library(path)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Library]:
+    loaded = built(None if request.param == "native" else str(request.param))
     loaded.set_threads(2)
     yield loaded
     loaded.set_threads(1)

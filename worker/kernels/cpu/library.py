@@ -3,7 +3,9 @@
 It lies in a cache folder, named by everything that it was made from: the sources, the compiler, the flags
 and the processor. So a home directory may be shared by machines, several processes may build at once
 (each into a file of its own, which is then renamed), and a change of anything makes another file.
-`-march=native` is how the instruction set is chosen: the sources hold a path for each in `#if`.
+`-march=native` (`-mcpu=native` on ARM) is how the instruction set is chosen: the sources hold a path for each
+in `#if`. GCC and clang compile them; `-shared` is also what clang on macOS takes, and a file is loaded there
+whatever its name ends with.
 
 Knows no kernel: whoever calls one declares it (`Library.function`).
 """
@@ -92,7 +94,7 @@ def load(choice: Choice, environ: Mapping[str, str]) -> tuple[Library | None, st
     except NoCompiler as error:
         if choice == "native":
             raise StartupError(
-                f"--cpu-kernels native: {error}", hint="install gcc, or use --cpu-kernels auto"
+                f"--cpu-kernels native: {error}", hint=f"{how_to_install()}, or use --cpu-kernels auto"
             ) from error
         return None, f"kernels of torch, which are slower: {error}"
     return library, f"own kernels, {library.path}"
@@ -176,6 +178,11 @@ def find_compiler(environ: Mapping[str, str]) -> str:
     raise NoCompiler(
         f"CC is {asked!r}, which is not found" if asked else f"none of {', '.join(COMPILERS)} is found"
     )
+
+
+def how_to_install() -> str:
+    """A compiler, on this system."""
+    return "xcode-select --install" if platform.system() == "Darwin" else "apt install gcc libc6-dev"
 
 
 def _native_flag() -> str:
