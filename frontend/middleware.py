@@ -79,7 +79,7 @@ class Edge:
                 await send_error(labelled, error, shape, label, headers)
                 return
             last_words: LastWords | None = scope.get("state", {}).get(LAST_WORDS)
-            events = last_words(error) if last_words is not None else shape.last_event(error, label)
+            events = last_words(error, label) if last_words is not None else shape.last_event(error, label)
             await labelled({"type": "http.response.body", "body": events, "more_body": True})
 
         try:

@@ -4,16 +4,22 @@
     folder/1/9c01…     of the next; whoever looks for a document looks into every folder
 
 So a document outlives its frontend, and is gone with the server, whose private folder it lies in. A name is a
-hash of tenant and id: no tenant finds another's. Files are read and written in threads. Knows no shapes.
+hash of tenant and id: no tenant finds another's. Files are read in threads, and changed in one thread, in the
+order in which that was decided, even if nobody waits for it any more. Knows no shapes.
 """
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar
+
+Outcome = TypeVar("Outcome")
 
 log = logging.getLogger("tern.frontend")
 
@@ -34,6 +40,7 @@ class ResponseStore:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         """Of our files, the oldest first."""
         self._num_bytes = 0
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="responses")
         if self.enabled:
             self._take_over()
 
@@ -50,13 +57,10 @@ class ResponseStore:
             oldest = next(iter(self._sizes))
             self._forget(oldest)
             crowded.append(oldest)
-        try:
-            await asyncio.to_thread(self._write, name, document, crowded)
-        except OSError as error:
-            log.error("a response cannot be stored: %s", error.strerror)
+        kept = await self._change(functools.partial(self._write, name, document, crowded))
+        if not kept:
             self._forget(name)
-            return False
-        return True
+        return kept
 
     async def get(self, tenant: str, document_id: str) -> bytes | None:
         """None: it was never kept, or is forgotten."""
@@ -68,7 +72,7 @@ class ResponseStore:
             return False
         name = _name(tenant, document_id)
         self._forget(name)
-        return await asyncio.to_thread(self._unlink, name)
+        return await self._change(functools.partial(self._unlink, name))
 
     def _take_over(self) -> None:
         """What a frontend that had our index has left."""
@@ -89,16 +93,25 @@ class ResponseStore:
         """In the account of our files, not on the disk."""
         self._num_bytes -= self._sizes.pop(name, 0)
 
-    def _write(self, name: str, document: bytes, crowded: Sequence[str]) -> None:
-        """Make room, and write: whoever reads sees all of it or nothing."""
+    async def _change(self, work: Callable[[], Outcome]) -> Outcome:
+        """In its turn."""
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._changes, work))
+
+    def _write(self, name: str, document: bytes, crowded: Sequence[str]) -> bool:
+        """Make room, and write: whoever reads sees all of it or nothing. False: it cannot be written."""
         for one in crowded:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._own, one))
         path = os.path.join(self._own, name)
-        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(document)
-        os.replace(f"{path}.new", path)
+        try:
+            descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(document)
+            os.replace(f"{path}.new", path)
+        except OSError as error:
+            log.error("a response cannot be stored: %s", error.strerror)
+            return False
+        return True
 
     def _read(self, name: str) -> bytes | None:
         for folder in self._folders:

@@ -101,7 +101,8 @@ class OpenAIErrors:
 
 LAST_WORDS = "last_words"
 """Where a request's `state` has its endpoint's own LastWords, while it streams."""
-LastWords = Callable[[TernError], bytes]
+LastWords = Callable[[TernError, str], bytes]
+"""Of an error, and the request's id."""
 
 
 async def send_error(

@@ -20,8 +20,8 @@ from .generate import GENERATE
 SHELLS = ("bash", "zsh", "fish")
 COMMANDS: tuple[Command[Any], ...] = (SERVE, CHAT, COMPLETE, GENERATE, DOCTOR)
 OTHERS = {
-    "bench": ("overhead", "model", "peers", "kernels", "rest", "growth", "recover", "overload", "structured",
-              "quality", "quantization"),
+    "bench": ("overhead", "model", "peers", "kernels", "rest", "growth", "recover", "overload", "context",
+              "structured", "quality", "quantization"),
     "replay": (), "soak": (), "keys": (), "completion": SHELLS, "version": (), "help": (),
 }  # fmt: skip
 """Commands whose options are not declared, and their first argument."""

@@ -75,8 +75,8 @@ class MessageWriter:
             self._message, content=self._content, usage=usage, stop_reason=reason, stop_sequence=sequence
         )
 
-    def last_words(self, error: TernError) -> bytes:
-        return self._outbox.take() + AnthropicErrors().last_event(error, "")
+    def last_words(self, error: TernError, request_id: str) -> bytes:
+        return self._outbox.take() + AnthropicErrors().last_event(error, request_id)
 
     def _add(self, part: Part) -> None:
         match part:

@@ -70,7 +70,9 @@ class Tokenization:
             texts = [request.prompt or ""]
             (prompt,) = await encode_texts(service, texts, None, add_special_tokens=special)
         facts, ids = service.client.facts, prompt.token_ids
-        names = service.tokenizer.token_strings(ids) if request.return_token_strs else UNSET
+        names: list[str] | UnsetType = UNSET
+        if request.return_token_strs:
+            names = await service.tokenizer.in_thread(lambda: service.tokenizer.token_strings(ids))
         await send_json(send, TokenizeResponse(len(ids), facts.max_model_len if facts else None, ids, names))
 
     async def detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,5 +83,4 @@ class Tokenization:
             raise InvalidRequest(
                 f"tokens: id {wrong} is not in the vocabulary, 0 … {size - 1}", param="tokens"
             )
-        text = self._service.tokenizer.decode(request.tokens, skip_special_tokens=False)
-        await send_json(send, DetokenizeResponse(text))
+        await send_json(send, DetokenizeResponse(await self._service.tokenizer.decode_long(request.tokens)))

@@ -72,7 +72,7 @@ class TurnWriter(Protocol):
         """After the last piece: the last events, and the whole document."""
         ...
 
-    def last_words(self, error: TernError) -> bytes:
+    def last_words(self, error: TernError, request_id: str) -> bytes:
         """The events that end a stream which cannot go on."""
         ...
 

@@ -249,3 +249,19 @@ async def test_a_stream_that_breaks_ends_with_an_error(
         async with client.messages.stream(**ASK) as stream:
             bird.refuse(bird.submits[0].request_id, "numerical_error", "not finite")
             await stream.until_done()
+
+
+async def test_the_error_that_ends_a_stream_names_the_request(
+    service: Service, serve: Serve, bird: FakeEngine
+) -> None:
+    bird.pause_at = 2
+    text = ""
+    async with (
+        httpx2.AsyncClient(base_url=await serve(service), headers={"x-request-id": "r-7"}) as live,
+        live.stream("POST", URL, json={**ASK, "stream": True}) as response,
+    ):
+        bird.refuse(bird.submits[0].request_id, "numerical_error", "not finite")
+        with pytest.raises(httpx2.RemoteProtocolError):  # noqa: PT012
+            async for piece in response.aiter_text():
+                text += piece
+    assert json.loads(text.rpartition("data: ")[2])["request_id"] == "r-7"

@@ -1,5 +1,6 @@
 """The store of past responses: bounded, shared between frontends, and private to a tenant."""
 
+import asyncio
 from pathlib import Path
 
 from frontend.response_store import MOST_DOCUMENTS, ResponseStore
@@ -57,6 +58,20 @@ async def test_a_folder_that_is_gone_costs_only_the_document(tmp_path: Path) -> 
     store = ResponseStore(str(tmp_path / "x"), 1000)
     (tmp_path / "x" / "0").rmdir()
     assert not await store.put("", "a", b"1")
+
+
+async def test_the_account_is_right_whatever_happens_at_once(tmp_path: Path) -> None:
+    """The same response ends in two connections at once, while others make room."""
+    store = ResponseStore(str(tmp_path), 100)
+    tasks = [asyncio.ensure_future(store.put("", str(i % 3), b"x" * (i + 20))) for i in range(60)]
+    await asyncio.sleep(0)
+    for task in tasks[::7]:
+        task.cancel()  # its client is gone
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(outcome is True or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    assert await store.put("", "last", b"x" * 90)
+    (path,) = (tmp_path / "0").iterdir()
+    assert path.stat().st_size == 90
 
 
 async def test_only_we_can_read_it(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """/tokenize and /detokenize, and the tokenizer behind them, which agrees with transformers."""
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,40 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(StartupError, match="cannot be read"):
         Tokenizer(tmp_path)
+
+
+@pytest.fixture
+def polite_threads() -> Iterator[None]:
+    """None takes the GIL from another: it gets it when that one lets it go."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(before)
+
+
+async def test_the_event_loop_goes_on_beside_long_texts(polite_threads: None) -> None:
+    """The library must not hold the GIL meanwhile: turns of the loop are counted within each call."""
+    tokenizer = Tokenizer(BUNDLED)
+    library, turns = tokenizer._backend, 0
+
+    class Watched:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                before = turns
+                outcome = getattr(library, name)(*arguments, **named)
+                assert turns > before, f"{name} stopped the event loop"
+                return outcome
+
+            return call
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    tokenizer._backend = Watched()
+    turning = asyncio.ensure_future(turn())
+    (ids,) = await tokenizer.encode([TEXT * 4_000], add_special_tokens=False)
+    assert await tokenizer.decode_long(ids) == TEXT * 4_000
+    turning.cancel()

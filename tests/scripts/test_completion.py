@@ -1,5 +1,6 @@
 """Shell completion, in the shells that are here."""
 
+import re
 import shlex
 import subprocess
 
@@ -7,6 +8,7 @@ import pytest
 
 from protocol.errors import StartupError
 from scripts import cli, completion
+from scripts.bench import cli as bench
 
 
 def complete(shell: str, *words: str) -> list[str]:
@@ -38,6 +40,14 @@ def test_every_command_is_offered() -> None:
     assert set(cli.COMMANDS) <= offered
     for name in cli.COMMANDS:
         assert f"-a '{name}'" in completion.fish() or f"-a {name} " in completion.fish()
+
+
+def test_every_benchmark_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--help"], {})
+    found = re.search(r"\{([a-z,]+)\}", capsys.readouterr().out)
+    assert found is not None
+    assert set(found[1].split(",")) == set(completion.OTHERS["bench"])
 
 
 def test_every_line_for_fish_is_a_command_that_shells_can_split() -> None:

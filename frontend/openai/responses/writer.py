@@ -94,7 +94,7 @@ class ResponseWriter:
         self._lifecycle(f"response.{status}")
         return self._response
 
-    def last_words(self, error: TernError) -> bytes:
+    def last_words(self, error: TernError, request_id: str) -> bytes:
         """The last event has its documented shape, and the nested error that every client raises on."""
         self._outbox.break_off()
         self._close("incomplete")
