@@ -5,7 +5,7 @@ Endpoints translate their own shapes into `ToolUse`; the rest of the frontend kn
 
 import hashlib
 import re
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field
 
@@ -90,6 +90,14 @@ class ToolUse(Struct, frozen=True, kw_only=True):
                 raise InvalidRequest(what, param=choice_field)
         if self.choice == "required" and not self.callable:
             raise InvalidRequest(f"{choice_field}: there is no tool that could be called", param=choice_field)
+
+
+class OfferedTools(NamedTuple):
+    """What comes of a request's tools where kinds that only others can run are skipped."""
+
+    use: ToolUse
+    skipped: list[str]
+    """The types of those that the model is not told of."""
 
 
 class CallIds:

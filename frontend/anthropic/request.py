@@ -8,8 +8,8 @@ from protocol.errors import InvalidRequest
 from protocol.sampling import MAX_TOKENS
 
 from ..grammars import Constraint
-from ..openai.chat import reasoning_variables
 from ..openai.fields import MAX_STOPS, StopString
+from ..openai.prompting import reasoning_variables
 from ..openai.refused import Refusal
 from ..openai.structured import NULL, text_of
 from ..openai.turn import TurnFields, acceptances, refusals

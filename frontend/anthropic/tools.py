@@ -4,13 +4,13 @@ Those with a `type` (web_search_20250305, bash_20250124, …) are known to Anthr
 the model is not told of them, and the message says so in `skipped_tools`.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from protocol.errors import InvalidRequest
 
-from ..tools import Tool, ToolUse, no_parameters
+from ..tools import OfferedTools, Tool, ToolUse, no_parameters
 
 CUSTOM = "custom"
 
@@ -30,14 +30,6 @@ class AnthropicToolChoice(Struct, frozen=True, kw_only=True):
     name: str | None = None
     """With `tool`: which."""
     disable_parallel_tool_use: bool | None = None
-
-
-class OfferedTools(NamedTuple):
-    """What comes of a request's tools."""
-
-    use: ToolUse
-    skipped: list[str]
-    """The types of those that the model is not told of."""
 
 
 def offered_tools(tools: list[AnthropicTool] | None, choice: AnthropicToolChoice | None) -> OfferedTools:

@@ -16,7 +16,7 @@ from .extras import Extras
 from .fields import GenerationFields, NumLogprobs, make_wish
 from .headers import Terms
 from .messages import Messages, last_text
-from .prompting import check_not_empty, encode_chat, truncated
+from .prompting import check_not_empty, encode_chat, reasoning_variables, truncated
 from .refused import CHAT
 from .tools import ToolChoice, ToolDefinition, tool_use
 
@@ -104,11 +104,3 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
             default_max_tokens=self.service.options.default_max_tokens,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         )
-
-
-def reasoning_variables(effort: str | None) -> dict[str, Any]:
-    """Variables of chat templates. One that knows none of them is not changed by any effort."""
-    if effort is None:
-        return {}
-    off = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
-    return {"reasoning_effort": effort, **off}

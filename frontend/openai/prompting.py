@@ -98,6 +98,14 @@ async def encode_chat(
     return Prompt(ids[0], text)
 
 
+def reasoning_variables(effort: str | None) -> dict[str, Any]:
+    """Variables of chat templates. One that knows none of them is not changed by any effort."""
+    if effort is None:
+        return {}
+    off = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
+    return {"reasoning_effort": effort, **off}
+
+
 async def encode_texts(
     service: Service,
     texts: Sequence[str],

@@ -12,16 +12,16 @@ from ...outbox import Outbox
 from ...reading import plan_reading
 from ...service import Service
 from ...streams import Generation, Prompt, Wish
-from ..chat import reasoning_variables
+from ...tools import OfferedTools
 from ..fields import GenerationFields, make_wish
 from ..headers import Terms
-from ..prompting import check_not_empty, encode_chat
+from ..prompting import check_not_empty, encode_chat, reasoning_variables
 from ..turn import ChatOptions, Turn, TurnEndpoint
 from .items import Conversation, InputItem
 from .past import PastResponses
 from .request import RESPONSES, ResponsesRequest, TextFormat
 from .response import OfferedTool, ResponseObject
-from .tools import OfferedTools, offered_tools
+from .tools import offered_tools
 from .writer import ResponseWriter
 
 

@@ -4,13 +4,13 @@ Tools that only their provider can run (web_search, mcp, …) are not offered to
 says so: agents send them along, and do without.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from protocol.errors import InvalidRequest, Unsupported
 
-from ...tools import Tool, ToolUse, no_parameters
+from ...tools import OfferedTools, Tool, ToolUse, no_parameters
 
 MODES = ("none", "auto", "required")
 
@@ -39,14 +39,6 @@ class ResponsesToolChoice(Struct, frozen=True, kw_only=True, omit_defaults=True)
     name: str | None = None
     mode: Literal["auto", "required"] | None = None
     tools: list[AllowedTool] | None = None
-
-
-class OfferedTools(NamedTuple):
-    """What comes of a request's tools."""
-
-    use: ToolUse
-    skipped: list[str]
-    """The types of those that the model is not told of."""
 
 
 def offered_tools(
