@@ -60,6 +60,8 @@ class Answer:
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
         self.finish_reason: str | None = None
+        self.ending: TokenEntry | None = None
+        """The token that ended it, which is none of its text, when log-probabilities were asked for."""
         self._detokenizer = detokenizer
         self._stops = stops
         self._include_stop = include_stop
@@ -95,10 +97,12 @@ class Answer:
         last = len(batch.token_ids) - 1
         for i, token_id in enumerate(batch.token_ids):
             self.num_tokens += 1
+            logprob = batch.logprobs[i] if batch.logprobs is not None else None
             if stopped and i == last:
+                if self._logprobs:
+                    self.ending = TokenEntry(token_id, self._decoded_chars, logprob)
                 break
             if self._logprobs:
-                logprob = batch.logprobs[i] if batch.logprobs is not None else None
                 self._entries.append(TokenEntry(token_id, self._decoded_chars, logprob))
             self.num_reasoning_tokens += self._reader is not None and self._reader.reasoning
             text += self._read(self._screen(self._detokenizer.push((token_id,))))

@@ -19,7 +19,7 @@ from protocol.errors import InvalidRequest, Unavailable
 from protocol.messages import Finish
 from protocol.sampling import MAX_SEED, SamplingParams
 
-from .answer import LENGTH, Answer, Piece
+from .answer import LENGTH, Answer, Piece, TokenEntry
 from .idempotency import Key
 from .metrics import Stopwatch
 from .reading import Reading
@@ -99,6 +99,11 @@ class Choice:
     @property
     def num_tokens(self) -> int:
         return self._answer.num_tokens
+
+    @property
+    def ending(self) -> TokenEntry | None:
+        """The token that ended it, if it is no text and log-probabilities were asked for."""
+        return self._answer.ending
 
     @property
     def num_reasoning_tokens(self) -> int:

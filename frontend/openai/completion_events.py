@@ -103,7 +103,10 @@ class CompletionEvents:
         async def collect(choice: Choice) -> None:
             pieces = [piece async for piece in choice]
             text, entries = self._prompt(choice) if self._echo else ("", [])
-            shifted = _shifted([entry for piece in pieces for entry in piece.entries], len(text))
+            own = [entry for piece in pieces for entry in piece.entries]
+            if self._echo and choice.ending is not None:  # lm-eval counts on an entry for every token made
+                own.append(choice.ending)
+            shifted = _shifted(own, len(text))
             choices.append(
                 CompletionChoice(
                     choice.index,

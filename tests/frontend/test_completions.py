@@ -109,6 +109,18 @@ async def test_echo_with_log_probabilities(http: httpx2.AsyncClient, engine: Fak
     assert (sampling.logprobs, sampling.prompt_logprobs) == (2, 2)
 
 
+async def test_echo_has_an_entry_for_the_token_that_ended_it(
+    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
+) -> None:
+    """lm-eval takes the last entry for the one token that it lets an answer have."""
+    engine.answer, engine.finish = [END], Finish.STOP
+    body = await complete(http, prompt=ids("a b"), echo=True, logprobs=1, max_tokens=1)
+    choice = body["choices"][0]
+    assert choice["text"] == "a b"
+    assert len(choice["logprobs"]["token_logprobs"]) == len(ids("a b")) + 1
+    assert choice["logprobs"]["token_logprobs"][-1] == pytest.approx(-END / 1000)
+
+
 async def test_scoring_a_prompt(http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids) -> None:
     engine.answer = ids("never seen")
     body = await complete(http, prompt=ids("a b"), echo=True, logprobs=0, max_tokens=0)
