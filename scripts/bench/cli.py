@@ -1,6 +1,7 @@
 """`tern bench`: runs one benchmark and prints a table that begins with the machine."""
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,7 @@ async def _run(options: argparse.Namespace, serve_arguments: list[str]) -> str:
                 options.repetitions,
                 options.threads,
                 serve_arguments,
+                functools.partial(print, flush=True),
             )
             return compare.report(outcome)
         case "structured":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.peers.compare import LOADS, Outcome, report
+from scripts.bench.peers.compare import LOADS, table
 from scripts.bench.peers.drivers.answering import check_lengths
 from scripts.bench.peers.peer import PROJECT, Peer
 
@@ -67,7 +67,5 @@ def test_a_short_answer_is_an_error() -> None:
 
 def test_table_compares_with_the_best_of_the_others() -> None:
     rates = {"Tern": 30.0, "slow": 10.0, "quick": 20.0}
-    table = report(
-        Outcome({"bf16": {(name, load.title): [rate] for name, rate in rates.items() for load in LOADS}})
-    )
-    assert "| Tern, over the best of the others | 1.50× | 1.50× | 1.50× |" in table
+    said = table("bf16", {(name, load.title): [rate] for name, rate in rates.items() for load in LOADS})
+    assert "| Tern, over the best of the others | 1.50× | 1.50× | 1.50× |" in said

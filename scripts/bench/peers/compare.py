@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,14 +64,17 @@ async def measure(
     repetitions: int,
     threads: int,
     arguments: list[str],
+    say: Callable[[str], None],
 ) -> Outcome:
-    """`folder` keeps environments and models for the next time. `only`: environments; empty means all."""
+    """`folder` keeps environments and models for the next time. `only`: environments; empty means all.
+    `say` is told the table of each kind when it is there."""
     model = _model(folder)
     columns = [column for column in COLUMNS if not only or column.environment in only]
     outcome = Outcome()
     for kind in kinds:
         present = [column for column in columns if kind in column.kinds]
         outcome.rates[kind] = await _kind(kind, present, model, folder, repetitions, threads, arguments)
+        say(table(kind, outcome.rates[kind]))
     for name in {column.environment for column in columns}:
         outcome.versions[name] = versions(python_of(name, folder))
     return outcome
@@ -140,29 +143,28 @@ def _prompts(draw: random.Random, load: Load) -> list[list[int]]:
     ]
 
 
+def table(kind: str, rates: Rates) -> str:
+    """Medians (least – most), and how far ours is ahead of the best."""
+    titles = list(dict.fromkeys(title for title, _ in rates))
+    lines = [
+        f"| {kind}, tok/s | " + " | ".join(load.title for load in LOADS) + " |",
+        "|---|" + "---|" * len(LOADS),
+    ]
+    for title in titles:
+        lines.append(f"| {title} | " + " | ".join(_cell(rates[title, load.title]) for load in LOADS) + " |")
+    others = [title for title in titles if title != "Tern"]
+    if others:
+        ahead = []
+        for load in LOADS:
+            best = max(statistics.median(rates[title, load.title]) for title in others)
+            ahead.append(f"{statistics.median(rates['Tern', load.title]) / best:.2f}×")
+        lines.append("| Tern, over the best of the others | " + " | ".join(ahead) + " |")
+    return "\n".join([*lines, ""])
+
+
 def report(outcome: Outcome) -> str:
-    """A table for each kind of weights: medians (least – most), and how far ours is ahead of the best."""
-    lines = []
-    for kind, rates in outcome.rates.items():
-        titles = list(dict.fromkeys(title for title, _ in rates))
-        lines += [
-            f"| {kind}, tok/s | " + " | ".join(load.title for load in LOADS) + " |",
-            "|---|" + "---|" * len(LOADS),
-        ]
-        for title in titles:
-            lines.append(
-                f"| {title} | " + " | ".join(_cell(rates[title, load.title]) for load in LOADS) + " |"
-            )
-        others = [title for title in titles if title != "Tern"]
-        if others:
-            ahead = []
-            for load in LOADS:
-                best = max(statistics.median(rates[title, load.title]) for title in others)
-                ahead.append(f"{statistics.median(rates['Tern', load.title]) / best:.2f}×")
-            lines.append("| Tern, over the best of the others | " + " | ".join(ahead) + " |")
-        lines.append("")
-    lines += [f"{name}: {text}" for name, text in sorted(outcome.versions.items())]
-    return "\n".join(lines)
+    """Which versions they were."""
+    return "\n".join(f"{name}: {text}" for name, text in sorted(outcome.versions.items()))
 
 
 def _cell(rates: Sequence[float]) -> str:
