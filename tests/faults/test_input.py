@@ -138,7 +138,8 @@ async def test_wishes_that_multiply(serve: "Serve") -> None:
 def routes() -> set[tuple[str, str]]:
     """(method, path) of all, as the app's source registers them."""
     source = (ROOT / "frontend" / "app.py").read_text()
-    found = re.findall(r'\b(get|post)\("(/[^"]*)"', source)
+    found = re.findall(r'\b(get|post|delete)\("(/[^"]*)"', source)
+    found += [("get", path) for path in re.findall(r'"(/[^"]*)": service\.', source)]
     return {(method, path.replace(":path}", "}")) for method, path in found}
 
 

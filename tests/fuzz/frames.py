@@ -162,6 +162,7 @@ SAMPLES: dict[str, tuple[Any, list[Any]]] = {
             control.Phase("loading weights", "3 of 9", 0.3),
             control.Ready({"model": "m", "device": "cpu"}),
             control.Failed("out_of_memory", "no memory", "buy some", 75),
+            control.Busy(10.0, EngineStats(1, 2, 3), EngineStats(4, 5, 6)),
         ],
     ),
 }

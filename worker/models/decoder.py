@@ -82,8 +82,8 @@ class Decoder:
         self.num_kv_heads = self.layers[0].self_attn.num_kv_heads
         self.windows = tuple(windows)
         self.rotaries = rotaries
-        kernels = model.kernels
-        self.tapes = Tapes(kernels) if kernels is not None and kernels.records and group.size == 1 else None
+        kernels, alone = model.kernels, model.device is None and group.size == 1
+        self.tapes = Tapes(kernels) if kernels is not None and kernels.records and alone else None
 
     def cover(self, max_len: int) -> None:
         for rotary in set(self.rotaries.values()):
