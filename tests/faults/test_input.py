@@ -157,11 +157,12 @@ async def test_every_route_needs_the_key(serve: "Serve") -> None:
         {"authorization": f"Basic {KEY}"},
         {"authorization": KEY},
         {"authorization": "Bearer "},
-        {"x-api-key": KEY},
+        {"x-api-key": f"Bearer {KEY}"},
+        {"x-api-key": KEY[:-1]},
         {"cookie": f"authorization=Bearer {KEY}"},
     ]
     known = [(method.upper(), path) for method, path in sorted(routes())]
-    unknown = [("GET", "/"), ("GET", "/docs"), ("POST", "/v1/embeddings"), ("GET", "/v1/models/")]
+    unknown = [("GET", "/nowhere"), ("GET", "/docs"), ("POST", "/v1/embeddings"), ("GET", "/v1/models/")]
     for method, path in known + unknown:
         async with await RawConnection.open(stack) as connection:
             for other in (method, "PUT", "DELETE", "OPTIONS"):
@@ -174,8 +175,9 @@ async def test_every_route_needs_the_key(serve: "Serve") -> None:
                         assert (response.status, response.code) == (401, "invalid_api_key"), (other, path)
                         assert response.headers["www-authenticate"] == "Bearer"
                         assert KEY.encode() not in response.body
-    right = request("GET", "/v1/models", authorization=f"Bearer {KEY}")
-    assert (await ask(stack, right)).json["data"][0]["id"] == "tiny"
+    rights: list[dict[str, str]] = [{"authorization": f"Bearer {KEY}"}, {"x-api-key": KEY}]
+    for right in rights:
+        assert (await ask(stack, request("GET", "/v1/models", **right))).json["data"][0]["id"] == "tiny"
     assert KEY not in stack.program.output
 
 
