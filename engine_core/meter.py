@@ -68,10 +68,10 @@ class Meter:
 
     def base_s(self, num_decodes: int) -> float:
         """Of a pure decode step of so many requests; of the nearest number that was seen; 0: none was."""
-        if not self._base_s:
-            return 0.0
         size = num_decodes.bit_length()
-        return self._base_s[min(self._base_s, key=lambda seen: abs(seen - size))]
+        if (seen := self._base_s.get(size)) is not None or not self._base_s:
+            return seen or 0.0
+        return self._base_s[min(self._base_s, key=lambda other: abs(other - size))]
 
     def record_ends(self, count: int, now: float) -> None:
         """So many requests have ended."""
