@@ -2,9 +2,9 @@
 
 import itertools
 
-from protocol.config import SchedulerOptions
 from protocol.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unsupported
 from protocol.messages import EngineFacts, Submit
+from protocol.options import SchedulerOptions
 from protocol.sampling import NOT_WITH_GRAMMAR
 
 from .request import Request

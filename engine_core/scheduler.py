@@ -15,8 +15,8 @@ result, which is either relief or certainty: then it preempts.
 from collections import deque
 from collections.abc import Iterable
 
-from protocol.config import CacheOptions, SchedulerOptions
 from protocol.messages import EngineFacts
+from protocol.options import CacheOptions, SchedulerOptions
 
 from .clients import Client
 from .decode_batch import DecodeBatch

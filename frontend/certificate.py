@@ -2,8 +2,8 @@
 
 import ssl
 
-from protocol.config import FrontendOptions
 from protocol.errors import StartupError
+from protocol.options import FrontendOptions
 
 
 def check_certificate(options: FrontendOptions) -> None:

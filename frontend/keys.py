@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from protocol.config import FrontendOptions
 from protocol.errors import StartupError
+from protocol.options import FrontendOptions
 
 
 def api_keys(options: FrontendOptions) -> tuple[str, ...]:

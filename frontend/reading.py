@@ -10,8 +10,8 @@
 import msgspec
 from msgspec import Struct
 
-from protocol.config import FrontendOptions
 from protocol.errors import InvalidRequest, Unsupported
+from protocol.options import FrontendOptions
 
 from .chat_template import ChatTemplate
 from .grammar_messages import Frame, Inner, ToolArguments

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import uvicorn
 from starlette.types import ASGIApp
 
-from protocol.config import FrontendOptions
+from protocol.options import FrontendOptions
 
 from .certificate import check_certificate
 from .connection import KEEP_ALIVE_S, Connection, Limits, connection_type

@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from protocol.client import EngineClient
-from protocol.config import FrontendConfig, FrontendOptions
+from protocol.config import FrontendConfig
 from protocol.errors import ModelNotFound, StartupError
+from protocol.options import FrontendOptions
 from protocol.sampling import MAX_SEED
 
 from .chat_template import ChatTemplate

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from .config import ServerOptions
 from .errors import StartupError
+from .options import ServerOptions
 
 _RULE = "expected 40 characters of Z85"
 _DIGITS = string.digits + string.ascii_letters + ".-:+=^!/*?&<>()[]{}@%$#"

@@ -1,4 +1,4 @@
-"""Options of the commands that ask a server, declared once as those of `tern serve` are (protocol/config.py).
+"""Options of the commands that ask a server, declared as those of `tern serve` are (protocol/options.py).
 
 A command's own section has variables of its own (`temperature` of `tern chat`: TERN_CHAT_TEMPERATURE) and
 its own table in a `--config` file, so that one file and one environment serve all commands.
@@ -8,7 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from protocol.config import ServeOptions
+from protocol.options import ServeOptions
 
 OWN_VARIABLES = {"chat", "complete", "generate"}
 """Sections whose options are named after the command."""

@@ -20,8 +20,8 @@ from msgspec import Struct, structs
 
 from frontend.certificate import check_certificate
 from frontend.keys import api_keys
-from protocol.config import ServeOptions
 from protocol.errors import StartupError
+from protocol.options import ServeOptions
 from worker.kernels.cpu.library import NoCompiler, find_compiler, how_to_install
 from worker.memory import available_memory, total_memory
 

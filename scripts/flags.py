@@ -14,8 +14,8 @@ from typing import Any, Generic, NoReturn
 
 import msgspec
 
-from protocol.config import ServeOptions
 from protocol.errors import StartupError
+from protocol.options import ServeOptions
 
 from .client_options import ROOTS
 from .options import Option, Root, build, declared_options, did_you_mean

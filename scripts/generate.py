@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
-from protocol.config import ServeOptions
 from protocol.errors import StartupError
+from protocol.options import ServeOptions
 
 from .api_client import ApiClient, Reply, connect
 from .asking import Asker, Question, patience

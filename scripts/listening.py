@@ -10,8 +10,8 @@ import socket
 import stat
 from contextlib import suppress
 
-from protocol.config import FrontendOptions
 from protocol.errors import StartupError
+from protocol.options import FrontendOptions
 
 BACKLOG = 2048
 

@@ -16,8 +16,8 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct, structs
 
-from protocol.config import ServeOptions
 from protocol.errors import BY_CODE, InternalError, InvalidRequest, StartupError
+from protocol.options import ServeOptions
 
 from .api_client import ApiClient, Reply
 from .asking import Asker, Question

@@ -16,9 +16,9 @@ from functools import partial
 
 from msgspec import structs
 
-from protocol.config import FrontendOptions, ServeOptions
 from protocol.control import die_with_parent
 from protocol.errors import StartupError
+from protocol.options import FrontendOptions, ServeOptions
 
 from .api_client import TROUBLE, ApiClient
 from .flags import FOR_WORKERS, as_flags

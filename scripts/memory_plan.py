@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from protocol.config import ModelOptions, ServeOptions
 from protocol.errors import OutOfMemory
+from protocol.options import ModelOptions, ServeOptions
 from worker.memory import set_aside
 
 from .quantities import amount

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 from worker.memory import available_memory
 
 from .memory_plan import most_download_bytes

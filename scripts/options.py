@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
-from protocol.config import ServeOptions
 from protocol.errors import StartupError
+from protocol.options import ServeOptions
 
 from . import quantities
 from .client_options import OWN_VARIABLES

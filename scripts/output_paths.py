@@ -7,8 +7,8 @@ import os
 
 import msgspec
 
-from protocol.config import DEFAULT_CRASH_DIR, ServerOptions
 from protocol.errors import StartupError
+from protocol.options import DEFAULT_CRASH_DIR, ServerOptions
 
 
 def resolve(options: ServerOptions) -> ServerOptions:

@@ -16,9 +16,10 @@ import msgspec
 
 from engine_core.journal import Opened, Record, Submitted, read
 from protocol import columns
-from protocol.config import ServeOptions, WorkerConfig
+from protocol.config import WorkerConfig
 from protocol.errors import StartupError
 from protocol.messages import NO_TOKEN
+from protocol.options import ServeOptions
 from protocol.sockets import fingerprint
 from protocol.steps import Reset, StepFailed, StepPlan, StepResult
 from worker.worker import Runner

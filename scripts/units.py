@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from protocol.config import EngineCoreConfig, FrontendConfig, ServeOptions, WorkerConfig
+from protocol.config import EngineCoreConfig, FrontendConfig, WorkerConfig
 from protocol.control import ToChild
 from protocol.curve import check_options
 from protocol.errors import StartupError
+from protocol.options import ServeOptions
 from protocol.progress import Board
 
 from .process import Child, Command, is_crash

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from protocol.config import CacheOptions
 from protocol.errors import OutOfMemory, StartupError
 from protocol.kv_groups import KVGroup, blocks_of, longest
+from protocol.options import CacheOptions
 
 from .kernels.attention import KVShape
 from .kv_layout import KVLayout

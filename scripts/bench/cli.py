@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvloop
 
-from protocol.config import ModelOptions
+from protocol.options import ModelOptions
 from scripts.model_path import BUNDLED
 
 from . import (

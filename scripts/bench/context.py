@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from protocol import columns
-from protocol.config import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions, WorkerConfig
+from protocol.config import WorkerConfig
+from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan
 from worker.runner import TorchRunner

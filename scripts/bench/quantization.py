@@ -17,7 +17,8 @@ from torch import Tensor
 from frontend.chat_template import ChatTemplate
 from frontend.tokenizer import Tokenizer
 from protocol import columns
-from protocol.config import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions, WorkerConfig
+from protocol.config import WorkerConfig
+from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan
 from scripts.bundled_tasks import Sample, held_out_samples

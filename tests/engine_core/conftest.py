@@ -10,15 +10,9 @@ import pytest
 from engine_core.engine import Engine
 from engine_core.process import EngineProcess
 from protocol.client import EngineClient
-from protocol.config import (
-    CacheOptions,
-    EngineCoreConfig,
-    ModelOptions,
-    ParallelOptions,
-    SchedulerOptions,
-    WorkerConfig,
-)
+from protocol.config import EngineCoreConfig, WorkerConfig
 from protocol.control import Channel, EngineAt, PeerGone, Quit, SupervisorChannel, ToChild, channel_pair
+from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from worker.stub import StubRunner
 from worker.worker import Worker
 

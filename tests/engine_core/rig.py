@@ -6,15 +6,9 @@ from engine_core.engine import Engine
 from engine_core.grammar import Hands, Inline
 from engine_core.invariants import check
 from protocol import columns
-from protocol.config import (
-    CacheOptions,
-    EngineCoreConfig,
-    ModelOptions,
-    ParallelOptions,
-    SchedulerOptions,
-    WorkerConfig,
-)
+from protocol.config import EngineCoreConfig, WorkerConfig
 from protocol.messages import PROTOCOL_VERSION, ClientMessage, EngineMessage
+from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.registry import Registry
 from protocol.sockets import fingerprint
 from protocol.steps import EngineToWorker, Reset, StepFailed, StepPlan, WorkerReady, WorkerToEngine

@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocol.config import CacheOptions
+from protocol.options import CacheOptions
 from tests.engine_core.requests import SAMPLING, expected, run_until
 from tests.engine_core.rig import Rig
 

@@ -6,9 +6,9 @@ from engine_core import clients
 from engine_core.desk import MOST_UNTRIED
 from engine_core.kept import Kept
 from protocol import columns
-from protocol.config import CacheOptions, SchedulerOptions
 from protocol.errors import DeadlineExceeded, KeyReused, Overloaded, Unavailable
 from protocol.messages import Finish, Outputs, Submit
+from protocol.options import CacheOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.stream import Parting
 from tests.engine_core.requests import (

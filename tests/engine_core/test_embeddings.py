@@ -3,9 +3,9 @@
 import pytest
 
 from protocol import columns
-from protocol.config import CacheOptions, SchedulerOptions
 from protocol.errors import InvalidRequest, RequestCrashedWorker, Unsupported
 from protocol.messages import Finish, Outputs
+from protocol.options import CacheOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.stream import TokenStream
 from tests.engine_core.requests import SAMPLING, assert_all_free, error_of, expected

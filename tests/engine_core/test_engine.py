@@ -214,7 +214,7 @@ async def test_garbage_is_counted_and_dropped(client: EngineClient, mini_stack: 
 
 
 async def test_too_many_waiting_requests_are_refused(mini_stack: MiniStack) -> None:
-    from protocol.config import SchedulerOptions
+    from protocol.options import SchedulerOptions
 
     mini_stack.scheduler = SchedulerOptions(max_num_seqs=1, max_num_waiting=2, max_num_batched_tokens=64)
     engine_at = mini_stack.start_engine()

@@ -5,10 +5,10 @@ from msgspec import structs
 
 from engine_core import planned_step
 from engine_core.engine import CUT_PATIENCE_S, LinkCut
-from protocol.config import CacheOptions, SchedulerOptions
 from protocol.errors import NumericalError, Unavailable
 from protocol.messages import Attached, Suspended
 from protocol.observation import Event
+from protocol.options import CacheOptions, SchedulerOptions
 from protocol.stream import TokenStream
 from tests.engine_core.requests import (
     PROMPT,

@@ -9,9 +9,9 @@ import pytest
 import tokenizers
 
 from engine_core.scheduler import Scheduler
-from protocol.config import CacheOptions, SchedulerOptions
 from protocol.errors import GrammarFailed, InvalidRequest, TernError, Unsupported
 from protocol.messages import Finish
+from protocol.options import CacheOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.stream import Parting, TokenStream
 

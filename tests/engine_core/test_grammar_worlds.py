@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from protocol.config import CacheOptions, SchedulerOptions
+from protocol.options import CacheOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.stream import Parting, TokenStream
 from tests.engine_core import rig as rig_module

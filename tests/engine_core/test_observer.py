@@ -1,9 +1,9 @@
 """What people see of an engine core: true, of the moment, cheap, and nobody's text."""
 
 from protocol import columns
-from protocol.config import CacheOptions, SchedulerOptions
 from protocol.messages import ClientMessage
 from protocol.observation import CACHED, FREE, MOST_CELLS, SHARED, UNLISTED, Event, Inspect, Snapshot, Stage
+from protocol.options import CacheOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from tests.engine_core.requests import PROMPT, SAMPLING, run_until
 from tests.engine_core.rig import Rig

@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocol.config import CacheOptions
+from protocol.options import CacheOptions
 from protocol.sampling import SamplingParams
 from tests.engine_core.requests import assert_all_free, error_of, expected, run_until
 from tests.engine_core.rig import Rig

@@ -3,8 +3,8 @@
 import pytest
 
 from frontend.certificate import check_certificate
-from protocol.config import FrontendOptions
 from protocol.errors import StartupError
+from protocol.options import FrontendOptions
 
 
 def test_a_certificate_needs_its_key_and_both_must_be_readable() -> None:

@@ -16,7 +16,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from frontend.process import Beating
-from protocol.config import FrontendConfig, FrontendOptions, ModelOptions
+from protocol.config import FrontendConfig
 from protocol.control import (
     Drain,
     EngineAt,
@@ -29,6 +29,7 @@ from protocol.control import (
     SupervisorChannel,
     channel_pair,
 )
+from protocol.options import FrontendOptions, ModelOptions
 from protocol.progress import Board, Progress, Reading
 from tests.frontend.conftest import MakeEngine, events, text_of
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine

@@ -9,16 +9,7 @@ from typing import Any
 import msgspec
 
 from protocol import columns, control
-from protocol.config import (
-    CacheOptions,
-    EngineCoreConfig,
-    FrontendConfig,
-    FrontendOptions,
-    ModelOptions,
-    ParallelOptions,
-    SchedulerOptions,
-    WorkerConfig,
-)
+from protocol.config import EngineCoreConfig, FrontendConfig, WorkerConfig
 from protocol.messages import (
     Abort,
     Attach,
@@ -41,6 +32,7 @@ from protocol.messages import (
     Suspended,
 )
 from protocol.observation import Event, Inspect, RequestView, Snapshot, Stage
+from protocol.options import CacheOptions, FrontendOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.steps import (
     EngineToWorker,

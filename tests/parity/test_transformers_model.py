@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 from tests.parity.conftest import Load
 from tests.parity.families import FAMILIES, LONGROPE, UNDECLARED
 from tests.parity.reference import VOCAB_SIZE, Reference, assert_equal, tokens, write_checkpoint

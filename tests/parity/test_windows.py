@@ -17,9 +17,9 @@ from engine_core.invariants import check
 from engine_core.request import Request
 from engine_core.scheduler import Scheduler
 from protocol import columns
-from protocol.config import CacheOptions, SchedulerOptions
 from protocol.kv_groups import NO_BLOCK
 from protocol.messages import Submit
+from protocol.options import CacheOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.steps import StepResult
 from tests.parity.families import FAMILIES, WINDOW

@@ -10,7 +10,6 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from protocol.client import EngineClient
-from protocol.config import ServerOptions
 from protocol.curve import CurveKeys, check_endpoint, check_options, read_allowed_keys, read_key
 from protocol.errors import StartupError
 from protocol.messages import (
@@ -25,6 +24,7 @@ from protocol.messages import (
     Ping,
     Pong,
 )
+from protocol.options import ServerOptions
 from protocol.remote import CurveRouter, Routers
 from protocol.sockets import Dealer, Router, fingerprint
 from tests.conftest import DEADLINE_S

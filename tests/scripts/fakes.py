@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from protocol.config import CacheOptions, EngineCoreConfig, SchedulerOptions
+from protocol.config import EngineCoreConfig
 from protocol.control import ChildChannel, Drain, Failed, Phase, Quit, Ready, Retire, enter
+from protocol.options import CacheOptions, SchedulerOptions
 from protocol.progress import Board, Progress
 from scripts.process import Command
 from scripts.restart_policy import RestartPolicy

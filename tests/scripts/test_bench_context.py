@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from protocol.config import ModelOptions
+from protocol.options import ModelOptions
 from scripts.bench.context import BLOCK_SIZE, measure, picture, report
 from scripts.bench.plot import Line, plot
 from scripts.model_path import BUNDLED

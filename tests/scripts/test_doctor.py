@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from protocol.config import FrontendOptions, ModelOptions, ServeOptions, ServerOptions
+from protocol.options import FrontendOptions, ModelOptions, ServeOptions, ServerOptions
 from scripts import doctor
 from scripts.doctor import Finding
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from protocol.config import ServeOptions
 from protocol.errors import StartupError
+from protocol.options import ServeOptions
 from scripts.chat import CHAT
 from scripts.client_options import ROOTS
 from scripts.complete import COMPLETE

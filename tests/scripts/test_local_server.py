@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from protocol.config import FrontendOptions, ServeOptions
+from protocol.options import FrontendOptions, ServeOptions
 from scripts.local_server import LocalServer
 
 

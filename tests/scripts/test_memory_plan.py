@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from protocol.config import CacheOptions, ModelOptions, ParallelOptions, ServeOptions
 from protocol.errors import OutOfMemory
+from protocol.options import CacheOptions, ModelOptions, ParallelOptions, ServeOptions
 from scripts import memory_plan
 from scripts.memory_plan import Config, check, weights_bytes
 from scripts.model_path import BUNDLED

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 from scripts import model_path
 from scripts.model_path import resolve
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.config import ServerOptions
 from protocol.errors import StartupError
+from protocol.options import ServerOptions
 from scripts.output_paths import resolve
 
 

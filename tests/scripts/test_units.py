@@ -6,13 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from protocol.config import (
-    EngineCoreConfig,
-    FrontendOptions,
-    ParallelOptions,
-    ServeOptions,
-    ServerOptions,
-)
+from protocol.config import EngineCoreConfig
+from protocol.options import FrontendOptions, ParallelOptions, ServeOptions, ServerOptions
 from scripts.process import Command
 from scripts.run_dir import RunDir
 from scripts.units import Unit, make_board, plan_units

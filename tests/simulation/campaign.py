@@ -12,8 +12,8 @@ from functools import partial
 from random import Random
 
 from engine_core.request import Request
-from protocol.config import CacheOptions, SchedulerOptions
 from protocol.kv_groups import blocks_of
+from protocol.options import CacheOptions, SchedulerOptions
 from worker.kv_layout import Window, lay_out
 
 from .cluster import Cluster, Settings

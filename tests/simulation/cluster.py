@@ -12,9 +12,10 @@ from typing import Any, assert_never
 
 from engine_core.engine import Engine
 from engine_core.request import Request
-from protocol.config import CacheOptions, EngineCoreConfig, SchedulerOptions
+from protocol.config import EngineCoreConfig
 from protocol.control import PeerGone
 from protocol.messages import ClientMessage, Submit
+from protocol.options import CacheOptions, SchedulerOptions
 from scripts.liveness import LOOK_INTERVAL_S, Liveness, Verdict
 from scripts.restart_policy import GiveUp, Kind, Restart, RestartPolicy
 from worker.kv_layout import Window

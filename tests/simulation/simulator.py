@@ -15,9 +15,10 @@ from engine_core.invariants import check, touched
 from engine_core.request import Request, State
 from engine_core.scheduler import Scheduler
 from protocol import columns
-from protocol.config import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions, WorkerConfig
+from protocol.config import WorkerConfig
 from protocol.kv_groups import NO_BLOCK
 from protocol.messages import Submit
+from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan, StepResult
 from worker.kv_layout import Window

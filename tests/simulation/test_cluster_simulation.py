@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from protocol.config import CacheOptions, SchedulerOptions
+from protocol.options import CacheOptions, SchedulerOptions
 
 from .campaign import Campaign
 from .cluster import Cluster, Settings

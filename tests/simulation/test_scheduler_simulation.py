@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.config import CacheOptions, SchedulerOptions
 from protocol.kv_groups import blocks_of
+from protocol.options import CacheOptions, SchedulerOptions
 from tests.simulation.simulator import World
 from worker.kv_layout import Window, lay_out
 

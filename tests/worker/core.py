@@ -12,7 +12,7 @@ import msgspec
 import zmq
 
 from protocol import columns
-from protocol.config import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions, WorkerConfig
+from protocol.config import WorkerConfig
 from protocol.control import (
     Channel,
     EngineAt,
@@ -23,6 +23,7 @@ from protocol.control import (
     ToSupervisor,
     channel_pair,
 )
+from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.progress import Progress
 from protocol.sampling import SamplingParams
 from protocol.sockets import Router

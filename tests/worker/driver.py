@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 
 from protocol import columns
-from protocol.config import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions, WorkerConfig
+from protocol.config import WorkerConfig
 from protocol.kv_groups import NO_BLOCK
 from protocol.messages import NO_TOKEN, LogprobBlock
+from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan, StepResult
 from worker.runner import TorchRunner

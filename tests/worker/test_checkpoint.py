@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from protocol.config import ModelOptions
 from protocol.control import Failed
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 from tests.worker.core import WorkerProcess
 from tests.worker.driver import quiet, worker_config, write_config
 from worker import checksums

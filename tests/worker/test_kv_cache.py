@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol.config import CacheOptions
 from protocol.errors import OutOfMemory, StartupError
 from protocol.kv_groups import KVGroup
+from protocol.options import CacheOptions
 from worker.kv_cache import KVBudget, fit
 from worker.memory import MOST_BYTES, available_memory
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 import torch
 
-from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 from tests.worker.published import PUBLISHED, SIZES
 from worker.checkpoint import Checkpoint
 from worker.models.gemma3 import Gemma3Config

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from protocol.config import ParallelOptions
 from protocol.errors import InternalError, OutOfMemory, StartupError
+from protocol.options import ParallelOptions
 from protocol.sampling import SamplingParams
 from tests.worker.driver import GREEDY, Driver, Resident, quiet, worker_config, write_config
 from worker.failures import RowsFailed

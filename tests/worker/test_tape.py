@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from protocol.config import ParallelOptions
+from protocol.options import ParallelOptions
 from protocol.sampling import SamplingParams
 from tests.worker.driver import Driver, Resident, quiet, worker_config, write_config
 from worker.layers import tape

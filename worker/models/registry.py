@@ -9,8 +9,8 @@ import torch
 from msgspec import Struct, structs
 from torch import Tensor
 
-from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 
 from ..checkpoint import Checkpoint
 from ..kernels.attention import StepMetadata

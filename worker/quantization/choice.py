@@ -5,8 +5,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 
 from ..checkpoint import StoredTensor
 from .awq import AWQ, AWQConfig

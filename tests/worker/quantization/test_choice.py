@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 from tests.worker.quantization.checkpoints import no_cache
 from worker.quantization.choice import formats_for
 

@@ -11,8 +11,8 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.utils import calculate_qparams
 from torch import Tensor
 
-from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 from tests.worker.quantization.checkpoints import (
     Quantize,
     dequantized,

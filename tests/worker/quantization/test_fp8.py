@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protocol.config import ModelOptions
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 from tests.worker.quantization.checkpoints import Quantize, mean_difference, no_cache, write_twins
 from worker.kernels.matmul import dequantize_fp8
 from worker.parallel import Span, whole

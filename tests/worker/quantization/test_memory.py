@@ -29,7 +29,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 from tests.worker.driver import quiet
-from protocol.config import ModelOptions
+from protocol.options import ModelOptions
 from worker.checkpoint import Checkpoint
 from worker.models.registry import build
 from worker.parallel import Group

@@ -1,0 +1,333 @@
+"""Every option of Tern, declared once. Flags, environment, `--config` files and help come from here.
+
+Options are grouped in frozen sections; `ServeOptions` is all of them, and config.py says which process is
+handed which.
+
+An option's `Meta(description=…)` is its help text. `extra` may hold: `flag` (another spelling),
+`unit="bytes"` (accepts 512MiB, 4GB) or `unit="tokens"` (accepts 8k), `secret` (never shown, not a flag
+value to log).
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+DEFAULT_CRASH_DIR = "~/.local/state/tern/crashes"
+
+
+class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model is served."""
+
+    model: Annotated[
+        str,
+        Meta(description="folder of a checkpoint, or a hub id in the local cache; empty: the bundled model"),
+    ] = ""
+    tokenizer: Annotated[str, Meta(description="folder of another tokenizer; empty: the model's")] = ""
+    served_model_name: Annotated[
+        tuple[str, ...],
+        Meta(description="names that clients may ask for; the first is reported; none: the folder's name"),
+    ] = ()
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Meta(description="of weights, computation and KV; auto: the checkpoint's"),
+    ] = "auto"
+    max_model_len: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="longest prompt plus answer; 0: what the model and the memory allow",
+            extra={"unit": "tokens"},
+        ),
+    ] = 0
+    seed: Annotated[
+        int, Meta(ge=0, description="from which requests without a seed draw theirs; 0: from the system")
+    ] = 0
+    model_impl: Annotated[
+        Literal["auto", "tern", "transformers"],
+        Meta(
+            description="whose code computes the model: Tern's own declaration of its family, or that of "
+            "transformers, which is slower; auto: Tern's where there is one"
+        ),
+    ] = "auto"
+    load_format: Annotated[
+        Literal["safetensors", "dummy"],
+        Meta(description="dummy: random weights of the config's shapes, for benchmarks"),
+    ] = "safetensors"
+    mmap: Annotated[
+        bool,
+        Meta(
+            description="map weights that are used as they are stored, so that workers share them and a "
+            "restarted one has them at once; off: read them, for files that may change"
+        ),
+    ] = True
+    quantization: Annotated[
+        Literal["none", "int8", "fp8", "int4", "nf4"],
+        Meta(
+            description="round the weights of an unquantized checkpoint while they are loaded; quantized "
+            "checkpoints are recognized without it",
+            extra={"flag": "-q"},
+        ),
+    ] = "none"
+    quantization_cache: Annotated[
+        str,
+        Meta(description="folder that keeps rounded weights, which the next start maps; empty: none"),
+    ] = ""
+    quantize_head: Annotated[bool, Meta(description="with quantization: the output head too, to 8 bits")] = (
+        True
+    )
+
+
+class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The paged KV cache."""
+
+    block_size: Annotated[int, Meta(ge=1, le=1024, description="tokens per KV block")] = 32
+    kv_cache_memory: Annotated[
+        int,
+        Meta(
+            ge=0, description="bytes for KV per worker; 0: a share of what is free", extra={"unit": "bytes"}
+        ),
+    ] = 0
+    num_kv_blocks: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="exact number of blocks, overrides the memory; 0: computed. Where only some layers "
+            "have a sliding window, so many tokens take a block for each group of layers",
+        ),
+    ] = 0
+    enable_prefix_caching: Annotated[
+        bool, Meta(description="find the KV of shared prompt prefixes again")
+    ] = True
+
+
+class SchedulerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What runs in a step. Each switch turns one optimization off, for measurement."""
+
+    max_num_seqs: Annotated[int, Meta(ge=1, le=4096, description="requests that run at once")] = 256
+    max_num_batched_tokens: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="tokens computed in one step", extra={"unit": "tokens"})
+    ] = 2048
+    max_num_waiting: Annotated[
+        int, Meta(ge=0, description="requests that wait; more are refused with 429")
+    ] = 4096
+    max_waiting_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="prompt tokens that wait; more are refused with 429; 0: sixteen times what the KV "
+            "blocks hold",
+            extra={"unit": "tokens"},
+        ),
+    ] = 0
+    enable_chunked_prefill: Annotated[
+        bool,
+        Meta(
+            description="split long prompts over steps; off: a prompt is computed in one step of its own size"
+        ),
+    ] = True
+    async_scheduling: Annotated[
+        bool, Meta(description="plan and send a step before the result of the one before is back")
+    ] = True
+    inter_token_target_ms: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="prompt chunks that share a step with running answers are sized, from measured "
+            "step times, to keep the step this short, or to share time by heads where it cannot be; 0: no "
+            "limit but max_num_batched_tokens",
+        ),
+    ] = 50.0
+    watermark: Annotated[
+        float, Meta(ge=0, lt=1, description="share of KV blocks kept free when a request is admitted")
+    ] = 0.01
+
+    def largest_chunk(self, max_model_len: int) -> int:
+        """Tokens of one request that one step may compute at most."""
+        most = self.max_num_batched_tokens
+        return most if self.enable_chunked_prefill else max(most, max_model_len)
+
+
+class ParallelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one model is spread over workers."""
+
+    tensor_parallel_size: Annotated[
+        int, Meta(ge=1, le=64, description="workers that share each layer", extra={"flag": "-tp"})
+    ] = 1
+    worker: Annotated[
+        Literal["torch", "stub"],
+        Meta(description="stub: a model that is a hash, without torch, for tests and overhead measurements"),
+    ] = "torch"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="where the workers compute")] = "auto"
+    threads: Annotated[
+        int, Meta(ge=0, description="CPU threads per worker; 0: the physical cores, shared among workers")
+    ] = 0
+    cpu_kernels: Annotated[
+        Literal["auto", "native", "torch"],
+        Meta(
+            description="native: kernels in C, compiled by the system's compiler at the first start; torch: "
+            "those of torch; auto: native if there is a compiler"
+        ),
+    ] = "auto"
+    enforce_eager: Annotated[
+        bool, Meta(description="call each kernel from Python: play no recorded steps")
+    ] = False
+
+
+class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP side."""
+
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
+    uds: Annotated[
+        str, Meta(description="path of a unix socket to listen on instead; only you can connect to it")
+    ] = ""
+    ssl_certfile: Annotated[
+        str, Meta(description="file of a certificate chain (PEM): serve https; needs ssl_keyfile")
+    ] = ""
+    ssl_keyfile: Annotated[str, Meta(description="file of the certificate's private key (PEM)")] = ""
+    root_path: Annotated[
+        str,
+        Meta(
+            pattern="^(/[^/?#]+)*$",
+            description="prefix of all paths, such as /llm, under which a proxy passes requests on; they are "
+            "answered with and without it",
+        ),
+    ] = ""
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Meta(description="origins whose pages may call the API from a browser (CORS); *: all; none: off"),
+    ] = ()
+    metrics_prefix: Annotated[
+        str,
+        Meta(
+            pattern="^[a-zA-Z_:][a-zA-Z0-9_:]*$",
+            description="of the names in /metrics; vllm: is what dashboards for vLLM look for",
+        ),
+    ] = "tern_"
+    log_requests: Annotated[
+        bool, Meta(description="log a line for each request: id, times, token counts; never its text")
+    ] = False
+    frontends: Annotated[int, Meta(ge=1, le=64, description="frontend processes sharing the port")] = 1
+    api_key: Annotated[
+        tuple[str, ...],
+        Meta(description="keys that clients must send; better given as TERN_API_KEY", extra={"secret": True}),
+    ] = ()
+    api_key_file: Annotated[str, Meta(description="file of more such keys, one a line")] = ""
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024, description="longest HTTP body", extra={"unit": "bytes"})
+    ] = 8 << 20
+    default_max_tokens: Annotated[
+        int, Meta(ge=0, description="for chat requests that name none; 0: what fits the context")
+    ] = 0
+    chat_template: Annotated[str, Meta(description="file of a chat template that replaces the model's")] = ""
+    tool_call_parser: Annotated[
+        Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"],
+        Meta(description="how the model writes tool calls; auto: as its chat template shows"),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["auto", "none", "think", "mistral"],
+        Meta(
+            description="between which marks the model reasons (<think>, or [THINK] of mistral), which is "
+            "then kept apart from its answer; auto: as its chat template shows"
+        ),
+    ] = "auto"
+    request_timeout: Annotated[
+        float, Meta(ge=0, le=1e6, description="seconds that a request may take, queue included; 0: no limit")
+    ] = 0.0
+    detach_grace: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="seconds for which a request with an Idempotency-Key goes on without its client, and "
+            "its answer is kept",
+        ),
+    ] = 30.0
+    response_store_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="of past responses that /v1/responses can go on from, in files of the run directory; "
+            "0: none is stored",
+            extra={"unit": "bytes"},
+        ),
+    ] = 64 << 20
+    receive_timeout: Annotated[
+        float, Meta(gt=0, description="seconds that a client has for its headers, and again for its body")
+    ] = 10.0
+    write_stall: Annotated[
+        float, Meta(gt=0, description="seconds without reading after which a client counts as gone")
+    ] = 30.0
+    playground: Annotated[
+        bool, Meta(description="serve the playground and the page of the live engine, at / and /live")
+    ] = True
+    max_connections: Annotated[
+        int, Meta(ge=0, description="per frontend; 0: what the limit on open files allows")
+    ] = 0
+
+
+class ServerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The supervisor."""
+
+    max_restarts: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="restarts of one kind of process within restart_window_s before the server gives up",
+        ),
+    ] = 5
+    restart_window_s: Annotated[float, Meta(gt=0, description="see max_restarts")] = 60.0
+    shutdown_timeout: Annotated[
+        float, Meta(ge=0, description="seconds that open streams get to finish after SIGTERM")
+    ] = 5.0
+    run_dir: Annotated[
+        str, Meta(description="folder for sockets, made with mode 0700; empty: a new temporary one")
+    ] = ""
+    log_level: Annotated[
+        Literal["error", "warning", "info", "debug"], Meta(description="least level that is logged")
+    ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="json: each line of the log is an object")
+    ] = "text"
+    status_interval: Annotated[
+        float,
+        Meta(ge=0, description="seconds between lines on what is running, while something is; 0: none"),
+    ] = 10.0
+    hang_detection: Annotated[
+        bool, Meta(description="kill and restart what makes no progress; off for debuggers")
+    ] = True
+    journal: Annotated[
+        str,
+        Meta(
+            description="file in which requests, plans and results are recorded for `tern replay`; empty: off"
+        ),
+    ] = ""
+    journal_bytes: Annotated[
+        int, Meta(ge=1 << 16, description="the journal's size at most", extra={"unit": "bytes"})
+    ] = 256 << 20
+    crash_dir: Annotated[
+        str,
+        Meta(description="folder for a small report of each death of a worker; empty: none is written"),
+    ] = DEFAULT_CRASH_DIR
+    engine_endpoint: Annotated[
+        str,
+        Meta(
+            description="tcp://ADDRESS:PORT on which the engine core also serves clients; needs the next two"
+        ),
+    ] = ""
+    curve_secret_key: Annotated[
+        str, Meta(description="file of the engine core's secret key, made by `tern keys FILE`")
+    ] = ""
+    curve_allowed_keys: Annotated[
+        str, Meta(description="file of the public keys (Z85) of the clients that are let in, one a line")
+    ] = ""
+
+
+class ServeOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of `tern serve`."""
+
+    model: ModelOptions = ModelOptions()
+    cache: CacheOptions = CacheOptions()
+    scheduler: SchedulerOptions = SchedulerOptions()
+    parallel: ParallelOptions = ParallelOptions()
+    frontend: FrontendOptions = FrontendOptions()
+    server: ServerOptions = ServerOptions()
