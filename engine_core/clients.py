@@ -6,6 +6,7 @@ token_ids    │ …
 finishes     │ …
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import structs
@@ -19,6 +20,7 @@ from protocol.messages import (
     LogprobBlock,
     Outputs,
     PromptLogprobs,
+    Refused,
 )
 
 if TYPE_CHECKING:
@@ -116,6 +118,11 @@ class Client(Rows):
         self.requests: dict[int, Request] = {}
         self._parcels: list[Rows] = []
         """What is sent again, before anything of the current step: apart, as each must fit a frame."""
+        self._refusals: list[Refused] = []
+
+    def refuse(self, refused: Refused) -> None:
+        """The last message of a request, behind all rows there are for it: what comes later is not read."""
+        self._refusals.append(refused)
 
     def resend(self, request: "Request", first: int) -> None:
         """All that is known of a request's outputs from index `first` on, as if it came from other steps."""
@@ -143,14 +150,15 @@ class Client(Rows):
         if request.num_cached_tokens >= 0:
             parcel.started.append((request.request_id, request.num_cached_tokens))
 
-    def take_outputs(self, epoch: int, step: int) -> list[Outputs]:
+    def take_outputs(self, epoch: int, step: int) -> Sequence[Outputs | Refused]:
         """The messages for this client: usually one, of the current step; none when there is nothing."""
         own = self.take(epoch, step)
-        if not self._parcels:
-            return [] if own is None else [own]
+        if not self._parcels and not self._refusals:
+            return () if own is None else (own,)
         parcels, self._parcels = self._parcels, []
-        made = [*(parcel.take(epoch, step) for parcel in parcels), own]
-        return [outputs for outputs in made if outputs is not None]
+        refusals, self._refusals = self._refusals, []
+        made = [*(parcel.take(epoch, step) for parcel in parcels), own, *refusals]
+        return [message for message in made if message is not None]
 
     def _parcel(self) -> Rows:
         self._parcels.append(Rows())

@@ -213,7 +213,9 @@ class Desk:
             error.param or "",
             error.retry_after_s or 0.0,
         )
-        if peer:
+        if (client := self.clients.get(peer)) is not None:
+            client.refuse(refused)
+        elif peer:
             self._outbox.send(peer, refused)
 
     def expire(self, now: float) -> None:

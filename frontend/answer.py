@@ -92,6 +92,14 @@ class Answer:
         self.finish_reason = STOP if finish is Finish.STOP else LENGTH
         return Piece(text + self._detokenizer.flush(), self.finish_reason)
 
+    def break_off(self) -> Piece:
+        """It cannot go on: what was held back, but for the bytes of an unfinished character."""
+        text = self._read(self._stops.flush() if self._stops is not None else "")
+        if self._reader is not None:
+            self._parts += self._reader.finish()
+        self._sent_chars = self._decoded_chars + 1
+        return self._piece(text)
+
     def _take_each(self, batch: TokenBatch, stopped: bool) -> Piece:
         text = ""
         last = len(batch.token_ids) - 1

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from msgspec import Struct, structs
 
 from protocol.client import Parting, TokenBatch, TokenLogprob, TokenStream
-from protocol.errors import InvalidRequest, Unavailable
+from protocol.errors import InvalidRequest, TernError, Unavailable
 from protocol.messages import Finish
 from protocol.sampling import MAX_SEED, SamplingParams
 
@@ -90,6 +90,8 @@ class Choice:
         self._answer = answer
         self._watch = watch
         self._open = True
+        self._broken = False
+        """The stream has failed; what is raised next is the error."""
         self._rest: TokenBatch | None = None
         """What came together with the last token that was skipped."""
         self._interval = interval
@@ -170,7 +172,16 @@ class Choice:
     async def __anext__(self) -> Piece:
         """What may be sent now; never empty. Hot path: one wake-up for all that has come."""
         while self._open:
-            batch = await self.stream.__anext__() if self._rest is None else self._take_rest()
+            try:
+                batch = await self.stream.__anext__() if self._rest is None else self._take_rest()
+            except TernError:
+                if self._broken:
+                    raise
+                self._broken = True
+                piece = self._answer.break_off()
+                if piece.text or piece.entries or piece.parts:
+                    return piece
+                continue  # to the same error
             if batch.finish is Finish.ABORT:
                 raise self._aborted()
             self._watch.lap(len(batch.token_ids))
@@ -194,10 +205,19 @@ class Choice:
             self.stream.close(parting)
             self._watch.stop(self._answer.num_tokens, reason)
 
+    def break_off(self, error: TernError) -> None:
+        """Nothing more is to come but this error, behind what has come."""
+        if self._open:
+            self.stream.close()
+            self.stream.fail(error)
+
     async def _filled(self, batch: TokenBatch) -> TokenBatch:
         """With what comes behind it, up to the interval or the end."""
         while len(batch.token_ids) < self._interval and not batch.finish:
-            more = await self.stream.__anext__()
+            try:
+                more = await self.stream.__anext__()
+            except TernError:
+                return batch  # the error comes again when this has gone out
             self._watch.lap(len(more.token_ids))
             logprobs = [*(batch.logprobs or ()), *(more.logprobs or ())]
             batch = TokenBatch(batch.token_ids + more.token_ids, more.finish, logprobs or None)
@@ -260,13 +280,18 @@ class Generation:
         await self.run(lambda choice: choice.skip(self._positions[choice.index]))
 
     def run(self, write: Callable[[Choice], Awaitable[None]]) -> Awaitable[None]:
-        """Write every choice, all at once. Raises the first error; the others are then cancelled."""
+        """Write every choice, all at once. Raises the first error, when all that has come is written."""
         return write(self.choices[0]) if len(self.choices) == 1 else self._run_all(write)
 
     async def _run_all(self, write: Callable[[Choice], Awaitable[None]]) -> None:
         tasks = [asyncio.ensure_future(write(choice)) for choice in self.choices]
         try:
             await asyncio.gather(*tasks)
+        except TernError as error:
+            for choice in self.choices:
+                choice.break_off(error)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
         finally:
             for task in tasks:
                 task.cancel()

@@ -5,14 +5,17 @@ from msgspec import structs
 
 from engine_core import planned_step
 from engine_core.engine import CUT_PATIENCE_S, LinkCut
-from protocol.errors import NumericalError, Unavailable
+from protocol import columns
+from protocol.errors import DeadlineExceeded, NumericalError, Unavailable
 from protocol.messages import Attached, Suspended
 from protocol.observation import Event
 from protocol.options import CacheOptions, SchedulerOptions
+from protocol.sampling import SamplingParams
 from protocol.stream import TokenStream
 from tests.engine_core.requests import (
     PROMPT,
     SAMPLING,
+    SCORED,
     assert_all_free,
     error_of,
     expected,
@@ -191,3 +194,29 @@ def test_evidence_is_forgotten_by_who_got_past_it() -> None:
         assert not scheduler.suspects, "kills far apart make nobody a suspect"
     rig.settle()
     assert_unharmed(streams)
+
+
+@pytest.mark.parametrize("fault", ["not finite", "deadline"])
+@pytest.mark.parametrize("sampling", [SAMPLING, SCORED], ids=["plain", "scored"])
+def test_what_was_computed_comes_before_the_error(fault: str, sampling: SamplingParams) -> None:
+    rig = Rig()
+    rig.client(b"a")
+    stream = rig.submit(b"a", PROMPT, sampling, timeout_s=60)
+    run_until(rig, stream, 5)
+    had, request = len(stream.token_ids), rig.engine.desk.clients[b"a"].requests[stream.request_id]
+    assert len(rig.workers_wire.arrived) == 2, "of two steps, one turn takes both"
+    if fault == "not finite":
+        name, result = rig.workers_wire.arrived.pop()
+        spoiled = structs.replace(
+            result, token_ids=columns.pack_ids([-1]), failed_rows=((0, NumericalError.code),), logprobs=None
+        )
+        rig.workers_wire.arrived.append((name, spoiled))
+    else:
+        rig.now += 61
+    rig.settle()
+    assert error_of(stream).code == {"not finite": NumericalError, "deadline": DeadlineExceeded}[fault].code
+    assert len(stream.token_ids) == request.num_output_tokens > had
+    assert stream.token_ids == expected(PROMPT, sampling)[: len(stream.token_ids)]
+    if sampling.logprobs is not None:
+        assert [entry.top[0][0] for entry in stream._logprobs] == stream.token_ids
+    assert_all_free(rig)

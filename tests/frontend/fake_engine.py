@@ -85,8 +85,9 @@ class FakeEngine:
         self._router.close()
         self._context.term()
 
-    def resume(self) -> None:
-        self.pause_at = None
+    def resume(self, pause_at: int | None = None) -> None:
+        """Go on, up to so many tokens."""
+        self.pause_at = pause_at
         live = {
             submit.request_id: submit
             for submit in self.submits

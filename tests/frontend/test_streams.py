@@ -128,6 +128,37 @@ async def test_a_stream_that_cannot_go_on_ends_with_an_error_and_a_broken_connec
     await engine.until(lambda: engine.aborted == others)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"stop": ["way"]},
+        {"stop": ["pole to"], "logprobs": True},
+        {"stream_interval": 50},
+        {"n": 2},
+        {"n": 2, "stop": ["pole to"]},
+    ],
+)
+async def test_all_that_was_computed_comes_before_the_error(
+    live: httpx2.AsyncClient, engine: FakeEngine, ids: Ids, fields: dict[str, Any]
+) -> None:
+    """Once, also what is held back because a stop string could begin there."""
+    engine.answer, engine.pause_at = ids(TEXT), 1
+    reading = Reading(live, **fields)
+    choices = fields.get("n", 1)
+    await engine.until(lambda: len(engine.submits) == choices)
+    engine.resume(len(ids(HEAD)))
+    engine.refuse(engine.submits[0].request_id, "numerical_error", "not finite")
+    await reading.end()
+    assert reading.error is not None
+    for index in range(choices):
+        mine = [chunk for chunk in reading.chunks if chunk["choices"][0]["index"] == index]
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in mine) == HEAD
+        if fields.get("logprobs"):
+            entries = [chunk["choices"][0]["logprobs"] for chunk in mine]
+            assert "".join(one["token"] for entry in entries if entry for one in entry["content"]) == HEAD
+
+
 async def test_an_aborted_request_is_not_a_finished_one(
     live: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
 ) -> None:
