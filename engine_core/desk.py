@@ -133,9 +133,17 @@ class Desk:
     def begun(self, requests: Iterable[Request]) -> None:
         """A step computes a part of their prompts."""
         for request in requests:
-            if request.waiting_since is not None:
-                self._meter.record_wait(self._clock() - request.waiting_since)
-                request.waiting_since = None
+            if request.begun_at is None:
+                request.begun_at = self._clock()
+                self._meter.queue_times.record(request.begun_at - request.waiting_since)
+
+    def prefilled(self, requests: Iterable[Request], now: float) -> None:
+        """A step has computed a part of their prompts: some may have got the first token they waited for."""
+        for request in requests:
+            if request.num_awaited_tokens and request.num_output_tokens >= request.num_awaited_tokens:
+                request.num_awaited_tokens = 0
+                if request.begun_at is not None:
+                    self._meter.prefill_times.record(now - request.begun_at)
 
     def _hand_over(self, known: Request, again: Request) -> None:
         """Give `again`'s client the rows that it does not have, and those that are still to come."""
@@ -157,6 +165,8 @@ class Desk:
 
     def finished(self, request: Request) -> None:
         """Its last row is on its way."""
+        if request.begun_at is not None:
+            self._meter.inference_times.record(self._clock() - request.begun_at)
         request.client.requests.pop(request.request_id, None)
         self._end(request)
         self._keep(request)

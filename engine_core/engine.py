@@ -302,6 +302,7 @@ class Engine:
         self.meter.record(num_answering, planned.num_tokens - num_answering, seconds)
         delivery = deliver(planned, result)
         self.meter.generation_tokens += delivery.num_tokens
+        self.desk.prefilled(planned.chunks, now)
         self._finish(delivery.finished)
         self.grammars.advance(delivery.constrained, now)
         for row, code in result.failed_rows:

@@ -8,11 +8,12 @@ can say when it is worth coming back.
 """
 
 import math
-from bisect import bisect_left
 from collections import deque
 
-from protocol.messages import QUEUE_TIME_BOUNDS_S
+from protocol.messages import STEP_TOKENS_BOUNDS, TIME_BOUNDS_S
 from protocol.observation import MOST_TIMINGS
+
+from .histogram import Histogram
 
 _WEIGHT = 0.25
 """Of the newest sample in the moving averages: a change shows within about five steps."""
@@ -39,9 +40,11 @@ class Meter:
         self.generation_tokens = 0
         self.timings: deque[tuple[float, int, int]] = deque(maxlen=MOST_TIMINGS)
         """(seconds, running answers, prompt tokens) of the newest steps."""
-        self.queue_times = [0] * (len(QUEUE_TIME_BOUNDS_S) + 1)
-        """Requests by how long they waited for their first step; the last is for more than all bounds."""
-        self.queue_time_s = 0.0
+        self.queue_times = Histogram(TIME_BOUNDS_S)
+        self.prefill_times = Histogram(TIME_BOUNDS_S)
+        self.inference_times = Histogram(TIME_BOUNDS_S)
+        self.step_tokens = Histogram(STEP_TOKENS_BOUNDS)
+        """See EngineStats for all four."""
         self._rate = 0.0
         self._rate_at = 0.0
 
@@ -50,6 +53,7 @@ class Meter:
         self.steps += 1
         self.prompt_tokens += num_prompt_tokens
         self.timings.append((seconds, num_decodes, num_prompt_tokens))
+        self.step_tokens.record(num_decodes + num_prompt_tokens)
         if not num_prompt_tokens:
             size = num_decodes.bit_length()
             before = self._base_s.get(size, seconds)
@@ -60,11 +64,6 @@ class Meter:
         self.per_prompt_token_s += (slope - self.per_prompt_token_s) * (
             _WEIGHT if self.per_prompt_token_s else 1
         )
-
-    def record_wait(self, seconds: float) -> None:
-        """A request waited so long for its first step."""
-        self.queue_times[bisect_left(QUEUE_TIME_BOUNDS_S, seconds)] += 1
-        self.queue_time_s += seconds
 
     def base_s(self, num_decodes: int) -> float:
         """Of a pure decode step of so many requests; of the nearest number that was seen; 0: none was."""

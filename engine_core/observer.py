@@ -128,8 +128,10 @@ class Observer:
             resubmissions=desk.resubmissions,
             crashed_requests=desk.crashed_requests,
             detached=len(desk.kept),
-            queue_times=tuple(meter.queue_times),
-            queue_time_s=meter.queue_time_s,
+            queue_times=meter.queue_times.distribution(),
+            prefill_times=meter.prefill_times.distribution(),
+            inference_times=meter.inference_times.distribution(),
+            step_tokens=meter.step_tokens.distribution(),
         )
 
     # ── a picture ───────────────────────────────────────────────────────────────────────────────

@@ -33,6 +33,7 @@ class Request:
         "adapter",
         "alone_until",
         "arrival",
+        "begun_at",
         "block_keys",
         "block_tables",
         "cache_root",
@@ -52,6 +53,7 @@ class Request:
         "key",
         "last_step",
         "max_total_tokens",
+        "num_awaited_tokens",
         "num_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -89,11 +91,15 @@ class Request:
         self.embedding_bytes = 4 * facts.embedding_size if submit.embed else 0
         self.arrival = arrival
         self.deadline: float | None = None
-        self.waiting_since: float | None = None
-        """When it came; None once a step has begun on it."""
+        self.waiting_since = 0.0
+        """When it came."""
+        self.begun_at: float | None = None
+        """When the first step began on it."""
         self.token_ids: array[int] = columns.unpack_ids(submit.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.token_ids.extend(columns.unpack_ids(submit.resumed_token_ids))
+        self.num_awaited_tokens = len(self.token_ids) - self.num_prompt_tokens + 1
+        """Output tokens with which its prefill is over; 0 once it is."""
         self.max_total_tokens = min(self.num_prompt_tokens + sampling.max_tokens, facts.max_model_len)
         eos = () if sampling.ignore_eos else facts.eos_token_ids
         self.stop_token_ids = frozenset((*sampling.stop_token_ids, *eos))

@@ -21,6 +21,7 @@ from .openai.document import Document
 from .openai.embeddings import Embeddings
 from .openai.models import Models
 from .openai.responses.endpoint import Responses
+from .openai.responses.input_items import InputItems
 from .openai.responses.past import PastResponses
 from .openai.status import Status
 from .openai.tokenize import Tokenization
@@ -107,6 +108,7 @@ def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
         post("/v1/completions", Completions(service)),
         post("/v1/responses", Responses(service, past)),
         get("/v1/responses/{id}", past.get),
+        get("/v1/responses/{id}/input_items", InputItems(past).get),
         delete("/v1/responses/{id}", past.delete),
         post("/v1/messages", Messages(service)),
         post("/v1/messages/count_tokens", CountTokens(service)),

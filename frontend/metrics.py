@@ -8,7 +8,7 @@ Names are those that dashboards for vLLM know, behind a prefix of our own (--met
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 
@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from protocol.client import EngineClient
 from protocol.errors import Unavailable
-from protocol.messages import QUEUE_TIME_BOUNDS_S, EngineFacts, EngineStats
+from protocol.messages import STEP_TOKENS_BOUNDS, TIME_BOUNDS_S, Distribution, EngineFacts, EngineStats
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 PING_TIMEOUT_S = 0.5
@@ -217,11 +217,19 @@ class _Engine(Collector):
             yield GaugeMetricFamily(self._prefix + name, text, value=value)
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(self._prefix + name, text, value=value)
-        bounds = [*map(str, QUEUE_TIME_BOUNDS_S), "+Inf"]
-        counts = accumulate(stats.queue_times or (0,) * len(bounds))
-        yield HistogramMetricFamily(
-            f"{self._prefix}request_queue_time_seconds",
-            "Until the first step on a request",
-            buckets=list(zip(bounds, map(float, counts), strict=True)),
-            sum_value=stats.queue_time_s,
-        )
+        times = {
+            "request_queue_time_seconds": ("Until the first step on a request", stats.queue_times),
+            "request_prefill_time_seconds": ("From that step to the first token", stats.prefill_times),
+            "request_inference_time_seconds": ("From that step to the last token", stats.inference_times),
+        }
+        for name, (text, found) in times.items():
+            yield _histogram(self._prefix + name, text, TIME_BOUNDS_S, found)
+        text = "Tokens that a step computes, of prompts and answers; the sum counts all"
+        yield _histogram(f"{self._prefix}iteration_tokens_total", text, STEP_TOKENS_BOUNDS, stats.step_tokens)
+
+
+def _histogram(name: str, text: str, bounds: Sequence[float], found: Distribution) -> Metric:
+    names = [*(f"{float(bound)}" for bound in bounds), "+Inf"]
+    counts = accumulate(found.counts or (0,) * len(names))
+    buckets = list(zip(names, map(float, counts), strict=True))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=found.total)

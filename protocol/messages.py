@@ -249,7 +249,17 @@ class AttachRefused(Struct, frozen=True, array_like=True, tag="attach_refused"):
     message: Prose
 
 
-QUEUE_TIME_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+TIME_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+STEP_TOKENS_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class Distribution(Struct, frozen=True, array_like=True):
+    """How often a number was how large."""
+
+    counts: Annotated[tuple[Count, ...], Meta(max_length=64)] = ()
+    """Up to each bound, and beyond the last; empty: it never was."""
+    total: Annotated[float, Meta(ge=0)] = 0.0
+    """All of them together."""
 
 
 class EngineStats(Struct, frozen=True, array_like=True):
@@ -276,10 +286,14 @@ class EngineStats(Struct, frozen=True, array_like=True):
     """Ended because they crashed a worker."""
     detached: Count = 0
     """Requests, running or ended, that are kept for a client that is gone."""
-    queue_times: Annotated[tuple[Count, ...], Meta(max_length=len(QUEUE_TIME_BOUNDS_S) + 1)] = ()
-    """Requests by the time they waited for their first step: up to each bound, and beyond the last."""
-    queue_time_s: Annotated[float, Meta(ge=0)] = 0.0
-    """All of it together."""
+    queue_times: Distribution = Distribution()
+    """Requests by the seconds (TIME_BOUNDS_S) that they waited for their first step."""
+    prefill_times: Distribution = Distribution()
+    """By those from then to their first token."""
+    inference_times: Distribution = Distribution()
+    """By those from then to their end."""
+    step_tokens: Distribution = Distribution()
+    """Steps by the number of tokens that they computed (STEP_TOKENS_BOUNDS)."""
 
 
 class Pong(Struct, frozen=True, array_like=True, tag="pong"):

@@ -31,6 +31,7 @@ from .headers import (
     TIMEOUT,
 )
 from .models import ModelCard, ModelList
+from .responses.input_items import ItemList
 from .responses.past import DeletedResponse
 from .responses.request import ResponsesRequest
 from .responses.response import ResponseObject
@@ -65,6 +66,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         generates=True,
     ),
     ("get", "/v1/responses/{id}"): Operation(summary="A past response", answer=ResponseObject),
+    ("get", "/v1/responses/{id}/input_items"): Operation(
+        summary="The items that it answers, a page at a time", answer=ItemList
+    ),
     ("delete", "/v1/responses/{id}"): Operation(summary="Forget it", answer=DeletedResponse),
     ("post", ANTHROPIC_PATH): Operation(
         summary="Answer a conversation, in Anthropic's shape",

@@ -168,7 +168,7 @@ def make_wish(
         _sampling(
             request,
             service.defaults,
-            _answer_budget(
+            answer_budget(
                 len(prompt.token_ids),
                 max_tokens,
                 default_max_tokens,
@@ -287,7 +287,7 @@ def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, .
     return tuple(found)
 
 
-def _answer_budget(
+def answer_budget(
     num_prompt_tokens: int,
     asked: int | None,
     default: int,

@@ -163,3 +163,26 @@ def test_a_failed_step_and_a_lost_client_are_events() -> None:
     assert by_kind["request_crashed"].num_requests == 1
     gone = by_kind["client_lost"]
     assert (gone.subject, gone.num_requests, gone.cause) == ("frontend-1", 1, "was killed by SIGKILL")
+
+
+def test_a_request_is_timed_from_its_first_step() -> None:
+    rig = Rig(cache=CacheOptions(block_size=16, num_kv_blocks=64))
+    rig.client(b"a")
+    request = rig.submit(b"a", PROMPT, SAMPLING)
+    rig.now += 2
+    run_until(rig, request, 1)
+    rig.now += 3
+    rig.settle()
+    stats = rig.engine.stats()
+    assert sum(stats.queue_times.counts) == sum(stats.prefill_times.counts) == 1
+    assert stats.inference_times.total >= stats.prefill_times.total + 3
+    assert sum(stats.step_tokens.counts) == stats.steps
+    assert stats.step_tokens.total == len(PROMPT) + SAMPLING.max_tokens - 1
+
+
+def test_an_answer_that_goes_on_elsewhere_is_prefilled_once_more() -> None:
+    rig = Rig(cache=CacheOptions(block_size=16, num_kv_blocks=64))
+    rig.client(b"a")
+    rig.submit(b"a", PROMPT, SAMPLING, resumed_token_ids=[5, 6])
+    rig.settle()
+    assert sum(rig.engine.stats().prefill_times.counts) == 1

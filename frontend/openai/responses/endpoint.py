@@ -1,8 +1,8 @@
 """POST /v1/responses: items in, items out. Their events are in writer.py, the conversation's in items.py."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from msgspec import UNSET, structs
 
 from protocol.errors import InvalidRequest, Unsupported
@@ -17,12 +17,16 @@ from ..fields import GenerationFields, make_wish
 from ..headers import Terms
 from ..prompting import check_not_empty, encode_chat, reasoning_variables
 from ..turn import ChatOptions, Turn, TurnEndpoint
-from .items import Conversation, InputItem
+from .items import InputItem, PlacedItem, identified, messages_of
 from .past import PastResponses
 from .request import RESPONSES, ResponsesRequest, TextFormat
 from .response import OfferedTool, ResponseObject
 from .tools import offered_tools
+from .truncation import truncated
 from .writer import ResponseWriter
+
+TRUNCATED_ROOM = 8
+"""One part in so many of the context."""
 
 
 class Responses(TurnEndpoint[ResponsesRequest]):
@@ -36,18 +40,25 @@ class Responses(TurnEndpoint[ResponsesRequest]):
 
     async def plan(self, request: ResponsesRequest, facts: EngineFacts, terms: Terms) -> Turn:
         model = self.service.model_name(request.model)
-        conversation = Conversation(request.instructions)
-        items = await self._history(request, terms, conversation)
+        items = await self._history(request, terms)
         offered = offered_tools(request.tools, request.tool_choice, request.parallel_tool_calls)
-        prompt = await encode_chat(
-            self.service,
-            conversation.close(),
-            ChatOptions(chat_template_kwargs=request.chat_template_kwargs),
-            facts,
-            tools=offered.use.shown,
-            defaults=reasoning_variables(request.reasoning.effort if request.reasoning is not None else None),
-            param="input",
-        )
+
+        async def encode(placed: Sequence[PlacedItem]) -> Prompt:
+            return await encode_chat(
+                self.service,
+                messages_of(request.instructions, placed),
+                ChatOptions(chat_template_kwargs=request.chat_template_kwargs),
+                facts,
+                tools=offered.use.shown,
+                defaults=reasoning_variables(request.reasoning.effort if request.reasoning else None),
+                param="input",
+            )
+
+        if request.truncation == "auto":
+            room = request.max_output_tokens or self._room(facts)
+            prompt, num_dropped = await truncated(items, encode, room, facts)
+        else:
+            prompt, num_dropped = await encode(items), 0
         check_not_empty([prompt], "input")
         reading = plan_reading(self.service.formats, offered.use, prompt.text or "", terms.response_id)
         if reading is not None and request.logprobs is not None:
@@ -59,13 +70,13 @@ class Responses(TurnEndpoint[ResponsesRequest]):
         wish = structs.replace(self._wish(request, prompt, facts, terms), reading=reading)
         wish = await self.constrained(wish, request.constraint, facts)
         begun = _response(request, offered, model, f"resp_{terms.response_id}", wish, self.service)
+        begun = structs.replace(begun, dropped_items=num_dropped or UNSET)
 
         def begin(generation: Generation, outbox: Outbox) -> ResponseWriter:
             async def keep(response: ResponseObject) -> ResponseObject:
                 if not response.store:
                     return response
-                output = msgspec.convert(msgspec.to_builtins(response.output), list[InputItem])
-                kept = await self._past.keep(terms.tenant, response, [*items, *output])
+                kept = await self._past.keep(terms.tenant, response, [one.item for one in items])
                 return response if kept else structs.replace(response, store=False)
 
             return ResponseWriter(
@@ -81,23 +92,26 @@ class Responses(TurnEndpoint[ResponsesRequest]):
 
         return Turn(prompt, wish, begin)
 
-    async def _history(
-        self, request: ResponsesRequest, terms: Terms, conversation: Conversation
-    ) -> list[InputItem]:
-        """All items so far, also added to the conversation. Raises RequestError."""
-        history: list[InputItem] = []
+    async def _history(self, request: ResponsesRequest, terms: Terms) -> list[PlacedItem]:
+        """All items so far, each with an id. Raises RequestError."""
+        history: list[PlacedItem] = []
         if request.previous_response_id is not None:
             name = "previous_response_id"
-            history += (await self._past.find(terms.tenant, request.previous_response_id, name)).items
-            for item in history:
-                conversation.add(item, name)
+            past = await self._past.find(terms.tenant, request.previous_response_id, name)
+            history += [PlacedItem(item, name) for item in past.conversation()]
         given = request.input
         if not given and given != "":
             raise InvalidRequest("input: required, but empty or missing", param="input")
         new = [InputItem(role="user", content=given)] if isinstance(given, str) else given or []
-        for i, item in enumerate(new):
-            conversation.add(item, f"input[{i}]")
-        return history + new
+        return history + [
+            PlacedItem(identified(item, f"{terms.response_id}_in_{i}"), f"input[{i}]")
+            for i, item in enumerate(new)
+        ]
+
+    def _room(self, facts: EngineFacts) -> int:
+        """What a conversation that is truncated leaves to an answer of which nothing is said."""
+        share = max(facts.max_model_len // TRUNCATED_ROOM, 1)
+        return min(self.service.options.default_max_tokens or share, share)
 
     def _wish(self, request: ResponsesRequest, prompt: Prompt, facts: EngineFacts, terms: Terms) -> Wish:
         fields = GenerationFields(
@@ -146,6 +160,7 @@ def _response(
         previous_response_id=request.previous_response_id,
         store=request.store is not False and service.response_store.enabled,
         metadata=request.metadata or {},
+        truncation=request.truncation or "disabled",
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         max_output_tokens=request.max_output_tokens,

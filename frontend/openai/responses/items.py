@@ -6,10 +6,11 @@ function_call ┘
 function_call_output ─▶ a tool message
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from protocol.errors import InvalidRequest, Unsupported
 
@@ -19,6 +20,8 @@ TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_te
 
 
 Content = str | list[ContentPart]
+
+_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
 
 
 class InputPart(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,6 +45,27 @@ class InputItem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str | None = None
     arguments: str | None = None
     output: str | list[InputPart] | None = None
+
+
+class PlacedItem(NamedTuple):
+    """An item, and what errors call it."""
+
+    item: InputItem
+    where: str
+
+
+def identified(item: InputItem, suffix: str) -> InputItem:
+    """With an id, if it has none."""
+    prefix = _PREFIXES.get(item.type or "message", "item")
+    return item if item.id else structs.replace(item, id=f"{prefix}_{suffix}")
+
+
+def messages_of(instructions: str | None, items: Iterable[PlacedItem]) -> list[ChatMessage]:
+    """Raises InvalidRequest, which names the item at fault."""
+    conversation = Conversation(instructions)
+    for item, where in items:
+        conversation.add(item, where)
+    return conversation.close()
 
 
 class Conversation:

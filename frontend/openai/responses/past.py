@@ -27,7 +27,15 @@ class PastResponse(Struct, frozen=True, array_like=True):
     response: Raw
     """JSON of the response object."""
     items: list[InputItem]
-    """The conversation up to its end, without instructions."""
+    """The conversation that it answers, without instructions."""
+
+    def conversation(self) -> list[InputItem]:
+        """With the answer."""
+        return self.items + msgspec.json.decode(self.response, type=_Answer).output
+
+
+class _Answer(Struct, frozen=True):
+    output: list[InputItem]
 
 
 class DeletedResponse(Struct, frozen=True):
@@ -43,7 +51,7 @@ class PastResponses:
         self._store = service.response_store
 
     async def keep(self, tenant: str, response: ResponseObject, items: list[InputItem]) -> bool:
-        """False: there is no room."""
+        """`items`: those that it answers. False: there is no room."""
         document = msgspec.json.encode(PastResponse(Raw(msgspec.json.encode(response)), items))
         return await self._store.put(tenant, response.id, document)
 
@@ -58,12 +66,12 @@ class PastResponses:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         if query.get("stream", ["false"])[-1].lower() != "false":
             raise Unsupported("stream: a past response comes whole; leave it out", param="stream")
-        past = await self.find(_tenant(scope), scope["path_params"]["id"])
+        past = await self.find(tenant_of(scope), scope["path_params"]["id"])
         await send_body(send, bytes(past.response))
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
         response_id = scope["path_params"]["id"]
-        if not await self._store.delete(_tenant(scope), response_id):
+        if not await self._store.delete(tenant_of(scope), response_id):
             raise self._not_found(response_id)
         await send_json(send, DeletedResponse(response_id))
 
@@ -75,6 +83,7 @@ class PastResponses:
         return ResponseNotFound(f"there is no response {response_id!r}: {why}; {remedy}", param=param)
 
 
-def _tenant(scope: Scope) -> str:
+def tenant_of(scope: Scope) -> str:
+    """Whose request it is: a name for its API key."""
     tenant: str = scope.get("state", {}).get("tenant", "")
     return tenant

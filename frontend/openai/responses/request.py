@@ -61,6 +61,8 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
     instructions: str | None = None
     """A system message before everything else; not carried over from a previous response."""
     previous_response_id: Annotated[str, Meta(max_length=128)] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    """auto: the oldest items go where the conversation does not fit; `dropped_items` says how many."""
     store: bool | None = None
     """false: it cannot be asked for, or gone on from, later."""
     metadata: (
@@ -119,8 +121,7 @@ RESPONSES: dict[str, Refusal] = refusals(ResponsesRequest) | {
     "background": Refusal("stream it, or wait for it", (False,)),
     "conversation": Refusal("use `previous_response_id`, or send the items"),
     "prompt": Refusal("there are no stored prompts; send `instructions` and `input`"),
-    "context_management": Refusal("nothing is compacted or cut silently here", ([],)),
-    "truncation": Refusal("nothing is cut silently here; leave out old items", ("disabled",)),
+    "context_management": Refusal("nothing is compacted here; see `truncation`", ([],)),
     "messages": Refusal("send them as `input`", ([],)),
     "max_tokens": Refusal("use `max_output_tokens`"),
     "max_completion_tokens": Refusal("use `max_output_tokens`"),

@@ -115,7 +115,9 @@ class ResponseObject(Struct, frozen=True, kw_only=True):
     """Types of the tools that only their provider can run: this server does not offer them to the model."""
     reasoning: dict[str, Any] = {}
     background: bool = False
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
+    dropped_items: int | UnsetType = UNSET
+    """So many of the oldest items did not fit the context, and the model has not seen them."""
     service_tier: Literal["default"] = "default"
 
 
