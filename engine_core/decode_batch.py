@@ -4,12 +4,16 @@
                        slots         3   0   5       arrays while requests come and go, so that a step costs
                        request_ids   7   9  12       a few copies of memory and no visit to any request
                        indexes       0  41   3       (output index of the token that the next step samples)
+                       unread       12  99   7       results, a row per step; they are taken to their requests
+                                     4  12  31       when one of these is asked for its tokens
 
 Knows nothing of blocks, budgets or plans.
 """
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
+from operator import call
 
 from msgspec import Struct
 
@@ -17,6 +21,11 @@ from protocol import columns
 
 from .clients import Client
 from .request import Request
+
+_MOST_UNREAD = 64
+"""Rows of a lane."""
+_MANY_UNREAD = 4
+"""Rows, from which on a slice per request costs less than an append per token."""
 
 
 class LaneView(Struct, frozen=True):
@@ -26,6 +35,7 @@ class LaneView(Struct, frozen=True):
     requests: tuple[Request, ...]
     appends: tuple[Callable[[int], None], ...]
     """`token_ids.append` of each request"""
+    unread: "Unread"
     stop_token_ids: frozenset[int]
     """At least those of every request: a token outside ends none of them."""
     slots: bytes
@@ -39,9 +49,42 @@ class LaneStep(Struct, frozen=True):
     indexes: bytes
 
 
+class Unread:
+    """Tokens of decoding requests that nobody has looked at yet. A step then visits no request at all."""
+
+    def __init__(self) -> None:
+        self._view: LaneView | None = None
+        self._rows = array(columns.INT32)
+
+    def add(self, view: LaneView, token_ids: "array[int]") -> None:
+        """The next token of each request in the view, which is one of this lane."""
+        if view is not self._view:
+            self.bring_home()
+            self._view = view
+        self._rows += token_ids
+        if len(self._rows) >= _MOST_UNREAD * len(token_ids):
+            self.bring_home()
+
+    def bring_home(self) -> None:
+        """Append what is here to the `token_ids` of its requests."""
+        if not self._rows:
+            return
+        assert self._view is not None
+        rows, self._rows = self._rows, array(columns.INT32)
+        requests, appends = self._view.requests, self._view.appends
+        width = len(requests)
+        if len(rows) < _MANY_UNREAD * width:
+            for first in range(0, len(rows), width):
+                deque(map(call, appends, rows[first : first + width]), maxlen=0)
+        else:
+            for place, request in enumerate(requests):
+                request.known_token_ids += rows[place::width]
+
+
 class _Lane:
     def __init__(self, client: Client) -> None:
         self.client = client
+        self.unread = Unread()
         self.requests: list[Request] = []
         self.appends: list[Callable[[int], None]] = []
         self.stop_token_ids: frozenset[int] = frozenset()
@@ -54,6 +97,7 @@ class _Lane:
         self._view = None
         self.requests.append(request)
         self.appends.append(request.token_ids.append)
+        request.unread = self.unread
         self.slots.append(request.slot)
         self.request_ids.append(request.request_id)
         self.indexes.append(index)
@@ -73,6 +117,7 @@ class _Lane:
                 self.client,
                 tuple(self.requests),
                 tuple(self.appends),
+                self.unread,
                 self.stop_token_ids,
                 self.slots.tobytes(),
                 self.request_ids.tobytes(),

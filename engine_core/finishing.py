@@ -5,9 +5,7 @@ row by row: prompt chunks, requests that have left or moved since the step was p
 """
 
 from array import array
-from collections import deque
 from collections.abc import Sequence
-from operator import call
 
 from protocol import columns
 from protocol.errors import InternalError, NoTokenAllowed, NumericalError, TernError
@@ -70,7 +68,7 @@ class Delivery:
     def _lane(self, lane: LaneStep, tokens: "array[int]", first: int, failed: set[int]) -> None:
         """All rows of one client that decode."""
         view = lane.view
-        requests, appends = view.requests, view.appends
+        requests = view.requests
         request_ids, indexes = view.request_ids, lane.indexes
         rows: list[int] | None = None
         strays = self._planned.strays
@@ -84,13 +82,14 @@ class Delivery:
                         self._one(requests[row], tokens[row], first + row)
                 out = set(there)
                 rows = [row for row in range(len(requests)) if row not in out]
-                requests, appends = (
-                    tuple([requests[row] for row in rows]),
-                    tuple([appends[row] for row in rows]),
-                )
+                requests = tuple([requests[row] for row in rows])
                 request_ids, indexes = _pick(request_ids, _ID_BYTES, rows), _pick(indexes, _INDEX_BYTES, rows)
                 tokens = array(columns.INT32, [tokens[row] for row in rows])
-        deque(map(call, appends, tokens), maxlen=0)
+        if rows is None:
+            view.unread.add(view, tokens)
+        else:
+            for request, token in zip(requests, tokens, strict=True):
+                request.token_ids.append(token)
         finishes = _NO_FINISH * len(requests)
         ends: dict[int, Finish] = {}
         for request in self._planned.last_tokens:

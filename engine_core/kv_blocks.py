@@ -93,7 +93,8 @@ class KVBlocks:
     # ── a request grows ─────────────────────────────────────────────────────────────────────────
 
     def register(self, request: Request, computed: int) -> None:
-        """Make the blocks findable that are full of known tokens whose KV is planned.
+        """Make the blocks findable that are full of known tokens whose KV is planned: those of prompts with
+        each chunk; those of answers, which nobody asks for before, when they end or leave a window.
 
         A plan may rely on KV that an earlier plan, or the same one, writes: workers execute plans in
         order and write before they read.
@@ -115,6 +116,8 @@ class KVBlocks:
 
     def trim(self, request: Request, computed: int, fence: int) -> None:
         """Release what the tokens behind `computed` ones do not read, once step `fence` does not either."""
+        if self._sliding:
+            self.register(request, computed)
         for group, kind in self._sliding:
             first = request.first_blocks[group]
             stop = kind.first_block(computed, self.block_size)

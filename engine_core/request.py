@@ -11,6 +11,7 @@ before sampled, known or still in flight. How far it is then follows from the nu
 
 from array import array
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from protocol import columns
 from protocol.messages import EngineFacts, Finish, Submit
@@ -18,6 +19,9 @@ from protocol.messages import EngineFacts, Finish, Submit
 from .clients import Client
 from .grammar import Grammar
 from .transcript import Transcript
+
+if TYPE_CHECKING:
+    from .decode_batch import Unread
 
 
 class State(Enum):
@@ -51,6 +55,7 @@ class Request:
         "first_blocks",
         "grammar",
         "key",
+        "known_token_ids",
         "last_step",
         "max_total_tokens",
         "num_awaited_tokens",
@@ -68,8 +73,8 @@ class Request:
         "stop_token_ids",
         "suspect",
         "tenant",
-        "token_ids",
         "transcript",
+        "unread",
         "waiting_since",
         "wants_every_token",
     )
@@ -95,10 +100,12 @@ class Request:
         """When it came."""
         self.begun_at: float | None = None
         """When the first step began on it."""
-        self.token_ids: array[int] = columns.unpack_ids(submit.prompt_token_ids)
-        self.num_prompt_tokens = len(self.token_ids)
-        self.token_ids.extend(columns.unpack_ids(submit.resumed_token_ids))
-        self.num_awaited_tokens = len(self.token_ids) - self.num_prompt_tokens + 1
+        self.known_token_ids: array[int] = columns.unpack_ids(submit.prompt_token_ids)
+        self.unread: Unread | None = None
+        """Where results may wait that belong to `token_ids`; set once it decodes."""
+        self.num_prompt_tokens = len(self.known_token_ids)
+        self.known_token_ids.extend(columns.unpack_ids(submit.resumed_token_ids))
+        self.num_awaited_tokens = len(self.known_token_ids) - self.num_prompt_tokens + 1
         """Output tokens with which its prefill is over; 0 once it is."""
         self.max_total_tokens = min(self.num_prompt_tokens + sampling.max_tokens, facts.max_model_len)
         eos = () if sampling.ignore_eos else facts.eos_token_ids
@@ -149,6 +156,13 @@ class Request:
         self.cache_root = b""
         if not self.num_output_tokens:
             self.num_cached_tokens = -1  # whatever was found is lost, and computed after all
+
+    @property
+    def token_ids(self) -> "array[int]":
+        """All that is known."""
+        if self.unread is not None:
+            self.unread.bring_home()
+        return self.known_token_ids
 
     @property
     def is_decoding(self) -> bool:

@@ -215,7 +215,6 @@ class Scheduler:
                 self._stop_decoding(request)
                 self.spent[request] = None
             else:
-                kv.register(request, computed)
                 kv.trim(request, computed, fence)
                 growing.append(request)
         while growing and not self._is_room_for(len(growing)):

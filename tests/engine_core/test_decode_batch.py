@@ -1,6 +1,7 @@
 """Decoding requests in columns, against a plain list of them."""
 
 import random
+from array import array
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,3 +75,37 @@ def test_a_step_that_was_planned_does_not_change_any_more() -> None:
     batch.remove(first)
     assert rows(planned) == {1: (client, 1, 4)}
     assert rows(batch.steps()) == {2: (client, 2, 0)}
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1 << 32))
+def test_whoever_looks_finds_all_tokens_of_a_request_in_order(seed: int) -> None:
+    draw = random.Random(seed)
+    client = Client(b"c", "c", 0)
+    batch, in_flight, gone = DecodeBatch(), list[LaneStep](), set[Request]()
+    plain = {(made := request(client, number)): made.token_ids.tolist() for number in range(3)}
+    for made in plain:
+        batch.add(made, 0)
+    for number in range(3, 300):
+        what = draw.random()
+        if what < 0.03:
+            made = request(client, number)
+            plain[made] = made.token_ids.tolist()
+            batch.add(made, 0)
+        elif what < 0.06 and len(batch):
+            leaves = draw.choice(list(batch))
+            batch.remove(leaves)
+            gone.add(leaves)
+        elif what < 0.1:
+            seen = draw.choice(list(plain))
+            assert seen.token_ids.tolist() == plain[seen]
+        elif what < 0.55 and len(in_flight) < 2:
+            in_flight += batch.steps()
+        elif in_flight:
+            step = in_flight.pop(0)
+            tokens = array(columns.INT32, [draw.randrange(1000) for _ in step.view.requests])
+            if gone.isdisjoint(step.view.requests):  # else they are delivered one by one
+                step.view.unread.add(step.view, tokens)
+                for one, token in zip(step.view.requests, tokens, strict=True):
+                    plain[one].append(token)
+    assert {one: one.token_ids.tolist() for one in plain} == plain
