@@ -87,7 +87,7 @@ class Engine:
         """Until when planning waits for masks."""
         self.cut_at: float | None = None
         """Since when the workers cannot be reached."""
-        self.grammars = Grammars(config.tokenizer, hands)
+        self.grammars = Grammars(config.tokenizer, hands, clock)
         self.desk = Desk(config, clients, self.meter, clock, self.grammars)
         self.observer = Observer(config.incarnation, clock, clients, self.desk, self.meter, self.workers)
         self.asked: dict[int, tuple[bytes, int]] = {}

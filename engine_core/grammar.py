@@ -11,7 +11,6 @@ them. What goes wrong in a job ends its request alone.
 
 import os
 import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -91,11 +90,12 @@ class Inline:
 class Grammars:
     """Of all requests of one engine core."""
 
-    def __init__(self, folder: str, hands: Hands) -> None:
-        """`folder` holds tokenizer.json; empty: there are no grammars."""
+    def __init__(self, folder: str, hands: Hands, clock: Callable[[], float]) -> None:
+        """`folder` holds tokenizer.json; empty: there are no grammars. `clock`: seconds, in any thread."""
         self.available = bool(folder)
         self._folder = folder
         self._hands = hands
+        self._clock = clock
         self._num_quick = 0
         """Quick jobs that are not taken yet."""
         self._patience_until = 0.0
@@ -155,7 +155,7 @@ class Grammars:
 
     def _run(self, jobs: list[Job], facts: EngineFacts | None = None) -> None:
         for job in jobs:
-            begun = time.perf_counter()
+            begun = self._clock()
             try:
                 if job.grammar.follower is None:
                     assert facts is not None
@@ -163,7 +163,7 @@ class Grammars:
                 _follow(job, job.grammar.follower)
             except BaseException as error:  # the library's panics are no Exceptions
                 job.error = _explain(error, first=facts is not None)
-            job.seconds = time.perf_counter() - begun
+            job.seconds = self._clock() - begun
             self._done.append(job)
 
     def _read(self, text: str, facts: EngineFacts) -> "Follower":

@@ -19,10 +19,10 @@ from worker.kv_layout import Window, lay_out
 from .cluster import Cluster, Settings
 from .frontend_process import Frontend
 from .network import Agenda, Weather
-from .users import MAX_MODEL_LEN, Evidence, Mark, User, make_task
+from .users import MAX_MODEL_LEN, MODEL, Evidence, Mark, User, make_task
 
 REQUEST_EVERY_S = 20.0
-_NUM_TASKS = 48
+_NUM_TASKS, _NUM_CONSTRAINED, _NUM_EMBEDDINGS = 40, 6, 4
 _LIVENESS_S = 600.0
 """Within which everything ends once the faults have: a stream that has waited long looks every 60 s."""
 _RETRY_S = 0.1
@@ -48,7 +48,14 @@ class Campaign:
         self.settings = settings
         windows = settings.windows
         self.tasks = [make_task(draw, windows) for _ in range(_NUM_TASKS)]
+        if settings.tokenizer:
+            self.tasks += [make_task(draw, windows, kind="grammar") for _ in range(_NUM_CONSTRAINED)]
+        self.answers = list(self.tasks)
+        self.tasks += [make_task(draw, windows, kind="embed") for _ in range(_NUM_EMBEDDINGS)]
         self.marked = [make_task(draw, windows, mark) for mark in Mark for _ in range(2)]
+        self.marked.append(make_task(draw, windows, Mark.NAN, kind="embed"))
+        if settings.tokenizer:
+            self.marked += [make_task(draw, windows, mark, kind="grammar") for mark in Mark]
         self.users: dict[User, Frontend | None] = {}
         """Who has come since the last burst, or is still there, and where."""
         self.faults: dict[str, int] = {}
@@ -104,12 +111,13 @@ class Campaign:
     def _come(self) -> None:
         draw = self.draw
         self._names += 1
+        task = draw.choice(self.marked if draw.random() < 0.015 else self.tasks)
         user = User(
             name=f"user {self._names} of seed {self.seed}",
-            task=draw.choice(self.marked if draw.random() < 0.015 else self.tasks),
+            task=task,
             began=self.agenda.now,
             timeout_s=draw.choice([0.05, 0.5, 3.0]) if draw.random() < 0.1 else None,
-            key=f"key {self._names}" if draw.random() < 0.3 else "",
+            key=f"key {self._names}" if draw.random() < 0.3 and not task.embed else "",
             digest="digest",
             tenant=draw.choice(["a", "a", "b"]),
             cache_salt=draw.choice(["", "", "salt"]),
@@ -167,7 +175,7 @@ class Campaign:
         """Somebody else takes the same key for something else."""
         if not user.outcome:
             user.contested = True
-            name, task = user.name + " (twin)", self.draw.choice(self.tasks)
+            name, task = user.name + " (twin)", self.draw.choice(self.answers)
             self._enter(replace(user, stream=None, name=name, digest="another", task=task))
 
     def _on_frontend_gone(self, frontend: Frontend) -> None:
@@ -205,7 +213,7 @@ class Campaign:
             worker.faults += [fault] * (draw.choice([1, 2, 3]) if fault == "out_of_memory" else 1)
         elif kind == "slow" and worker is not None:
             worker.faults.append("slow")
-            cluster.look_for(4)
+            cluster.watch.look_for(4)
         elif kind == "roll":
             cluster.roll(draw.randrange(len(cluster.frontends)))
         elif process is None:
@@ -233,6 +241,9 @@ class Campaign:
     def _count_outcomes(self) -> None:
         for user in [user for user in self.users if user.outcome]:
             self.outcomes[user.outcome] = self.outcomes.get(user.outcome, 0) + 1
+            if user.outcome == "finished" and (user.task.grammar or user.task.embed):
+                kind = "constrained" if user.task.grammar else "embedded"
+                self.outcomes[kind] = self.outcomes.get(kind, 0) + 1
             del self.users[user]
 
     def _check_end(self) -> None:
@@ -297,4 +308,13 @@ def _draw_settings(draw: Random) -> Settings:
     )
     weather = Weather(drop=bad, duplicate=bad, delay=bad, encoded=draw.random() < 0.2)
     step_s = draw.choice([0.005, 0.02, 0.05])
-    return Settings(scheduler, cache, windows, draw.randint(1, 3), step_s, weather=weather)
+    return Settings(
+        scheduler,
+        cache,
+        windows,
+        draw.randint(1, 3),
+        step_s,
+        weather=weather,
+        tokenizer=MODEL if draw.random() < 0.5 else "",
+        num_ranks=draw.choice([1, 1, 2]),
+    )

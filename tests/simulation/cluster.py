@@ -16,24 +16,24 @@ from protocol.config import EngineCoreConfig
 from protocol.control import PeerGone
 from protocol.messages import ClientMessage, Submit
 from protocol.options import CacheOptions, SchedulerOptions
-from scripts.liveness import LOOK_INTERVAL_S, Liveness, Verdict
+from scripts.process import is_crash
 from scripts.restart_policy import GiveUp, Kind, Restart, RestartPolicy
 from worker.kv_layout import Window
 from worker.stub import StubRunner
 
 from .core_process import EngineCore, Wire
 from .frontend_process import Frontend
+from .group import Meeting, Rank
 from .network import FROM_WORKER, TO_CLIENT, TO_ENGINE, TO_WORKER, Agenda, Codec, Connection, Link, Weather
-from .process import SIGKILL, SIGSEGV, Process
+from .process import SIGKILL, Process
 from .simulator import stub_runner
-from .users import MAX_MODEL_LEN
+from .users import MAX_MODEL_LEN, MODEL, User
+from .watch import Watch
 from .worker_process import Worker
 
 START_S: dict[Kind, float] = {"engine_core": 0.3, "worker": 0.4, "frontend": 0.3}
 _SLOW_START = 0.1
 _FIRST_INCARNATION = 17_000_000
-_LONGEST_VERDICT_S = 70.0
-"""Twice the budget of a step when none was measured yet, and some."""
 
 
 @dataclass
@@ -50,6 +50,21 @@ class Settings:
     max_restarts: int = 1 << 30
     restart_window_s: float = 60.0
     weather: Weather = field(default_factory=Weather)
+    tokenizer: str = ""
+    """Folder of the model's, for grammars; empty: there are none."""
+    num_ranks: int = 1
+    """Of the worker group."""
+
+
+@dataclass
+class Group:
+    """What lives and dies together. The first is the leader."""
+
+    ranks: list[Process]
+    exit_codes: list[int] = field(default_factory=list)
+    """Of those that are dead, in the order in which they died."""
+    seen: bool = False
+    """The supervisor has seen that one is dead."""
 
 
 class Cluster:
@@ -61,6 +76,7 @@ class Cluster:
         self.settings = settings
         self.engine: EngineCore | None = None
         self.worker: Worker | None = None
+        """The leader of the group."""
         self.frontends: list[Frontend | None] = [None] * settings.num_frontends
         self.retired: list[Frontend] = []
         """They take nobody new, and exit once their streams have ended."""
@@ -68,8 +84,6 @@ class Cluster:
         """By place: they start, to replace the one that serves there."""
         self.gave_up: str | None = None
         self.deaths: dict[Kind, int] = {"engine_core": 0, "worker": 0, "frontend": 0}
-        self.verdicts = 0
-        """Processes killed because they hung."""
         self.calm = False
         """Nothing starts slowly any more."""
         self.counters: dict[str, int] = {}
@@ -79,13 +93,9 @@ class Cluster:
         """These requests were computed when something failed."""
         self._policy = RestartPolicy(settings.max_restarts, settings.restart_window_s)
         self._incarnations = _FIRST_INCARNATION
+        self._group = Group([])
         self._runner: StubRunner | None = None
-        self._lives: dict[Process, Liveness] = {}
-        self._stopped: set[Process] = set()
-        """As far as the supervisor knows."""
-        self._looked_at = 0.0
-        self._look_until = 0.0
-        self._looking = False
+        self.watch = Watch(agenda, lambda: self.processes, self._hangs, self.kill)
         self._start("engine_core")
         self._start("worker")
         for index in range(settings.num_frontends):
@@ -95,7 +105,8 @@ class Cluster:
     def processes(self) -> list[Process]:
         """Those that live, also while they start."""
         frontends = (*self.frontends, *self._successors.values(), *self.retired)
-        return [one for one in (self.engine, self.worker, *frontends) if one is not None]
+        ranks = [rank for rank in self._group.ranks if rank.alive]
+        return [one for one in (self.engine, *ranks, *frontends) if one is not None]
 
     # ── starting ────────────────────────────────────────────────────────────────────────────────
 
@@ -117,6 +128,10 @@ class Cluster:
         if kind == "worker" and not self.calm and self.draw.random() < _SLOW_START:
             seconds = self.draw.uniform(2, 20)
         self.agenda.after(seconds, b"ready", partial(self._on_ready, process))
+        if kind == "worker":
+            for rank in self._group.ranks[1:]:
+                late_s = self.draw.uniform(-0.1, 0.1)  # they have met while they loaded
+                self.agenda.after(seconds + late_s, b"ready", partial(self._on_ready, rank))
 
     def _make_engine_core(self) -> EngineCore:
         config = EngineCoreConfig(
@@ -126,23 +141,31 @@ class Cluster:
             cache=self.settings.cache,
             scheduler=self.settings.scheduler,
             detach_grace_s=self.settings.detach_grace_s,
+            tokenizer=self.settings.tokenizer,
         )
-        return EngineCore(self.agenda, config, self._on_exit, self._pass_on_trouble)
+        return EngineCore(self.agenda, self.draw, config, self._on_exit, self._pass_on_trouble)
 
     def _make_worker(self) -> Worker:
         """The runner is made once, as that costs more than an hour of an idle server."""
         if self._runner is None:
             settings = self.settings
-            self._runner = stub_runner(settings.cache, settings.scheduler, MAX_MODEL_LEN, settings.windows)
+            self._runner = stub_runner(
+                settings.cache, settings.scheduler, MAX_MODEL_LEN, settings.windows, MODEL
+            )
         self._runner.reset()
-        return Worker(
-            self.agenda, self.draw, self._incarnations, self._on_exit, self._runner, self.settings.step_s
-        )
+        meeting = Meeting(self.settings.num_ranks)
+        common = self.agenda, self.draw, self._incarnations, self._on_exit
+        leader = Worker(*common, self._runner, self.settings.step_s, meeting)
+        for _ in range(1, self.settings.num_ranks):
+            leader.ranks.append(Rank(*common, meeting, self.settings.step_s))
+        self._group = Group([leader, *leader.ranks])
+        return leader
 
     def _make_frontend(self, index: int) -> Frontend:
         frontend = Frontend(self.agenda, self._incarnations, self._on_exit, index)
         if self.settings.weather.is_clear:
             frontend.on_silence = self._check_silence
+            frontend.on_end = self._check_end
         return frontend
 
     def _check_silence(self, frontend: Frontend, messages: list[ClientMessage]) -> None:
@@ -157,11 +180,23 @@ class Cluster:
             if isinstance(message, Submit) and client is not None:
                 assert message.request_id in client.requests, "a request was lost, and no frame"
 
+    def _check_end(self, frontend: Frontend, user: User) -> None:
+        """Where no frame is lost, all that was computed comes before the error."""
+        core, connection = self.engine, frontend.connection
+        if core is None or connection is None or user.stream is None or user.outcome == "finished":
+            return
+        num_outputs = core.failed.get((connection.peer, user.stream.request_id))
+        if num_outputs is not None and core.clients.connections.get(connection.peer) is connection:
+            assert len(user.stream.token_ids) == num_outputs, f"{user.name} missed its last tokens"
+
     def _on_ready(self, process: Process) -> None:
         if not process.alive:
             return
         process.ready = process.was_ready = True
-        self._policy.on_ready(process.kind)
+        if process.kind != "worker" or all(rank.ready for rank in self._group.ranks):
+            self._policy.on_ready(process.kind)
+        if isinstance(process, Rank):
+            process.wake(self.agenda.now)
         if process is self.engine:
             for other in self.processes:
                 self._introduce(other)
@@ -231,14 +266,15 @@ class Cluster:
         process.exit(SIGKILL)
 
     def _on_exit(self, process: Process, exit_code: int) -> None:
-        self._lives.pop(process, None)
+        self.watch.forget(process)
+        if process.kind == "worker":
+            self._on_rank_exit(process, exit_code)
+            return
         expected = isinstance(process, Frontend) and self._leaves_no_gap(process)
         self.deaths[process.kind] += not expected
         if isinstance(process, EngineCore):
             self._count(process.engine)
             self.engine = None
-        elif process is self.worker:
-            self.worker = None
         elif isinstance(process, Frontend):
             if not expected:
                 self.frontends[process.index] = None
@@ -246,6 +282,37 @@ class Cluster:
             self.on_frontend_gone(process)
         seen_s = self.draw.uniform(0.0005, 0.005)
         self.agenda.after(seen_s, b"death", partial(self._on_death, process, exit_code, expected))
+
+    def _on_rank_exit(self, process: Process, exit_code: int) -> None:
+        group = self._group
+        assert process in group.ranks
+        group.exit_codes.append(exit_code)
+        if process is self.worker:
+            self.worker = None
+        if len(group.exit_codes) == 1:
+            self.deaths["worker"] += 1
+        self.agenda.after(self.draw.uniform(0.0005, 0.005), b"death", partial(self._on_rank_death, group))
+        for rank in group.ranks:
+            if rank.alive and self.draw.random() < 0.5:  # what it waits in fails; or it waits for ever
+                self.agenda.after(self.draw.uniform(0, 0.01), b"collective", partial(self._miss, rank))
+
+    def _miss(self, rank: Process) -> None:
+        if rank.budget_s:  # in a step
+            self._add("missed", 1)
+            rank.exit(1)
+
+    def _on_rank_death(self, group: Group) -> None:
+        """The supervisor sees it: the rest of the group dies, too, and another is started. What the first
+        one died of is not told by whom is seen first."""
+        if group.seen:
+            return
+        group.seen = True
+        codes, was_ready = list(group.exit_codes), all(rank.was_ready for rank in group.ranks)
+        crashed = all(is_crash(code) for code in codes)
+        assert not crashed or is_crash(codes[0]), "a request is blamed for what came from outside"
+        for rank in group.ranks:
+            self.kill(rank)
+        self._follow_death("worker", group.ranks[0].incarnation, codes, crashed=crashed, was_ready=was_ready)
 
     def _leaves_no_gap(self, frontend: Frontend) -> bool:
         """One that was replaced has gone, or a successor never got ready: another serves there."""
@@ -256,15 +323,38 @@ class Cluster:
 
     def _on_death(self, process: Process, exit_code: int, expected: bool) -> None:
         """The supervisor sees it."""
-        if process.kind != "engine_core" and self.engine is not None:
-            crashed = exit_code > 0 or exit_code == SIGSEGV
-            self.engine.tell(PeerGone(process.incarnation, crashed, f"exit code {exit_code}"))
         if expected:
+            self._tell_death(process.incarnation, exit_code, crashed=is_crash(exit_code))
             return
-        match self._policy.on_death(process.kind, exit_code, process.was_ready, self.agenda.now):
+        index = process.index if isinstance(process, Frontend) else 0
+        self._follow_death(
+            process.kind,
+            process.incarnation,
+            [exit_code],
+            crashed=is_crash(exit_code),
+            was_ready=process.was_ready,
+            index=index,
+        )
+
+    def _tell_death(self, incarnation: int, exit_code: int, *, crashed: bool) -> None:
+        if self.engine is not None:
+            self.engine.tell(PeerGone(incarnation, crashed, f"exit code {exit_code}"))
+
+    def _follow_death(
+        self,
+        kind: Kind,
+        incarnation: int,
+        exit_codes: list[int],
+        *,
+        crashed: bool,
+        was_ready: bool,
+        index: int = 0,
+    ) -> None:
+        if kind != "engine_core":
+            self._tell_death(incarnation, exit_codes[0], crashed=crashed)
+        match self._policy.on_death(kind, exit_codes[0], was_ready, self.agenda.now):
             case Restart(delay_s):
-                index = process.index if isinstance(process, Frontend) else 0
-                self.agenda.after(delay_s, b"start", partial(self._start, process.kind, index))
+                self.agenda.after(delay_s, b"start", partial(self._start, kind, index))
             case GiveUp(why):
                 self.gave_up = why
                 for one in self.processes:
@@ -286,37 +376,10 @@ class Cluster:
     def hang(self, process: Process, seconds: float, *, stopped: bool) -> None:
         """It handles nothing for so long, unless the supervisor's verdict comes first."""
         process.hang(seconds, stopped=stopped)
-        self.look_for(seconds)
+        self.watch.look_for(seconds)
 
-    def look_for(self, seconds: float) -> None:
-        """Let the supervisor look at the progress board for a while, as it does all the time: where nothing
-        hangs, there is nothing to see."""
-        self._look_until = max(self._look_until, self.agenda.now + min(seconds, _LONGEST_VERDICT_S))
-        if not self._looking:
-            self._looking, self._looked_at = True, self.agenda.now
-            self._look()
-
-    def _look(self) -> None:
-        now = self.agenda.now
-        since_s, self._looked_at = now - self._looked_at, now
-        for process in self.processes:
-            life = self._lives.setdefault(process, Liveness())
-            self._follow_stops(process, life)
-            verdict = life.look(process.reading(), 0.0, since_s)
-            if verdict in (Verdict.HUNG, Verdict.STOPPED):
-                assert process.hung, f"{process.kind} was killed, and it was only slow"
-                self.verdicts += 1
-                self.kill(process)
-        self._looking = now < self._look_until
-        for process in [] if self._looking else self.processes:
-            assert not process.hung, f"{process.kind} hangs, and nobody has seen it"
-        if self._looking:
-            self.agenda.after(LOOK_INTERVAL_S, b"look", self._look)
-
-    def _follow_stops(self, process: Process, life: Liveness) -> None:
-        if process.stopped and process not in self._stopped:
-            self._stopped.add(process)
-            life.on_stop()
-        elif not process.stopped and process in self._stopped:
-            self._stopped.remove(process)
-            life.on_continue()
+    def _hangs(self, process: Process) -> bool:
+        """Or another rank does, or is dead, for which it waits in a step."""
+        if process.kind != "worker":
+            return process.hung
+        return any(rank.hung or not rank.alive for rank in self._group.ranks)

@@ -1,14 +1,17 @@
 """The real engine as a simulated process, driven as process.py of the engine core drives it."""
 
 from collections.abc import Callable
+from functools import cache, partial
+from random import Random
 from typing import Any
 
 from engine_core.engine import Engine
-from engine_core.grammar import Inline
 from engine_core.invariants import check, touched
 from engine_core.request import Request
 from protocol.config import EngineCoreConfig
 from protocol.control import PeerGone
+from protocol.errors import TernError
+from protocol.grammar import GrammarReader
 from protocol.messages import EngineMessage
 from protocol.steps import (
     EngineToWorker,
@@ -19,8 +22,19 @@ from protocol.steps import (
 from .network import Agenda, Connection
 from .process import TURN_S, Process
 
+_QUICK_S, _SLOW_S, _PACE_S = (0.0, 0.0001, 0.004), (0.001, 0.02, 0.5), (0.0, 0.0, 0.0, 0.01)
 _CHECK_EVERY = 8
 """Turns between two looks at the invariants."""
+
+
+VOCABULARY = 2048, (2,)
+"""Size and ends of the bundled model's, which is everybody's here."""
+
+
+@cache
+def reader_of(folder: str) -> GrammarReader:
+    """Made once: it costs as much as minutes of an idle server."""
+    return GrammarReader(folder, *VOCABULARY)
 
 
 class Wire:
@@ -54,6 +68,37 @@ class Wire:
             connection.close()
 
 
+class Beside:
+    """Hands that do what grammars need some time after they were asked to, and at a drawn pace."""
+
+    def __init__(self, process: "EngineCore", draw: Random) -> None:
+        self._process = process
+        self._draw = draw
+        self._quick_at = 0.0
+        self._worked_s = self._pace_s = 0.0
+        """Of the present job, and how much more of it each look at the clock finds."""
+
+    def clock(self) -> float:
+        self._worked_s += self._pace_s
+        return self._process.agenda.now + self._worked_s
+
+    def do(self, work: Callable[[], None], *, slow: bool) -> None:
+        at = self._process.agenda.now + self._draw.choice(_SLOW_S if slow else _QUICK_S)
+        if not slow:
+            at = self._quick_at = max(self._quick_at, at)
+        self._process.agenda.at(at, b"grammar", partial(self._do, work))
+
+    def _do(self, work: Callable[[], None]) -> None:
+        process = self._process
+        if process.alive and process.hung:
+            process.agenda.after(_QUICK_S[-1], b"grammar", partial(self._do, work))
+        elif process.alive:
+            self._pace_s = self._draw.choice(_PACE_S)
+            work()
+            self._pace_s = self._worked_s = 0.0
+            process.wake(process.agenda.now + TURN_S)
+
+
 class EngineCore(Process):
     """The real engine, driven as process.py drives it."""
 
@@ -62,6 +107,7 @@ class EngineCore(Process):
     def __init__(
         self,
         agenda: Agenda,
+        draw: Random,
         config: EngineCoreConfig,
         on_exit: Callable[[Process, int], object],
         on_trouble: Callable[[list[Request], bool], object],
@@ -69,12 +115,26 @@ class EngineCore(Process):
         """`on_trouble(requests, by_itself)`: these were computed when something failed."""
         super().__init__(agenda, config.incarnation, on_exit)
         self.clients, self.workers = Wire(self), Wire(self)
-        self.engine = Engine(config, self.clients, self.workers, lambda: agenda.now, Inline())
+        self.hands = Beside(self, draw)
+        self.engine = Engine(config, self.clients, self.workers, self.hands.clock, self.hands)
+        self.failed: dict[tuple[bytes, int], int] = {}
+        """By peer and request: outputs that one that ended with an error had by then."""
+        fail = self.engine.desk.fail
+
+        def note_failure(request: Request, error: TernError, *, trusted: bool = True) -> None:
+            self.failed[request.client.peer, request.request_id] = request.num_output_tokens
+            fail(request, error, trusted=trusted)
+
+        self.engine.desk.fail = note_failure  # type: ignore[method-assign]
         self.news: list[PeerGone] = []
         self._on_trouble = on_trouble
         self._turns = 0
         self._used: dict[int, set[int]] = {}
         """By step in flight: blocks."""
+
+        if config.tokenizer:
+            self.engine.grammars._reader = reader_of(config.tokenizer)
+            self.engine.grammars._vocabulary = VOCABULARY
 
     def tell(self, news: PeerGone) -> None:
         self.news.append(news)

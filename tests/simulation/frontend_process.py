@@ -31,6 +31,8 @@ class Frontend(Process):
         self.connection: Connection | None = None
         self.on_silence: Callable[[Frontend, list[ClientMessage]], object] = lambda frontend, messages: None
         """These are sent because nothing has come for too long."""
+        self.on_end: Callable[[Frontend, User], object] = lambda frontend, user: None
+        """The user's stream has had its last message."""
         self._inbox: list[EngineMessage] = []
         self._todo: list[Callable[[], object]] = []
         self._look_at = math.inf
@@ -69,6 +71,8 @@ class Frontend(Process):
             cache_salt=user.cache_salt,
             key=user.key,
             digest=user.digest,
+            grammar=task.grammar,
+            embed=task.embed,
         )
         self.users[user.stream.request_id] = user
         self._send(messages)
@@ -110,6 +114,7 @@ class Frontend(Process):
                 if user.outcome:
                     continue  # it left before its end came
                 user.read(now)
+                self.on_end(self, user)
                 self.agenda.note(f"{user.name}: {user.outcome}".encode())
         assert streams.keys() == self.users.keys()
         if self._look_at == math.inf and self.connection is not None and self.registry.waiting:

@@ -16,6 +16,7 @@ from engine_core.request import Request, State
 from engine_core.scheduler import Scheduler
 from protocol import columns
 from protocol.config import WorkerConfig
+from protocol.grammar import Follower
 from protocol.kv_groups import NO_BLOCK
 from protocol.messages import Submit
 from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
@@ -30,13 +31,14 @@ def stub_runner(
     scheduler: SchedulerOptions,
     max_model_len: int = 0,
     windows: Sequence[Window] = (None,),
+    model: str = "",
 ) -> StubRunner:
-    """A hash model with a vocabulary of 512, and layers of these windows."""
+    """A hash model with layers of these windows, and a vocabulary of 512 or that of the model in a folder."""
     config = WorkerConfig(
         incarnation=1,
         rank=0,
         group_dir="",
-        model=ModelOptions(max_model_len=max_model_len),
+        model=ModelOptions(model=model, max_model_len=max_model_len),
         cache=cache,
         scheduler=scheduler,
         parallel=ParallelOptions(worker="stub"),
@@ -44,22 +46,70 @@ def stub_runner(
     return StubRunner(config, windows)
 
 
-def alone(submit: Submit, max_model_len: int, windows: Sequence[Window] = (None,)) -> list[int]:
-    """What the hash model answers to this request when nothing else exists, and no block is ever released."""
-    runner = stub_runner(CacheOptions(block_size=64, num_kv_blocks=64), SchedulerOptions(), 0, windows)
-    prompt = columns.unpack_ids(submit.prompt_token_ids)
-    sampling = submit.sampling
+def alone(
+    submit: Submit,
+    max_model_len: int,
+    windows: Sequence[Window] = (None,),
+    model: str = "",
+    follower: Follower | None = None,
+) -> list[int]:
+    """What the hash model answers to this request when nothing else exists, and no block is ever released.
+
+    `follower` is at the beginning of the answer's grammar.
+    """
+    runner = stub_runner(CacheOptions(block_size=64, num_kv_blocks=64), SchedulerOptions(), 0, windows, model)
+    prompt, sampling = columns.unpack_ids(submit.prompt_token_ids), submit.sampling
     stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else runner.eos_token_ids)}
-    blocks = columns.pack_ids(range(64 // len(runner.groups) * len(runner.groups)))
-    start = SequenceStart(0, prompt.tobytes(), len(prompt), 0, blocks, sampling)
-    outputs: list[int] = []
-    count, started = len(prompt), (start,)
+    scored = sampling.logprobs is not None or sampling.prompt_logprobs is not None
     most = min(sampling.max_tokens, max_model_len - len(prompt))
-    while len(outputs) < most and not (outputs and outputs[-1] in stops):
-        plan = StepPlan(0, 0, columns.pack_ids([0]), columns.pack_ids([count]), started=started)
+    outputs: list[int] = []
+    known = 0
+    """Tokens that the runner has computed, or samples next."""
+
+    def ended() -> bool:
+        return len(outputs) >= most or bool(outputs and outputs[-1] in stops)
+
+    while not ended():
+        forced = follower.take_forced() if follower is not None and not scored else ()
+        for token in forced:
+            if not ended():
+                outputs.append(token)
+        if forced:
+            continue
+        mask = follower.mask() if follower is not None else b""
+        plan = _plan_alone(runner, submit, outputs, known == len(prompt) + len(outputs), mask)
         outputs += columns.unpack_ids(runner.execute(plan).token_ids)
-        count, started = 1, ()
+        known = len(prompt) + len(outputs)
+        if follower is not None and not ended():
+            follower.take(outputs[-1:])
     return outputs
+
+
+def vector_alone(submit: Submit, windows: Sequence[Window] = (None,), model: str = "") -> bytes:
+    """What the hash model makes of this prompt when nothing else exists."""
+    runner = stub_runner(CacheOptions(block_size=64, num_kv_blocks=64), SchedulerOptions(), 0, windows, model)
+    ((_, vector),) = runner.execute(_plan_alone(runner, submit, [], False, b"")).embeddings
+    return vector
+
+
+def _plan_alone(
+    runner: StubRunner, submit: Submit, outputs: list[int], goes_on: bool, mask: bytes
+) -> StepPlan:
+    """The next token, or all that is known and then the next token."""
+    prompt = columns.unpack_ids(submit.prompt_token_ids)
+    blocks = columns.pack_ids(range(64 // len(runner.groups) * len(runner.groups)))
+    token_ids = columns.pack_ids([*prompt, *outputs])
+    start = SequenceStart(0, token_ids, len(prompt), 0, blocks, submit.sampling, embed=submit.embed)
+    return StepPlan(
+        epoch=0,
+        step=0,
+        scheduled_slots=columns.pack_ids([0]),
+        scheduled_counts=columns.pack_ids([1 if goes_on else len(prompt) + len(outputs)]),
+        released=columns.pack_ids([] if goes_on else runner.sequences),
+        started=() if goes_on else (start,),
+        masked_rows=columns.pack_ids([0] if mask else []),
+        masks=mask,
+    )
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """The whole server, from registry to hash model, in simulated time: a hundred hours of faults.
 
+Answers, answers to grammars and embeddings; one rank and two; rolling restarts, and a drain at the end.
+
 What fails names its seed, and the line that replays it.
 """
 
@@ -18,8 +20,8 @@ from .network import Agenda
 
 HOURS = 2
 """Of each seed; the settings are drawn anew with each, so many short lives show more than a long one."""
-SEEDS_PER_BLOCK = 10
-BLOCKS = range(0, 60, SEEDS_PER_BLOCK)
+SEEDS_PER_BLOCK = 13
+BLOCKS = range(0, 52, SEEDS_PER_BLOCK)
 SEED_VARIABLE = "TERN_SIMULATION_SEED"
 
 
@@ -43,12 +45,13 @@ def test_a_hundred_hours(first: int) -> None:
         seen.update(campaign.outcomes)
         seen.update(campaign.cluster.counters)
         seen.update(campaign.cluster.deaths)
-        seen.update(verdicts=campaign.cluster.verdicts)
+        seen.update(verdicts=campaign.cluster.watch.verdicts)
     for name in (
         *("finished", "aborted", "left", "reset", "deadline_exceeded", "overloaded", "unavailable"),
         *("numerical_error", "internal_error", "request_crashed_worker", "idempotency_key_reused"),
         *("steps", "preemptions", "prefix_cache_hits", "resubmissions", "gaps", "crashed_requests"),
-        *("engine_core", "worker", "frontend", "verdicts", "rolled"),
+        *("engine_core", "worker", "frontend", "verdicts", "rolled", "missed"),
+        *("constrained", "embedded"),
     ):
         assert seen[name], f"no {name} in {SEEDS_PER_BLOCK} lives: the simulation does not reach it"
 

@@ -7,7 +7,10 @@ does harm to the worker that computes it: it alone must end with the error that 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from random import Random
+
+from msgspec import structs
 
 from protocol import columns
 from protocol.errors import TernError
@@ -16,7 +19,8 @@ from protocol.sampling import SamplingParams
 from protocol.stream import TokenBatch, TokenStream
 from worker.kv_layout import Window
 
-from .simulator import alone
+from .core_process import reader_of
+from .simulator import alone, vector_alone
 
 MAX_MODEL_LEN = 128
 _EPSILON_S = 1e-6
@@ -30,12 +34,22 @@ class Mark(IntEnum):
     NAN = 1_000_003
 
 
-ERROR_OF = {
-    Mark.CRASH: "request_crashed_worker",
-    Mark.RAISE: "internal_error",
-    Mark.NAN: "numerical_error",
-}
 _BLAME = {"request_crashed_worker", "internal_error"}
+ERRORS_OF = {
+    Mark.CRASH: {"request_crashed_worker"},
+    Mark.RAISE: _BLAME,  # where several ranks compute it, none can go on
+    Mark.NAN: {"numerical_error"},
+}
+MODEL = str(Path(__file__).parents[2] / "models" / "tern-mini")
+FREE = "start: /[a-c]{1,20}/"
+"""It leaves a choice at once, so that no answer is known without a step."""
+GRAMMARS = (
+    FREE,
+    'start: /[ab]/ "0123456789012345" /[ab]/ "xyz" /[0-9]{3}/',
+    '{"grammars": [{"json_schema": {"type": "object", "properties": {"kind": {"enum": ["bird", "fish"]}, '
+    '"counts": {"type": "array", "items": {"type": "integer", "maximum": 99}, "maxItems": 4}}, '
+    '"required": ["kind", "counts"], "additionalProperties": false}}]}',
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +60,20 @@ class Task:
     sampling: SamplingParams
     answer: Sequence[int]
     mark: Mark | None
+    grammar: str = ""
+    vector: bytes = b""
+    """Of a prompt of which a vector is wanted, and no answer."""
+
+    @property
+    def embed(self) -> bool:
+        return bool(self.vector)
 
 
-def make_task(draw: Random, windows: Sequence[Window], mark: Mark | None = None) -> Task:
-    """Few shared heads and short tails, so that prefixes are often the same. `windows`: the model's."""
+def make_task(
+    draw: Random, windows: Sequence[Window], mark: Mark | None = None, *, kind: str = "answer"
+) -> Task:
+    """Few shared heads and short tails, so that prefixes are often the same. `windows`: the model's. Kinds:
+    "answer", "grammar", "embed"."""
     head = [token for _ in range(draw.randrange(4)) for token in [draw.randrange(2)] * 16]
     tail = [draw.randrange(512) for _ in range(draw.randrange(0 if head else 1, 12))]
     sampling = SamplingParams(
@@ -64,8 +88,18 @@ def make_task(draw: Random, windows: Sequence[Window], mark: Mark | None = None)
         bad_words=((100, 101), (103, 103, 102)) if few and draw.random() < 0.5 else (),
     )
     prompt = (head + tail)[: MAX_MODEL_LEN - 1]
-    answer = alone(Submit(0, columns.pack_ids(prompt), sampling), MAX_MODEL_LEN, windows)
-    return Task(prompt, sampling, answer, mark)
+    if kind == "embed":
+        sampling = SamplingParams(max_tokens=1, temperature=0, seed=sampling.seed)
+        submit = Submit(0, columns.pack_ids(prompt), sampling, embed=True)
+        return Task(prompt, sampling, [], mark, vector=vector_alone(submit, windows, MODEL))
+    submit, grammar, follower = Submit(0, columns.pack_ids(prompt), sampling), "", None
+    if kind == "grammar":
+        sampling = structs.replace(sampling, ignore_eos=False, allowed_token_ids=(), bad_words=())
+        submit = structs.replace(submit, sampling=sampling)
+        grammar = draw.choice(GRAMMARS) if mark is None else FREE
+        follower = reader_of(MODEL).read(grammar)
+    answer = alone(submit, MAX_MODEL_LEN, windows, MODEL, follower)
+    return Task(prompt, sampling, answer, mark, grammar)
 
 
 @dataclass
@@ -132,8 +166,13 @@ class User:
             positions = set(range(1, len(self.task.prompt)))
             assert set(self.stream.prompt_logprobs) == positions, f"{self.name}: prompt's logprobs"
         self._check_tokens(tokens)
+        assert self.stream.embedding == self.task.vector, f"{self.name} was given another vector"
         assert self.task.mark is None, f"{self.name} is marked {self.task.mark!r} and came through"
         assert tokens == self.task.answer, f"{self.name}: {len(tokens)} of {len(self.task.answer)} tokens"
+        if self.task.embed:
+            assert finish is Finish.STOP
+            self.end("finished")
+            return
         whole = len(tokens) >= min(self.task.sampling.max_tokens, MAX_MODEL_LEN - len(self.task.prompt))
         expected = {Finish.STOP, Finish.LENGTH} if whole else {Finish.STOP}
         assert finish in expected, f"{self.name} finished with {finish!r}"
@@ -162,7 +201,7 @@ class User:
         late = self.timeout_s is not None and now >= self.began + self.timeout_s - _EPSILON_S
         fresh = self.strays or not tokens  # with strays, the engine core may take it for a new one
         excused = (
-            (self.task.mark is not None and code == ERROR_OF[self.task.mark])
+            (self.task.mark is not None and code in ERRORS_OF[self.task.mark])
             or (code in _BLAME and self.evidence.alone >= 2 and self.evidence.total >= 4)
             or (code == "deadline_exceeded" and late)
             or (code == "unavailable" and ((late and fresh) or self.contested))

@@ -20,17 +20,18 @@ from protocol.steps import (
     WorkerReady,
     WorkerToEngine,
 )
-from worker.step_budget import StepBudget, StepSizes
+from worker.step_budget import FLOOR_S, StepBudget, StepSizes
 from worker.stub import StubRunner
 from worker.worker import MOST_OUT_OF_MEMORY
 
+from .group import Meeting, Rank
 from .network import Agenda, Connection
 from .process import SIGSEGV, TURN_S, Process
 from .users import Mark
 
 
 class Worker(Process):
-    """The hash model behind the loop of worker.py, with steps that take time."""
+    """The hash model behind the loop of worker.py, with steps that take time. With `ranks` it leads them."""
 
     kind = "worker"
 
@@ -42,9 +43,14 @@ class Worker(Process):
         on_exit: Callable[[Process, int], object],
         runner: StubRunner,
         step_s: float,
+        meeting: Meeting,
     ) -> None:
         super().__init__(agenda, incarnation, on_exit)
         self.runner = runner
+        self.ranks: list[Rank] = []
+        """The others of its group."""
+        self._meeting = meeting
+        self._ticket: int | None = None
         self.inbox: list[EngineToWorker] = []
         self.connection: Connection | None = None
         self.faults: list[str] = []
@@ -97,7 +103,13 @@ class Worker(Process):
             if self.agenda.now < when:
                 self.wake(when)
                 return
-            self._done = None
+            if self.ranks:
+                assert self._step is not None
+                if self._ticket is None:
+                    self._ticket = self._meeting.enter(self, (self._epoch, self._step))
+                if self._meeting.passed <= self._ticket:
+                    return
+            self._done = self._ticket = None
             then()
         if self._invitation is not None and self.alive:
             invitation, self._invitation = self._invitation, None
@@ -106,6 +118,7 @@ class Worker(Process):
             message = self.inbox.pop(0)
             match message:
                 case Reset():
+                    self._forward(message)
                     self._forget()
                     self._epoch, self._step = message.epoch, None
                 case StepPlan():
@@ -121,6 +134,7 @@ class Worker(Process):
         self._step = plan.step
         self.num_steps += 1
         num_tokens, context = self._sizes.of(plan)
+        self._forward(plan)
         budget_s = self._budget.budget_s(num_tokens, context)
         seconds = self._step_s * self._draw.uniform(0.8, 1.2) + 2e-5 * num_tokens
         for slot in columns.unpack_ids(plan.released):
@@ -133,11 +147,12 @@ class Worker(Process):
             marks = {self._marks.get(slot) for slot in columns.unpack_ids(plan.scheduled_slots)}
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "slow":
-            seconds = min(1.5 * budget_s, 3.0)
+            # Other ranks have measured other steps: theirs may be the least budget that there is.
+            seconds = 1.5 * (FLOOR_S if self.ranks else min(budget_s, 2.0))
         result = self.runner.execute(plan)  # what is wrong with a plan raises, and ends the simulation
         then: Callable[[], object]
         if Mark.CRASH in marks:
-            then = partial(self.exit, SIGSEGV)
+            then = partial(self._draw.choice([self, *self.ranks]).exit, SIGSEGV)
         elif fault == "exit":
             then = partial(self.exit, DEVICE_EXIT_CODE)
         elif Mark.RAISE in marks or fault == "exception":
@@ -147,17 +162,26 @@ class Worker(Process):
         else:
             if Mark.NAN in marks:
                 result = self._spoiled(plan, result)
-            then = partial(self._succeed, result, num_tokens, context, seconds)
+            then = partial(self._succeed, result, num_tokens, context, self.agenda.now)
         self._done = self.agenda.now + seconds, then
         self._beats += 1
         self.wake(self._done[0])
 
-    def _succeed(self, result: StepResult, num_tokens: int, context: float, seconds: float) -> None:
-        self._budget.record(num_tokens, context, seconds)
+    def _forward(self, message: EngineToWorker) -> None:
+        """To the other ranks, before it begins itself."""
+        for rank in self.ranks:
+            self.count_send()
+            rank.plans.send(message)
+
+    def _succeed(self, result: StepResult, num_tokens: int, context: float, began: float) -> None:
+        self._budget.record(num_tokens, context, self.agenda.now - began)
         self._out_of_memory = 0
         self._answer(result)
 
     def _fail(self, plan: StepPlan, code: str) -> None:
+        if self.ranks:  # they wait in a collective
+            self.exit(OutOfMemory.exit_code if code == OutOfMemory.code else 1)
+            return
         if code == OutOfMemory.code:
             self._out_of_memory += 1
             if self._out_of_memory == MOST_OUT_OF_MEMORY:
@@ -172,12 +196,13 @@ class Worker(Process):
         self._marks.clear()
 
     def _spoiled(self, plan: StepPlan, result: StepResult) -> StepResult:
-        """The rows of marked requests that sampled have failed."""
-        tokens = columns.unpack_ids(result.token_ids)
+        """The rows of marked requests that sampled, or made a vector, have failed."""
+        tokens, vectors = columns.unpack_ids(result.token_ids), dict(result.embeddings)
         failed = []
         for row, slot in enumerate(columns.unpack_ids(plan.scheduled_slots)):
-            if self._marks.get(slot) is Mark.NAN and tokens[row] != NO_TOKEN:
+            if self._marks.get(slot) is Mark.NAN and (tokens[row] != NO_TOKEN or row in vectors):
                 tokens[row] = NO_TOKEN
+                vectors.pop(row, None)
                 failed.append((row, NumericalError.code))
         return StepResult(
             result.epoch,
@@ -186,6 +211,7 @@ class Worker(Process):
             result.logprobs,
             result.prompt_logprobs,
             tuple(failed),
+            tuple(vectors.items()),
         )
 
     def _answer(self, message: WorkerToEngine) -> None:
