@@ -56,7 +56,11 @@ def before_answer(begin: Begins, opened: str, closed: str) -> tuple[str, str]:
     if begin is Begins.NEVER:
         return "", ""
     head = "thought" if begin is Begins.INSIDE else f"({opened} thought)?"
-    return f"{head} GAP? ", f"thought[lazy]: /(.|\\n)*/ {closed}\nGAP: /\\n{{1,2}}/\n"
+    if closed.startswith('"'):
+        thought = f"thought[lazy]: /(.|\\n)*/ {closed}"
+    else:  # a token by its id is no part of a terminal, nor does free text match it
+        thought = f"thought: THOUGHT? {closed}\nTHOUGHT: /(.|\\n)+/"
+    return f"{head} GAP? ", f"{thought}\nGAP: /\\n{{1,2}}/\n"
 
 
 class PlainReader:

@@ -6,6 +6,7 @@ the last event that it has, to whichever frontend takes its connection. Nothing 
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -97,6 +98,8 @@ class Told:
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[Any]] = {}
         self.ends: dict[int, str] = {}
+        self.calls: dict[int, str] = {}
+        """Name and arguments; their ids follow from the response's, which differs from another request's."""
         self.usage: list[Any] = []
         for event in events[:-1]:
             assert "choices" in event.data, event
@@ -110,6 +113,10 @@ class Told:
         assert index not in self.ends, f"choice {index} goes on after its end"
         text = choice["text"] if "text" in choice else choice["delta"].get("content", "")
         self.texts[index] = self.texts.get(index, "") + text
+        for call in choice.get("delta", {}).get("tool_calls", ()):
+            function = call["function"]
+            said = function.get("name", "") + function.get("arguments", "")
+            self.calls[index] = self.calls.get(index, "") + said
         if (logprobs := choice["logprobs"]) is not None:
             rows = logprobs.get("content") or list(zip(*(logprobs[k] for k in sorted(logprobs)), strict=True))
             self.logprobs.setdefault(index, []).extend(rows)
@@ -170,6 +177,8 @@ async def answered(stack: Stack, request: bytes) -> Response:
                     return response
 
 
+LONG = {"type": "object", "properties": {"text": {"type": "string", "pattern": "^[a-z]{300}$"}},
+        "required": ["text"], "additionalProperties": False}  # fmt: skip
 STREAM = {"max_tokens": LENGTH, "stream": True, "stream_options": {"include_usage": True}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "greedy": {"prompt": "One", **STREAM},
@@ -184,6 +193,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "messages": [{"role": "user", "content": "Six"}],
         "logprobs": True, "top_logprobs": 1, "n": 2, **STREAM,
     },
+    "calls": {
+        "messages": [{"role": "user", "content": "Seven"}], "ignore_eos": False, "n": 2, **STREAM,
+        "tools": [{"type": "function", "function": {"name": "write", "parameters": LONG}}],
+        "tool_choice": "required", "parallel_tool_calls": False,
+    },
 }  # fmt: skip
 
 
@@ -197,6 +211,9 @@ async def test_the_frontend_of_a_stream_is_killed(trio: Stack, variant: str) -> 
     rest = await go_on(trio, keyed(key, fields, events[-1].id))
     assert len({event.id for event in [*events, *rest[:-2]]}) == len(events) + len(rest) - 2
     assert Told(events + rest) == expected
+    if "tools" in fields:
+        texts = [json.loads(call.removeprefix("write"))["text"] for call in expected.calls.values()]
+        assert [len(text) for text in texts] == [300] * fields["n"]
 
 
 async def test_a_stop_string_in_the_part_that_was_held_back(trio: Stack) -> None:
