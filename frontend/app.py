@@ -23,6 +23,7 @@ from .openai.models import Models
 from .openai.responses.endpoint import Responses
 from .openai.responses.input_items import InputItems
 from .openai.responses.past import PastResponses
+from .openai.responses.stored import StoredResponses
 from .openai.status import Status
 from .openai.tokenize import Tokenization
 from .request_log import Ledger
@@ -86,6 +87,8 @@ def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
     """All there are."""
     models, text, status = Models(service), Tokenization(service), Status(service)
     past = PastResponses(service)
+    responses = Responses(service, past)
+    stored = StoredResponses(service, past, responses.background)
     pages = {
         "/live/state": service.live.state,
         "/live/events": service.live.events,
@@ -106,10 +109,11 @@ def routes(service: Service, keys: Sequence[str]) -> list[BaseRoute]:
     return [
         post("/v1/chat/completions", ChatCompletions(service)),
         post("/v1/completions", Completions(service)),
-        post("/v1/responses", Responses(service, past)),
-        get("/v1/responses/{id}", past.get),
+        post("/v1/responses", responses),
+        get("/v1/responses/{id}", stored.get),
+        post("/v1/responses/{id}/cancel", stored.cancel),
         get("/v1/responses/{id}/input_items", InputItems(past).get),
-        delete("/v1/responses/{id}", past.delete),
+        delete("/v1/responses/{id}", stored.delete),
         post("/v1/messages", Messages(service)),
         post("/v1/messages/count_tokens", CountTokens(service)),
         post("/v1/embeddings", Embeddings(service)),

@@ -33,6 +33,8 @@ class ResponseStore:
     def __init__(self, folder: str, most_bytes: int, *, index: int = 0, num_frontends: int = 1) -> None:
         """`most_bytes`: of all frontends together."""
         self.enabled = bool(folder) and most_bytes > 0
+        self.folder = folder
+        self.most_bytes = most_bytes
         self._folders = [os.path.join(folder, str(i)) for i in range(max(num_frontends, index + 1))]
         self._own = self._folders[index]
         self._most_bytes = most_bytes // num_frontends
@@ -48,7 +50,7 @@ class ResponseStore:
         """Keep it, as long as there is room for it. False: it is not kept."""
         if not self.enabled or len(document) > self._most_bytes:
             return False
-        name = _name(tenant, document_id)
+        name = document_name(tenant, document_id)
         self._forget(name)
         self._sizes[name] = len(document)
         self._num_bytes += len(document)
@@ -64,13 +66,15 @@ class ResponseStore:
 
     async def get(self, tenant: str, document_id: str) -> bytes | None:
         """None: it was never kept, or is forgotten."""
-        return await asyncio.to_thread(self._read, _name(tenant, document_id)) if self.enabled else None
+        return (
+            await asyncio.to_thread(self._read, document_name(tenant, document_id)) if self.enabled else None
+        )
 
     async def delete(self, tenant: str, document_id: str) -> bool:
         """False: there was none."""
         if not self.enabled:
             return False
-        name = _name(tenant, document_id)
+        name = document_name(tenant, document_id)
         self._forget(name)
         return await self._change(functools.partial(self._unlink, name))
 
@@ -131,5 +135,6 @@ class ResponseStore:
         return found
 
 
-def _name(tenant: str, document_id: str) -> str:
+def document_name(tenant: str, document_id: str) -> str:
+    """Of its file."""
     return hashlib.sha256(f"{tenant}\n{document_id}".encode()).hexdigest()[:32]

@@ -32,9 +32,9 @@ from .headers import (
 )
 from .models import ModelCard, ModelList
 from .responses.input_items import ItemList
-from .responses.past import DeletedResponse
 from .responses.request import ResponsesRequest
 from .responses.response import ResponseObject
+from .responses.stored import DeletedResponse
 from .status import Live, Load, Ready, Version
 from .tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
@@ -65,7 +65,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         answer=ResponseObject,
         generates=True,
     ),
-    ("get", "/v1/responses/{id}"): Operation(summary="A past response", answer=ResponseObject),
+    ("get", "/v1/responses/{id}"): Operation(
+        summary="A past response, or the events of a background one", answer=ResponseObject
+    ),
+    ("post", "/v1/responses/{id}/cancel"): Operation(
+        summary="End the work on a background response", answer=ResponseObject
+    ),
     ("get", "/v1/responses/{id}/input_items"): Operation(
         summary="The items that it answers, a page at a time", answer=ItemList
     ),

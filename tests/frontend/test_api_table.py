@@ -141,6 +141,7 @@ SAMPLED = {
 RESPONSES_LOOK = {"type": "function", "name": "look"}
 EXAMPLES["/v1/responses"] = SAMPLED | {
     "truncation": Example("auto"),
+    "background": Example(True),
     **{name: GENERATING[name] for name in ("model", "stream", "min_p", "repetition_penalty")},
     **{name: GENERATING[name] for name in ("presence_penalty", "frequency_penalty")},
     "input": Example([USER, {"type": "reasoning", "summary": []}, USER]),

@@ -180,7 +180,7 @@ async def test_a_conversation_goes_on(client: openai.AsyncOpenAI, service: Servi
         f"<|bos|><|user|>One<|end|>{turn}<|user|>Two<|end|>{turn}<|user|>Three<|end|><|assistant|>"
     )
     assert (await client.responses.retrieve(second.id)).output_text == TEXT
-    with pytest.raises(openai.BadRequestError, match="stream"):
+    with pytest.raises(openai.BadRequestError, match="without background: true"):
         await client.responses.retrieve(second.id, stream=True)
     await client.responses.delete(second.id)
     with pytest.raises(openai.NotFoundError):
@@ -234,7 +234,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
      "input[0].arguments"),
     ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].call_id"),
     ({"previous_response_id": 1}, "previous_response_id"),
-    ({"background": True}, "background"),
+    ({"background": 1}, "background"),
+    ({"background": True, "store": False}, "background"),
     ({"conversation": "conv_1"}, "conversation"),
     ({"prompt": {"id": "pmpt_1"}}, "prompt"),
     ({"truncation": "some"}, "truncation"),

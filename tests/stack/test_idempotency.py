@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import DEADLINE_S
 from tests.faults.at_rest import Core
 from tests.stack.conftest import Stack
-from tests.stack.raw_http import Event, RawConnection, Response, ask, completion
+from tests.stack.raw_http import Event, RawConnection, Response, ask, completion, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ LENGTH = 1500
 """Tokens: a fraction of a second with the stub, far longer than it takes to kill something."""
 BROKEN_AT = 20
 """Events after which the connection breaks."""
-CHAT = "/v1/chat/completions"
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 
 _keys = (f"key-{number}" for number in itertools.count())
 
@@ -285,6 +285,29 @@ async def test_an_answer_without_a_stream(trio: Stack, fields: dict[str, Any]) -
         again = (await answered(trio, keyed(key, fields))).json
         assert again["choices"] == expected["choices"]
         assert again["id"] == found["id"]
+
+
+async def test_a_background_response_outlives_its_frontend(trio: Stack) -> None:
+    requests = [{"input": f"Tell {i}", "max_output_tokens": LENGTH, "ignore_eos": None} for i in range(8)]
+    whole = [(await answered(trio, completion(RESPONSES, **fields))).json for fields in requests]
+    longest = max(range(len(whole)), key=lambda i: whole[i]["usage"]["output_tokens"])
+    fields, expected = requests[longest], whole[longest]
+    async with Core.of(trio) as core, await RawConnection.open(trio) as connection:
+        before = await core.at_rest()
+        connection.send(completion(RESPONSES, **fields, background=True))
+        queued = (await connection.response()).json
+        os.kill(frontend_of(trio, connection), signal.SIGKILL)
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                found = (await answered(trio, request("GET", f"{RESPONSES}/{queued['id']}"))).json
+                if found["status"] not in ("queued", "in_progress"):
+                    break
+        computed = (await core.at_rest()).generation_tokens - before.generation_tokens
+    assert queued["status"] == "queued"
+    assert found["status"] == expected["status"]
+    assert found["output"][0]["content"] == expected["output"][0]["content"]
+    assert found["usage"]["output_tokens"] == expected["usage"]["output_tokens"] > 200
+    assert computed <= found["usage"]["output_tokens"], "computed twice"
 
 
 @pytest.mark.parametrize("ended", [True, False], ids=["ended", "running"])

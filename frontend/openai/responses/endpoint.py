@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET, structs
+from starlette.types import Scope, Send
 
 from protocol.errors import InvalidRequest, Unsupported
 from protocol.messages import EngineFacts
@@ -17,7 +18,9 @@ from ..fields import GenerationFields, make_wish
 from ..headers import Terms
 from ..prompting import check_not_empty, encode_chat, reasoning_variables
 from ..turn import ChatOptions, Turn, TurnEndpoint
+from .background import Background
 from .items import InputItem, PlacedItem, identified, messages_of
+from .order import PlannedResponse
 from .past import PastResponses
 from .request import RESPONSES, ResponsesRequest, TextFormat
 from .response import OfferedTool, ResponseObject
@@ -37,8 +40,23 @@ class Responses(TurnEndpoint[ResponsesRequest]):
     def __init__(self, service: Service, past: PastResponses) -> None:
         super().__init__(service, ResponsesRequest, RESPONSES)
         self._past = past
+        self.background = Background(service, past, self._plan)
+
+    async def answer(
+        self, request: ResponsesRequest, facts: EngineFacts, terms: Terms, scope: Scope, send: Send
+    ) -> None:
+        if request.background:
+            await self.background.start(request, facts, terms, send)
+        else:
+            await super().answer(request, facts, terms, scope, send)
 
     async def plan(self, request: ResponsesRequest, facts: EngineFacts, terms: Terms) -> Turn:
+        planned = await self._plan(request, facts, terms, self.service.now())
+        return Turn(planned.prompt, planned.wish, planned.begin)
+
+    async def _plan(
+        self, request: ResponsesRequest, facts: EngineFacts, terms: Terms, created_at: int
+    ) -> PlannedResponse:
         model = self.service.model_name(request.model)
         items = await self._history(request, terms)
         offered = offered_tools(request.tools, request.tool_choice, request.parallel_tool_calls)
@@ -69,14 +87,19 @@ class Responses(TurnEndpoint[ResponsesRequest]):
             )
         wish = structs.replace(self._wish(request, prompt, facts, terms), reading=reading)
         wish = await self.constrained(wish, request.constraint, facts)
-        begun = _response(request, offered, model, f"resp_{terms.response_id}", wish, self.service)
-        begun = structs.replace(begun, dropped_items=num_dropped or UNSET)
+        begun = structs.replace(
+            _response(request, offered, model, f"resp_{terms.response_id}", wish, self.service),
+            created_at=created_at,
+            dropped_items=num_dropped or UNSET,
+        )
+        answered = [one.item for one in items]
+        digest = terms.key.digest if terms.key is not None else ""
 
         def begin(generation: Generation, outbox: Outbox) -> ResponseWriter:
             async def keep(response: ResponseObject) -> ResponseObject:
                 if not response.store:
                     return response
-                kept = await self._past.keep(terms.tenant, response, [one.item for one in items])
+                kept = await self._past.keep(terms.tenant, response, answered, digest)
                 return response if kept else structs.replace(response, store=False)
 
             return ResponseWriter(
@@ -90,7 +113,7 @@ class Responses(TurnEndpoint[ResponsesRequest]):
                 request.logprobs,
             )
 
-        return Turn(prompt, wish, begin)
+        return PlannedResponse(prompt, wish, begun, answered, begin)
 
     async def _history(self, request: ResponsesRequest, terms: Terms) -> list[PlacedItem]:
         """All items so far, each with an id. Raises RequestError."""
@@ -160,6 +183,7 @@ def _response(
         previous_response_id=request.previous_response_id,
         store=request.store is not False and service.response_store.enabled,
         metadata=request.metadata or {},
+        background=bool(request.background),
         truncation=request.truncation or "disabled",
         temperature=sampling.temperature,
         top_p=sampling.top_p,

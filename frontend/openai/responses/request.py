@@ -63,6 +63,8 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
     previous_response_id: Annotated[str, Meta(max_length=128)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     """auto: the oldest items go where the conversation does not fit; `dropped_items` says how many."""
+    background: bool | None = None
+    """It is answered at once, and computed whether or not anybody waits; GET it, or its events, by its id."""
     store: bool | None = None
     """false: it cannot be asked for, or gone on from, later."""
     metadata: (
@@ -118,7 +120,6 @@ class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
 _FORMAT = Refusal("use `text.format`")
 
 RESPONSES: dict[str, Refusal] = refusals(ResponsesRequest) | {
-    "background": Refusal("stream it, or wait for it", (False,)),
     "conversation": Refusal("use `previous_response_id`, or send the items"),
     "prompt": Refusal("there are no stored prompts; send `instructions` and `input`"),
     "context_management": Refusal("nothing is compacted here; see `truncation`", ([],)),

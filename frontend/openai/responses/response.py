@@ -91,7 +91,7 @@ class ResponseObject(Struct, frozen=True, kw_only=True):
     id: str
     created_at: int
     model: str
-    status: Literal["in_progress", "completed", "incomplete", "failed"] = "in_progress"
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"] = "in_progress"
     object: Literal["response"] = "response"
     output: list[OutputItem] = []
     error: ResponseError | None = None

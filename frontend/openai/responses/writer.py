@@ -10,7 +10,7 @@ response.completed | response.incomplete | response.failed, then error
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 from msgspec import structs
@@ -27,6 +27,9 @@ from .response import IncompleteDetails, ItemStatus, OutputItem, ResponseError, 
 from .written_items import WrittenCall, WrittenItem, WrittenMessage, WrittenReasoning
 
 _encode = msgspec.json.Encoder().encode
+
+_ERROR_CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
+"""By status, of those that the document has."""
 
 Keep = Callable[[ResponseObject], Awaitable[ResponseObject]]
 """Called with the final object before anybody hears of it; returns it as it is to be told."""
@@ -94,19 +97,32 @@ class ResponseWriter:
         self._lifecycle(f"response.{status}")
         return self._response
 
+    @property
+    def response(self) -> ResponseObject:
+        """As it was last told of."""
+        return self._response
+
     def last_words(self, error: TernError, request_id: str) -> bytes:
         """The last event has its documented shape, and the nested error that every client raises on."""
-        self._outbox.break_off()
-        self._close("incomplete")
-        said = ResponseError("server_error", error.message)
-        self._response = structs.replace(
-            self._response,
+        self._break_off(
             status="failed",
-            output=self._output,
-            error=said,
-            usage=response_usage(self._generation.usage()),
+            error=ResponseError(_ERROR_CODES.get(error.status, "server_error"), error.message),
         )
         self._lifecycle("response.failed")
+        return self._error(error)
+
+    def cancelled(self, error: TernError) -> bytes:
+        """Its last event. What has come so far is all there will be."""
+        self._break_off(status="cancelled")
+        return self._error(error)
+
+    def _break_off(self, **changes: Any) -> None:
+        self._outbox.break_off()
+        self._close("incomplete")
+        usage = response_usage(self._generation.usage())
+        self._response = structs.replace(self._response, output=self._output, usage=usage, **changes)
+
+    def _error(self, error: TernError) -> bytes:
         nested = msgspec.json.decode(error_body(error))
         body = {"type": "error", "code": error.code, "message": error.message, "param": error.param, **nested}
         self._outbox.mark("error", _encode(body))
