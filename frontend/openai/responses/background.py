@@ -55,7 +55,7 @@ class Background:
         """Answer such a request. Raises RequestError before anything of it is stored, and Overloaded."""
         self._check(request, terms)
         key = terms.key or Key.of(terms.tenant, terms.response_id, "", "", b"")
-        until = None if terms.timeout_s is None else time.time() + terms.timeout_s
+        until = None if terms.timeout_s is None else time.monotonic() + terms.timeout_s
         order = Order(request, terms.tenant, terms.response_id, key, self._service.now(), until)
         known = await self._past.look(order.tenant, order.full_id)
         if known is None:

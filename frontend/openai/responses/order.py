@@ -81,7 +81,7 @@ class Order(Struct, frozen=True):
     """Also of the request to the engine core."""
     created_at: int
     until: float | None
-    """Its deadline, as the wall clock goes."""
+    """Its deadline, by the clock that all processes of a machine share."""
 
     @property
     def full_id(self) -> str:
@@ -94,7 +94,7 @@ class Order(Struct, frozen=True):
 
     def terms(self) -> Terms:
         """For whoever works on it now."""
-        left = None if self.until is None else max(self.until - time.time(), 0.001)
+        left = None if self.until is None else max(self.until - time.monotonic(), 0.001)
         return Terms(tenant=self.tenant, response_id=self.response_id, key=self.key, timeout_s=left)
 
 
