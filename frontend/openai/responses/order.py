@@ -179,7 +179,8 @@ class Workshop:
             except Exception as error:
                 last = writer.last_words(_defect(order, error), "")
             self._tell(job, order, last)
-            await self._past.keep(order.tenant, writer.response, planned.items, order.key.digest)
+            if not job.is_deleted:
+                await self._past.keep(order.tenant, writer.response, planned.items, order.key.digest)
 
     def _tell(self, job: Job, order: Order, events: bytes) -> None:
         if order.request.stream:
