@@ -141,7 +141,6 @@ SAMPLED = {
 RESPONSES_LOOK = {"type": "function", "name": "look"}
 EXAMPLES["/v1/responses"] = SAMPLED | {
     "truncation": Example("auto"),
-    "background": Example(True),
     **{name: GENERATING[name] for name in ("model", "stream", "min_p", "repetition_penalty")},
     **{name: GENERATING[name] for name in ("presence_penalty", "frequency_penalty")},
     "input": Example([USER, {"type": "reasoning", "summary": []}, USER]),
@@ -172,7 +171,7 @@ EXAMPLES["/v1/messages"] = SAMPLED | {
     "tool_choice": Example(ANY, {"tools": [{"name": "look"}], "tool_choice": {"type": "none"}}),
     "chat_template_kwargs": Example({"mood": "merry"}),
 }
-TESTED_ELSEWHERE = {"stream_interval"}
+TESTED_ELSEWHERE = {"background", "stream_interval"}
 """What comes together depends on time: see test_fields.py."""
 BASE: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [USER], "max_tokens": 60, "seed": 1},
