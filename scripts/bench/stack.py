@@ -17,7 +17,7 @@ from pathlib import Path
 
 from protocol.control import die_with_parent
 
-_READY_TIMEOUT_S = 120
+READY_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,15 @@ def _cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def serving(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Iterator[Stack]:
+def serving(
+    arguments: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    ready_timeout_s: float = READY_TIMEOUT_S,
+) -> Iterator[Stack]:
     """A server on a free port, stopped at the end, and killed if we are. `environ`: variables besides ours.
 
-    To be entered by the main thread: the server's life is tied to it.
+    To be entered by the main thread: the server's life is tied to it. Raises RuntimeError with the end of its
+    log when it is not ready in time.
     """
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="tern-bench-") as folder:
@@ -78,7 +83,7 @@ def serving(arguments: Sequence[str], environ: Mapping[str, str] | None = None) 
             )
         try:
             while not _is_ready(port):
-                if server.poll() is not None or time.monotonic() - began > _READY_TIMEOUT_S:
+                if server.poll() is not None or time.monotonic() - began > ready_timeout_s:
                     raise RuntimeError(f"the server did not get ready:\n{log.read_text()[-2000:]}")
                 time.sleep(0.01)
             yield Stack("127.0.0.1", port, run_dir, time.monotonic() - began, log)

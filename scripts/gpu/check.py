@@ -1,10 +1,13 @@
 """`scripts/gpu_check`: everything that only a GPU can tell, most valuable first, in eight minutes.
 
-    scripts/gpu_check [--only tests ceilings …] [--minutes 8] [--out docs/results]
+    scripts/gpu_check                          all parts
+    scripts/gpu_check decode prefill           some, by name; --list names them
+    scripts/gpu_check --rehearse               every part on the CPU at a tiny size: does it work here at all?
 
-Runs every test marked `gpu`, then the benchmarks, prints value, floor and ratio as they come, and writes
-<gpu>-<date>.json. Needs no network: torch, triton and pytest must be there, see scripts/gpu_check for wheels.
-Exit codes: 0 all ran · 1 a test failed · 2 there is no GPU here.
+Prints value, floor, ratio and goal as they come, writes <gpu>-<date>.json after each, and
+a table and plots at the end.
+A step that fails, or for which there is no time, is named, and the rest goes on. Needs no network.
+Exit codes: 0 all that was begun ran and passed · 1 something failed · 2 there is no GPU here.
 """
 
 import argparse
@@ -13,143 +16,175 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-import triton
-
-from . import benchmarks, decode
-from .floors import Ceilings
+from .bench import Bench
+from .jobs import ROOT, Device, Job
+from .jobs import run as run_job
+from .plan import ONLY_NAMED, PARTS, Step, steps
+from .plots import plots
 from .results import HEAD, Measurement, Results
+from .server import Servers
 
-ROOT = Path(__file__).parents[2]
-TESTS = ["tests/worker/kernels/triton"]
-"""Where tests marked `gpu` are."""
 NO_GPU = 2
-PYTEST_INI = "[pytest]\npythonpath = {root}\nmarkers = gpu: needs an NVIDIA GPU\nfilterwarnings = error\n"
-"""Of its own, as a GPU machine may lack the plugins that the whole suite wants."""
-
-Subset = Callable[[Ceilings], Iterator[Measurement]]
+LONGEST = 3
+"""Times what a step is expected to take, after which it is cut off."""
 
 
 def main(argv: Sequence[str]) -> int:
-    subsets: Mapping[str, Subset] = {
-        "graph_node": benchmarks.graph_node,
-        "decode": decode.single_stream,
-        "kernels": benchmarks.kernels,
-        "batches": decode.batches,
-    }
-    options = _parser(["tests", "ceilings", *subsets]).parse_args(argv)
-    if not torch.cuda.is_available():
-        print(no_gpu(), file=sys.stderr)
+    options = _parser().parse_args(argv)
+    if options.list:
+        print(listing(options.rehearse))
+        return 0
+    try:
+        device = describe(options.rehearse)
+    except RuntimeError as error:
+        print(no_gpu(str(error).splitlines()[-1]), file=sys.stderr)
         return NO_GPU
-    results = Results(
-        gpu=torch.cuda.get_device_name(),
-        date=datetime.date.today().isoformat(),
-        commit=_commit(),
-        versions={"torch": torch.__version__, "triton": triton.__version__},
-    )
-    return run(results, subsets, benchmarks.ceilings, options.only, options.minutes * 60, Path(options.out))
+    with tempfile.TemporaryDirectory(prefix="tern-gpu-check-") as folder:
+        out = options.out
+        if not out:
+            out = (
+                tempfile.mkdtemp(prefix="tern-rehearsal-") if options.rehearse else str(ROOT / "docs/results")
+            )
+        results = Results(
+            gpu=device.name,
+            date=datetime.date.today().isoformat(),
+            commit=options.commit or commit(),
+            versions=device.versions,
+        )
+        servers = Servers(Path(folder), _server_arguments(options.rehearse))
+        bench = Bench(options.rehearse, servers, Path(folder))
+        wanted = chosen(steps(options.rehearse), options.parts)
+        try:
+            return run(results, wanted, bench, options.minutes * 60, Path(out))
+        finally:
+            servers.close()
 
 
 def run(
     results: Results,
-    subsets: Mapping[str, Subset],
-    measure_ceilings: Callable[[], tuple[Ceilings, list[Measurement]]],
-    only: Sequence[str],
+    wanted: Sequence[Step],
+    bench: Bench,
     seconds: float,
     folder: Path,
     clock: Callable[[], float] = time.monotonic,
-    run_tests: Callable[[float], tuple[bool, str]] | None = None,
 ) -> int:
-    """All that is asked for and for which there is time; a subset that fails is named and left out.
-
-    `only` empty: everything. Ceilings are always measured when a benchmark runs, as all its floors follow
-    from them.
-    """
+    """Each step for which there is time, one after the other; the exit code."""
     end = clock() + seconds
-    passed = True
-    if not only or "tests" in only:
-        passed, results.tests = (run_tests or _tests)(seconds / 2)
-        print(f"tests: {results.tests}", flush=True)
-    wanted = {name: subset for name, subset in subsets.items() if not only or name in only}
-    if wanted or "ceilings" in only:
-        ceilings, found = measure_ceilings()
-        print(HEAD, flush=True)
-        _add(results, found)
-        for name, subset in wanted.items():
-            if clock() >= end:
-                results.left_out[name] = "the time was up"
-                continue
-            _run_subset(results, name, subset(ceilings), end, clock)
-            results.save(folder)
+    print(HEAD, flush=True)
+    for step in wanted:
+        left, needed = end - clock(), step.needs_s(bench.servers)
+        if left < needed:
+            results.left_out[step.name] = f"it takes some {needed:.0f} s, and {max(left, 0):.0f} s were left"
+            continue
+        limit_s = min(left, max(LONGEST * needed, 60.0))
+        stop = clock() + limit_s
+        try:
+            for measurement in step.measure(bench, limit_s):
+                _add(results, measurement, folder)
+                if clock() >= stop:
+                    results.left_out[step.name] = f"from here on: it had {limit_s:.0f} s"
+                    break
+        except Exception as error:  # one step must not cost the others
+            results.failed[step.name] = f"{type(error).__name__}: {' '.join(str(error).split())[-600:]}"
+            print(f"{step.name}: {results.failed[step.name]}", flush=True)
+    bench.servers.stop()
     path = results.save(folder)
-    print(f"\n{results.table()}\n\nwritten to {path}", flush=True)
-    return 0 if passed else 1
+    table = _write(results.stem(folder), ".md", results.table() + "\n")
+    drawn = [_write(results.stem(folder), f"-{name}.svg", svg) for name, svg in plots(results)]
+    print("", results.summary(), *(f"- written: {written}" for written in (path, table, *drawn)), sep="\n")
+    return 1 if results.failed else 0
 
 
-def no_gpu() -> str:
+def chosen(every: Sequence[Step], parts: Sequence[str]) -> list[Step]:
+    """The steps of these parts, none: of all that need not be named. Ceilings always, as floors need them."""
+    names = set(parts) or set(PARTS) - set(ONLY_NAMED)
+    if names - {"tests", "tune"}:
+        names.add("ceilings")
+    return [step for step in every if step.part in names]
+
+
+def describe(rehearsal: bool) -> Device:
+    """Raises RuntimeError where there is no device."""
+    for found in run_job(Job(what="device", rehearsal=rehearsal, limit_s=120)):
+        if found.device is not None:
+            return found.device
+    raise RuntimeError("torch says nothing about the device")
+
+
+def no_gpu(why: str) -> str:
     """Why nothing can be checked here, and what to do instead."""
-    built = torch.version.cuda or "no CUDA"
     return (
-        f"gpu_check: no NVIDIA GPU can be used here (torch {torch.__version__}, built with {built}).\n"
-        "Nothing was run and nothing was written. Without a GPU, kernels are checked by\n"
-        "  TRITON_INTERPRET=1 python -m pytest tests/worker/kernels/triton     their results\n"
-        "  scripts/aot_report                                                  that they compile"
+        f"gpu_check: no NVIDIA GPU can be used here: {why}\n"
+        "Nothing was run and nothing was written. Without a GPU,\n"
+        "  TRITON_INTERPRET=1 python -m pytest tests/worker/kernels/triton     checks the kernels' results\n"
+        "  scripts/aot_report                                                  that they compile\n"
+        "  scripts/gpu_check --rehearse                                        that this command works"
     )
 
 
-def _run_subset(
-    results: Results, name: str, found: Iterator[Measurement], end: float, clock: Callable[[], float]
-) -> None:
+def listing(rehearsal: bool) -> str:
+    """What runs, in order."""
+    lines = ["Parts:", *(f"  {name:<10}{about}" for name, about in PARTS.items()), "", "Steps, in order:"]
+    lines += [f"  {step.part:<10}{step.name:<34}some {step.expected_s:.0f} s" for step in steps(rehearsal)]
+    return "\n".join(lines)
+
+
+def commit() -> str:
+    """Of this tree; "unknown" where it was copied without its history."""
+    git = ["git", "-C", str(ROOT)]
     try:
-        for measurement in found:
-            _add(results, [measurement])
-            if clock() >= end:
-                results.left_out[name] = "from here on: the time was up"
-                return
-    except Exception as error:  # one benchmark must not cost the others
-        results.left_out[name] = f"from here on: {type(error).__name__}: {str(error)[:300]}"
-        print(f"{name}: {results.left_out[name]}", flush=True)
-
-
-def _add(results: Results, found: Sequence[Measurement]) -> None:
-    for measurement in found:
-        results.measurements.append(measurement)
-        print(measurement.line(), flush=True)
-
-
-def _tests(seconds: float) -> tuple[bool, str]:
-    """(whether none failed, pytest's last line)"""
-    with tempfile.NamedTemporaryFile("w", suffix=".ini") as ini:
-        ini.write(PYTEST_INI.format(root=ROOT))
-        ini.flush()
-        command = [sys.executable, "-m", "pytest", "-c", ini.name, "--rootdir", str(ROOT), "-m", "gpu", "-rf"]
-        command += ["--import-mode=importlib", "-p", "no:cacheprovider", *TESTS]
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return False, f"not done within {seconds:.0f} s"
-    if done.returncode:
-        print(done.stdout[-20_000:], done.stderr[-5_000:], flush=True)
-    lines = done.stdout.strip().splitlines() or ["no output"]
-    return done.returncode == 0, lines[-1].strip("= ")
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
     except FileNotFoundError:
         return "unknown"
+    found = head.stdout.strip()
+    return f"{found}{' with changes' if changed.stdout.strip() else ''}" if found else "unknown"
 
 
-def _parser(subsets: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gpu_check", allow_abbrev=False)
-    parser.add_argument("--only", nargs="+", default=[], choices=subsets, help="subsets; default: all")
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--out", default=str(ROOT / "docs/results"), help="folder of the results")
+def _server_arguments(rehearsal: bool) -> list[str]:
+    common = ["--log-level", "warning", "--status-interval", "0", "--max-num-seqs", "256"]
+    if rehearsal:
+        return [
+            *common,
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--max-model-len",
+            "512",
+            "--num-kv-blocks",
+            "200",
+        ]
+    return [*common, "--device", "cuda", "--max-model-len", "20480"]
+
+
+def _add(results: Results, measurement: Measurement, folder: Path) -> None:
+    results.measurements.append(measurement)
+    print(measurement.line(), flush=True)
+    results.save(folder)
+
+
+def _write(stem: Path, ending: str, text: str) -> Path:
+    path = stem.with_name(stem.name + ending)
+    path.write_text(text)
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpu_check", allow_abbrev=False, description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[[], *PARTS], help=", ".join(PARTS))
+    parser.add_argument("--list", action="store_true", help="say what would be run, in order")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, everything at a tiny size")
+    parser.add_argument("--minutes", type=float, default=8.0, help="that all may take (default: 8)")
+    parser.add_argument(
+        "--out", default="", help="folder of the results (default: docs/results; of a rehearsal: a new one)"
+    )
+    parser.add_argument("--commit", default="", help="of a tree that was copied without its history")
     return parser
 
 

@@ -3,28 +3,39 @@
 ratio = limit / value   for times, value / limit for rates: 1.00 is all that the hardware has
 """
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+from msgspec import Struct, field
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    group: str
-    """The subset that it belongs to, as `--only` names it."""
+
+class At(Struct, frozen=True):
+    """Where a measurement stands in a plot: one plot per part and axis."""
+
+    axis: str
+    """What x counts: "sequences", "tokens of the prompt"."""
+    x: float
+    line: str
+
+
+class Measurement(Struct, frozen=True, kw_only=True):
+    part: str
+    """As `scripts/gpu_check` names it."""
     name: str
     value: float
     unit: str
     better: Literal["lower", "higher"] = "lower"
     limit: float | None = None
-    """The least or the most that the hardware's measured ceilings allow, in the same unit."""
+    """The least or the most that is possible, in the same unit: from the device's measured ceilings, or what
+    `name` says it stands beside."""
     goal: float | None = None
     """Ratio to reach."""
     spread: tuple[float, float] | None = None
-    """Least and largest of the repetitions."""
+    """Least and largest of the repetitions; `value` is their median."""
+    at: At | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -36,54 +47,60 @@ class Measurement:
         """A row of the table."""
         limit = "" if self.limit is None else f"{self.limit:,.4g}"
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}"
-        if self.goal is not None:
-            ratio += f" (goal {self.goal:.2f})"
+        goal = "" if self.goal is None else f"{self.goal:.2f}"
         spread = "" if self.spread is None else f" ({self.spread[0]:,.4g} – {self.spread[1]:,.4g})"
-        return f"| {self.group} | {self.name} | {self.value:,.4g}{spread} | {self.unit} | {limit} | {ratio} |"
+        cells = (self.part, self.name, f"{self.value:,.4g}{spread}", self.unit, limit, ratio, goal)
+        return f"| {' | '.join(cells)} |"
 
 
-HEAD = "| subset | what | value | unit | floor or ceiling | ratio |\n|---|---|---|---|---|---|"
+HEAD = "| part | what | value | unit | floor or ceiling | ratio | goal |\n|---|---|---|---|---|---|---|"
 
 
-@dataclass(slots=True)
-class Results:
-    """Of one run. Saved after every subset, so that a run that is cut off leaves what it has."""
+class Results(Struct, kw_only=True):
+    """Of one run. Saved after every measurement, so that a run that is cut off leaves what it has."""
 
     gpu: str
     date: str
     """YYYY-MM-DD"""
     commit: str
     versions: dict[str, str]
+    """Of the driver, CUDA, torch, Triton, Python, transformers."""
     measurements: list[Measurement] = field(default_factory=list)
-    tests: str = "not run"
+    failed: dict[str, str] = field(default_factory=dict)
+    """What went wrong, by the step that it ended."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Subset → why."""
+    """What there was no time for."""
 
-    def path(self, folder: Path) -> Path:
-        """<gpu>-<date>.json, in characters that any file system takes."""
+    def stem(self, folder: Path) -> Path:
+        """<gpu>-<date>, in characters that any file system takes."""
         name = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
-        return folder / f"{name}-{self.date}.json"
+        return folder / f"{name}-{self.date}"
 
     def save(self, folder: Path) -> Path:
+        """Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(folder)
-        content = asdict(self)
+        path = self.stem(folder).with_suffix(".json")
+        content = msgspec.to_builtins(self)
         for entry, measurement in zip(content["measurements"], self.measurements, strict=True):
             entry["ratio"] = measurement.ratio
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
         temporary.replace(path)
         return path
 
-    def table(self) -> str:
-        lines = [f"{self.gpu}, {self.date}, commit {self.commit}, {versions(self.versions)}", ""]
-        lines += [f"tests: {self.tests}", "", HEAD, *(m.line() for m in self.measurements)]
-        lines += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
+    def summary(self) -> str:
+        """What it was measured with, and what is missing."""
+        said = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        lines = [f"{self.gpu}, {self.date}, commit {self.commit}, {said}"]
+        lines += [f"- failed: {name}: {why}" for name, why in self.failed.items()]
+        lines += [f"- left out: {name}: {why}" for name, why in self.left_out.items()]
         return "\n".join(lines)
 
-
-def versions(found: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    def table(self) -> str:
+        """For people; grouped by part, in the order in which the parts began."""
+        parts = list(dict.fromkeys(m.part for m in self.measurements))
+        ordered = sorted(self.measurements, key=lambda m: parts.index(m.part))
+        return "\n".join([self.summary(), "", HEAD, *(m.line() for m in ordered)])
 
 
 def median(values: Sequence[float]) -> float:

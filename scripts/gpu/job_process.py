@@ -1,0 +1,114 @@
+"""The process of one job, see jobs.py."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from . import ceilings, kernels
+from .jobs import Device, Found, Job
+from .results import Measurement
+from .served import nano_vllm_workload
+from .shapes import SHAPES, TINY
+
+BEGAN = time.monotonic()
+LEAVING_S = 3.0
+"""Before its limit, a job that can be cut off ends by itself."""
+TINY_KERNELS = kernels.Sizes(
+    n=128, k=128, rows=(1, 2), prompt_rows=8, num_heads=4, num_kv_heads=2, head_dim=32, block_size=16,
+    decodes=((2, 32),), prompts=(32,), table_tokens=(64, 512),
+)  # fmt: skip
+
+
+def main(argument: str) -> int:
+    """Writes what is found to where stdout leads; what libraries print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    job = msgspec.json.decode(argument, type=Job)
+    for found in _found(job):
+        answers.write(msgspec.json.encode(found) + b"\n")
+    return 0
+
+
+def describe(rehearsal: bool) -> Device:
+    """Raises RuntimeError where torch can use no GPU."""
+    versions = {"torch": str(torch.__version__), "python": platform.python_version()}
+    for package in ("triton", "transformers", "numpy"):
+        versions[package] = metadata.version(package)
+    if rehearsal:
+        return Device("rehearsal on a CPU", versions)
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or "no CUDA"
+        raise RuntimeError(f"torch {torch.__version__}, built with {built}, can use no GPU")
+    properties = torch.cuda.get_device_properties(0)
+    versions |= {"CUDA": str(torch.version.cuda), "driver": driver()}
+    versions["GPU"] = (
+        f"sm_{properties.major}{properties.minor}, {properties.multi_processor_count} multiprocessors, "
+        f"{properties.total_memory / 2**30:.0f} GiB"
+    )
+    return Device(properties.name, versions)
+
+
+def driver() -> str:
+    """As nvidia-smi names it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return said.stdout.strip().splitlines()[0] if said.stdout.strip() else "unknown"
+
+
+def _found(job: Job) -> Iterator[Found]:
+    torch.manual_seed(0)
+    device = torch.device("cpu" if job.rehearsal else "cuda")
+    dtype = torch.float32 if job.rehearsal else torch.bfloat16
+    match job.what:
+        case "device":
+            yield Found(device=describe(job.rehearsal))
+        case "ceilings":
+            sizes = {"numbers": 1 << 12, "size": 64, "count": 4} if job.rehearsal else {}
+            for found in ceilings.measure(device, dtype, **sizes):
+                if isinstance(found, Measurement):
+                    yield Found(measurement=found)
+                else:
+                    yield Found(ceilings=found)
+        case "kernels":
+            assert job.ceilings is not None
+            small = TINY_KERNELS if job.rehearsal else None
+            for measurement in kernels.measure(device, dtype, job.ceilings, small):
+                yield Found(measurement=measurement)
+        case "batching":
+            yield from _batching(job, device, dtype)
+        case "tune":
+            raise NotImplementedError
+
+
+def _batching(job: Job, device: torch.device, dtype: torch.dtype) -> Iterator[Found]:
+    """Imported here: transformers takes seconds to import."""
+    batching: Any = import_module(".batching", __package__)
+    shape = TINY if job.rehearsal else SHAPES[job.shape]
+    workload = nano_vllm_workload(4, 20, 5, 100) if job.rehearsal else nano_vllm_workload()
+    end = BEGAN + job.limit_s - LEAVING_S
+    memory = 16 if job.rehearsal else None
+    for measurement in batching.measure(device, dtype, shape, workload, Path(job.folder), end, memory):
+        yield Found(measurement=measurement)
+
+
+if __name__ == "__main__":
+    try:
+        status = main(sys.argv[1])
+    except Exception:
+        status = 1
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(status)  # threads of transformers would go on until every answer is complete

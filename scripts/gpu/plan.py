@@ -1,0 +1,161 @@
+"""What a run does, in order: the most valuable first, and what shares a server one after the other.
+
+Times are guesses for an H200 (nothing has been run on one): a step is begun only if as much is left.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from . import served
+from .bench import Bench
+from .floors import Ceilings
+from .gpu_tests import run_tests
+from .jobs import Job, run
+from .results import Measurement
+from .server import Model, Server, Servers
+from .shapes import SHAPES, TINY
+
+PARTS = {
+    "tests": "every test marked gpu",
+    "ceilings": "bandwidth and products of the device, cost of a graph's node; goes before all that follow",
+    "decode": "one sequence, four models, four kinds of weights",
+    "prefill": "prompts of 1,024 to 16,384 tokens",
+    "batches": "steady steps of 32, 128 and 256 sequences",
+    "offline": "nano-vllm's benchmark, beside HTTP and transformers' continuous batching",
+    "http": "1 to 256 streams through the whole stack, beside the engine alone",
+    "graphs": "a step in a graph, beside the same kernels launched one by one",
+    "kernels": "each kernel beside the ceiling and torch",
+    "tune": "block sizes of this GPU, written to worker/kernels/triton/tuned; only when it is named",
+}
+ONLY_NAMED = ("tune",)
+
+
+Measure = Callable[[Bench, float], Iterator[Measurement]]
+"""(bench, seconds that it may take) → what it finds, as it comes"""
+
+
+@dataclass(frozen=True)
+class Step:
+    part: str
+    name: str
+    expected_s: float
+    measure: Measure
+    model: Model | None = None
+    """Whose server it needs; to start it takes time too."""
+
+    def needs_s(self, servers: Servers) -> float:
+        started = self.model is None or servers.runs(self.model)
+        return self.expected_s + (0.0 if started else start_s(self.model))
+
+
+def start_s(model: Model | None) -> float:
+    """Expected of a server's start: Python, CUDA, kernels, graphs, and the weights."""
+    return 0.0 if model is None else 12.0 + model.shape.layer_weights / 1e9
+
+
+def steps(rehearsal: bool) -> list[Step]:
+    return list(_rehearsal() if rehearsal else _all())
+
+
+def _all() -> Iterator[Step]:
+    large, small = Model(SHAPES["Llama-3.1-8B"]), Model(SHAPES["Qwen3-0.6B"])
+    yield Step("tests", "tests", 60, run_tests)
+    yield Step("ceilings", "ceilings", 12, ceilings)
+    yield _on_server("decode", large, 5, served.decode)
+    yield _on_server("prefill", large, 8, served.prefill)
+    yield _on_server("batches", large, 40, served.batches)
+    yield _on_server("http", large, 15, served.http)
+    yield _on_server("offline", large, 30, _nano_vllm)
+    yield _on_server("decode", small, 3, served.decode)
+    yield _on_server("offline", small, 15, _nano_vllm)
+    yield _on_server("batches", small, 20, served.batches)
+    yield _graphs(small, 20)
+    for weights in ("fp8", "int4"):
+        yield _on_server("decode", large._replace(weights=weights), 5, served.decode)
+        yield _on_server("prefill", large._replace(weights=weights), 8, served.prefill)
+    yield Step("kernels", "kernels", 30, kernels)
+    yield Step("offline", "transformers Qwen3-0.6B", 60, partial(batching, small))
+    for name in ("Qwen3-4B", "Llama-3.2-1B"):
+        yield _on_server("decode", Model(SHAPES[name]), 4, served.decode)
+    yield _graphs(large, 25)
+    yield _on_server("decode", large._replace(weights="int8"), 5, served.decode)
+    yield Step("offline", "transformers Llama-3.1-8B", 90, partial(batching, large))
+    for name in ("Qwen3-0.6B", "Qwen3-4B", "Llama-3.2-1B"):
+        for weights in ("fp8", "int4", "int8"):
+            yield _on_server("decode", Model(SHAPES[name], weights), 4, served.decode)
+    yield Step("tune", "tune", 120, tune)
+
+
+def _rehearsal() -> Iterator[Step]:
+    """Each kind of step once, of the tiny shape."""
+    tiny = Model(TINY)
+    decode = partial(served.decode, context=32, steps=32)
+    batches = partial(served.batches, sizes=(4, 2), context=32, steps=32)
+    workload = served.nano_vllm_workload(4, 20, 5, 100)
+    yield Step("tests", "tests", 1, run_tests)
+    yield Step("ceilings", "ceilings", 1, ceilings)
+    yield _on_server("decode", tiny, 1, decode)
+    yield _on_server("prefill", tiny, 1, partial(served.prefill, prompts=((1, 64), (1, 128), (2, 32))))
+    yield _on_server("batches", tiny, 1, batches)
+    yield _on_server("http", tiny, 1, partial(served.http, streams=(1, 4), tokens=16))
+    yield _on_server("offline", tiny, 1, partial(served.offline, workload=workload))
+    yield _graphs(tiny, 1, context=32, steps=32)
+    yield Step("kernels", "kernels", 1, kernels)
+    yield Step("offline", "transformers tiny", 1, partial(batching, tiny))
+    yield Step("tune", "tune", 1, tune)
+
+
+def ceilings(bench: Bench, limit_s: float) -> Iterator[Measurement]:
+    job = Job(what="ceilings", rehearsal=bench.rehearsal, limit_s=limit_s)
+    for found in run(job):
+        bench.ceilings = found.ceilings or bench.ceilings
+        if found.measurement is not None:
+            yield found.measurement
+
+
+def kernels(bench: Bench, limit_s: float) -> Iterator[Measurement]:
+    job = Job(what="kernels", rehearsal=bench.rehearsal, limit_s=limit_s, ceilings=bench.known())
+    yield from _alone(bench, job)
+
+
+def batching(model: Model, bench: Bench, limit_s: float) -> Iterator[Measurement]:
+    shape, folder = model.shape.name, str(bench.folder)
+    job = Job(what="batching", rehearsal=bench.rehearsal, limit_s=limit_s, shape=shape, folder=folder)
+    yield from _alone(bench, job)
+
+
+def tune(bench: Bench, limit_s: float) -> Iterator[Measurement]:
+    yield from _alone(bench, Job(what="tune", rehearsal=bench.rehearsal, limit_s=limit_s))
+
+
+def _alone(bench: Bench, job: Job) -> Iterator[Measurement]:
+    """The device is the job's: no server holds memory."""
+    bench.servers.stop()
+    for found in run(job):
+        if found.measurement is not None:
+            yield found.measurement
+
+
+def _on_server(
+    part: str, model: Model, expected_s: float, measure: Callable[[Server, Ceilings], Iterator[Measurement]]
+) -> Step:
+    def on_server(bench: Bench, limit_s: float) -> Iterator[Measurement]:
+        started = bench.servers.runs(model)
+        server = bench.servers.get(model, limit_s)
+        if not started:
+            yield served.started(server)
+        yield from measure(server, bench.known())
+
+    return Step(part, f"{part} {model}", expected_s, on_server, model)
+
+
+def _nano_vllm(server: Server, ceilings: Ceilings) -> Iterator[Measurement]:
+    return served.offline(server, ceilings, served.nano_vllm_workload())
+
+
+def _graphs(model: Model, expected_s: float, **sizes: int) -> Step:
+    def both(bench: Bench, limit_s: float) -> Iterator[Measurement]:
+        return served.graphs(bench.servers, model, bench.known(), limit_s, **sizes)
+
+    return Step("graphs", f"graphs {model}", expected_s + start_s(model), both, model)
