@@ -25,11 +25,11 @@ def measure(
     workload: Sequence[Request],
     folder: Path,
     end: float,
-    num_blocks: int | None = None,
+    cache: tuple[int, int] | None = None,
 ) -> Iterator[Measurement]:
     """Tokens a second, prompts' own time included. Raises RuntimeError when an answer fails.
 
-    `end`: time.monotonic() at which it is cut off; `num_blocks` of KV, None: what fits the memory.
+    `end`: time.monotonic() at which it is cut off; `cache`: (KV blocks, tokens of a step), None: what fits.
     """
     transformers: Any = import_module("transformers")  # untyped
     transformers.logging.set_verbosity_error()
@@ -43,7 +43,8 @@ def measure(
         eos_token_id=-1,
         pad_token_id=0,
     )
-    batching = transformers.ContinuousBatchingConfig(num_blocks=num_blocks)
+    num_blocks, step_tokens = cache or (None, None)
+    batching = transformers.ContinuousBatchingConfig(num_blocks=num_blocks, max_batch_tokens=step_tokens)
     hints = WorkloadHints(
         max_prompt_length=max(len(request.prompt) for request in workload),
         max_generated_length=settings.max_new_tokens,

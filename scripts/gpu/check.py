@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         device = describe(options.rehearse)
     except RuntimeError as error:
-        print(no_gpu(str(error).splitlines()[-1]), file=sys.stderr)
+        print(no_gpu(str(error)), file=sys.stderr)
         return NO_GPU
     with tempfile.TemporaryDirectory(prefix="tern-gpu-check-") as folder:
         out = options.out

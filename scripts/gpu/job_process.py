@@ -99,8 +99,8 @@ def _batching(job: Job, device: torch.device, dtype: torch.dtype) -> Iterator[Fo
     shape = TINY if job.rehearsal else SHAPES[job.shape]
     workload = nano_vllm_workload(4, 20, 5, 100) if job.rehearsal else nano_vllm_workload()
     end = BEGAN + job.limit_s - LEAVING_S
-    memory = 16 if job.rehearsal else None
-    for measurement in batching.measure(device, dtype, shape, workload, Path(job.folder), end, memory):
+    cache = (16, 256) if job.rehearsal else None
+    for measurement in batching.measure(device, dtype, shape, workload, Path(job.folder), end, cache):
         yield Found(measurement=measurement)
 
 

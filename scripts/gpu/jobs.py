@@ -24,8 +24,8 @@ from .floors import Ceilings
 from .results import Measurement
 
 ROOT = Path(__file__).parents[2]
-TAIL = 600
-"""Characters of what a process wrote that are told when it fails."""
+TAIL = 4000
+"""Characters of what a process wrote that are shown when it fails."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -56,8 +56,8 @@ class Found(Struct, frozen=True):
 def run(
     job: Job, module: str = "scripts.gpu.job_process", clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Found]:
-    """What it finds, as it comes. Raises TimeoutError after its limit, and RuntimeError with the end of what
-    it wrote when it fails. The process is gone when this ends."""
+    """What it finds, as it comes. Raises TimeoutError after its limit, and RuntimeError with the last line
+    that it wrote when it fails. The process is gone when this ends."""
     end = clock() + job.limit_s
     command = [sys.executable, "-m", module, msgspec.json.encode(job).decode()]
     with tempfile.TemporaryFile() as log:
@@ -82,8 +82,9 @@ def run(
             process.stdout.close()
         if status:
             log.seek(0)
-            text = log.read().decode(errors="replace").strip()
-            raise RuntimeError(f"ended with {status}: …{text[-TAIL:]}")
+            text = log.read().decode(errors="replace").strip() or "no word"
+            print(text[-TAIL:], file=sys.stderr, flush=True)
+            raise RuntimeError(f"{job.what} ended with {status}: {text.splitlines()[-1]}")
 
 
 def _environment(job: Job) -> Mapping[str, str]:

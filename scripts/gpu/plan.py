@@ -31,6 +31,9 @@ PARTS = {
 ONLY_NAMED = ("tune",)
 
 
+LONG_S = 40.0
+"""Of a rehearsal, whose steps take seconds on a machine that is not busy."""
+
 Measure = Callable[[Bench, float], Iterator[Measurement]]
 """(bench, seconds that it may take) → what it finds, as it comes"""
 
@@ -93,17 +96,17 @@ def _rehearsal() -> Iterator[Step]:
     decode = partial(served.decode, context=32, steps=32)
     batches = partial(served.batches, sizes=(4, 2), context=32, steps=32)
     workload = served.nano_vllm_workload(4, 20, 5, 100)
-    yield Step("tests", "tests", 1, run_tests)
-    yield Step("ceilings", "ceilings", 1, ceilings)
-    yield _on_server("decode", tiny, 1, decode)
-    yield _on_server("prefill", tiny, 1, partial(served.prefill, prompts=((1, 64), (1, 128), (2, 32))))
-    yield _on_server("batches", tiny, 1, batches)
-    yield _on_server("http", tiny, 1, partial(served.http, streams=(1, 4), tokens=16))
-    yield _on_server("offline", tiny, 1, partial(served.offline, workload=workload))
-    yield _graphs(tiny, 1, context=32, steps=32)
-    yield Step("kernels", "kernels", 1, kernels)
-    yield Step("offline", "transformers tiny", 1, partial(batching, tiny))
-    yield Step("tune", "tune", 1, tune)
+    yield Step("tests", "tests", LONG_S, run_tests)
+    yield Step("ceilings", "ceilings", LONG_S, ceilings)
+    yield _on_server("decode", tiny, LONG_S, decode)
+    yield _on_server("prefill", tiny, LONG_S, partial(served.prefill, prompts=((1, 64), (1, 128), (2, 32))))
+    yield _on_server("batches", tiny, LONG_S, batches)
+    yield _on_server("http", tiny, LONG_S, partial(served.http, streams=(1, 4), tokens=16))
+    yield _on_server("offline", tiny, LONG_S, partial(served.offline, workload=workload))
+    yield _graphs(tiny, LONG_S, context=32, steps=32)
+    yield Step("kernels", "kernels", LONG_S, kernels)
+    yield Step("offline", "transformers tiny", LONG_S, partial(batching, tiny))
+    yield Step("tune", "tune", LONG_S, tune)
 
 
 def ceilings(bench: Bench, limit_s: float) -> Iterator[Measurement]:

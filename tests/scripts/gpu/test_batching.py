@@ -17,6 +17,6 @@ CPU = torch.device("cpu")
 def test_tokens_a_second_of_the_whole_workload(tmp_path: Path) -> None:
     workload = nano_vllm_workload(2, 8, 4, 100)
     end = time.monotonic() + 60
-    (found,) = batching.measure(CPU, torch.float32, TINY, workload, tmp_path, end, num_blocks=16)
+    (found,) = batching.measure(CPU, torch.float32, TINY, workload, tmp_path, end, cache=(16, 256))
     assert found.value > 0
     assert "cut off" not in found.name

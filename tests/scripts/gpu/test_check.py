@@ -142,12 +142,12 @@ def test_without_a_gpu_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def nothing(job: Job) -> Iterator[object]:
-        raise RuntimeError("Traceback\nRuntimeError: torch can use no GPU")
+        raise RuntimeError("device ended with 1: torch can use no GPU")
 
     monkeypatch.setattr(check, "run_job", nothing)
     assert main([]) == NO_GPU == 2
     said = capsys.readouterr()
-    assert "no NVIDIA GPU can be used here: RuntimeError: torch can use no GPU" in said.err
+    assert "no NVIDIA GPU can be used here: device ended with 1: torch can use no GPU" in said.err
     assert not said.out
 
 
