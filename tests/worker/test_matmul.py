@@ -75,9 +75,10 @@ def test_dense(kernels: Library, dtype: torch.dtype, n: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_many_rows_and_float32_results(kernels: Library, dtype: torch.dtype) -> None:
-    matrix, reference = dense([random(140, 96, dtype=dtype)], kernels)
-    assert_multiplies(matrix, reference, random(205, 96, dtype=dtype), torch.float32)
+@pytest.mark.parametrize(("m", "n", "k"), [(205, 140, 96), (97, 44, 1350), (108, 33, 2050), (790, 32, 33)])
+def test_many_rows_and_float32_results(kernels: Library, dtype: torch.dtype, m: int, n: int, k: int) -> None:
+    matrix, reference = dense([random(n, k + 8, dtype=dtype)[:, 3:-5]], kernels)
+    assert_multiplies(matrix, reference, random(m, k, dtype=dtype), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -189,7 +190,8 @@ def test_quantized(kernels: Library, kind: str) -> None:
         assert matrix.shape == (sum(sizes), k)
         for dtype, m in zip(FLOATS, (1, 7, 70), strict=True):
             assert_multiplies(matrix, reference, random(m, k, dtype=dtype))
-    assert_multiplies(matrix, reference, random(19, k + 6, dtype=torch.bfloat16)[:, 3:-3], torch.float32)
+    for m, dtype in ((19, torch.bfloat16), (100, torch.float32), (110, torch.bfloat16), (100, torch.float16)):
+        assert_multiplies(matrix, reference, random(m, k + 6, dtype=dtype)[:, 3:-3], torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["w8a8", "zeros 32", "nf4 64", "fp8 blocks"])

@@ -1,9 +1,9 @@
 /* The rows of activations.h, in memory that the calling thread keeps for its next product. */
 
 #include "activations.h"
+#include "lanes.h"
 #include "pool.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 #define ROWS_AT_ONCE 4
@@ -12,74 +12,72 @@ typedef struct {
     const Call *call;
     Activations to;
     long k, group;
+    int moved;
 } Job;
 
-static float load(const Call *call, long at) {
-    switch (call->x_type) {
-    case F32: return ((const float *)call->x)[at];
-    case BF16: return bf16_to_float(((const bf16 *)call->x)[at]);
-    default: return f16_to_float(((const f16 *)call->x)[at]);
-    }
+INLINE void store_codes(vi codes, int8_t *to, long count) {
+#if LANES == 16
+    __mmask16 some = count >= LANES ? 0xffff : (1u << count) - 1;
+    _mm512_mask_cvtepi32_storeu_epi8(to, some, (__m512i)codes);
+#else
+    for (int i = 0; i < LANES && i < count; i++) to[i] = (int8_t)codes[i];
+#endif
 }
 
-static void widen(const Call *call, long at, long count, float *to) {
-    if (call->x_type == F32)
-        memcpy(to, (const float *)call->x + at, count * sizeof *to);
-    else if (call->x_type == BF16)
-        for (long i = 0; i < count; i++) to[i] = bf16_to_float(((const bf16 *)call->x)[at + i]);
-    else
-        for (long i = 0; i < count; i++) to[i] = load(call, at + i);
-}
-
-static void quantize_group(const float *x, long count, int8_t *codes, float *scale, int32_t *sum) {
-    uint32_t largest = 0; /* floats without their sign are ordered as integers are, NaN above all */
-    for (long i = 0; i < count; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, 4);
-        bits &= 0x7fffffff;
-        largest = bits > largest ? bits : largest;
+/* Returns the sum of the codes. */
+INLINE int32_t quantize_group(const char *x, int type, long count, int8_t *codes, float *scale) {
+    vi largest = (vi){}, sums = (vi){}; /* floats without their sign are ordered as integers are, NaN above all */
+    for (long i = 0; i < count; i += LANES) {
+        vi size = (vi)load_some(x + i * size_of(type), type, count - i) & 0x7fffffff;
+        largest = (vi)select_(size > largest, (vf)size, (vf)largest);
     }
-    if (largest >= 0x7f800000) {
-        *scale = NAN, *sum = 0;
+    int32_t most = 0, sum = 0;
+    for (int i = 0; i < LANES; i++) most = largest[i] > most ? largest[i] : most;
+    if (most >= 0x7f800000) {
+        *scale = NAN;
         memset(codes, 0, count);
-        return;
+        return 0;
     }
-    *scale = bits_to_float(largest) / 127;
-    float inverse = *scale > 0 ? 1 / *scale : 0;
-    int32_t total = 0;
-    for (long i = 0; i < count; i++) {
+    *scale = bits_to_float(most) / 127;
+    vf inverse = splat(*scale > 0 ? 1 / *scale : 0);
+    for (long i = 0; i < count; i += LANES) {
         /* To nearest, ties to even: adding 1.5 · 2^23 leaves the integer in the lowest bits. */
-        float scaled = x[i] * inverse;
-        scaled = scaled > 127 ? 127 : scaled < -127 ? -127 : scaled;
-        int32_t code = (int32_t)float_to_bits(scaled + 0x1.8p23f) - 0x4b400000;
-        codes[i] = (int8_t)code;
-        total += code;
+        vf scaled = smaller(splat(127), larger(splat(-127), load_some(x + i * size_of(type), type, count - i) * inverse));
+        vi code = (vi)(scaled + splat(0x1.8p23f)) - 0x4b400000;
+        store_codes(code, codes + i, count - i);
+        sums += code;
     }
-    *sum = total;
+    for (int i = 0; i < LANES; i++) sum += sums[i];
+    return sum;
 }
 
 static void quantize_some(const void *data, long index) {
     const Job *job = data;
     const Activations *to = &job->to;
-    float x[1024];
-    float *row = job->group <= 1024 ? x : malloc(job->group * sizeof *row);
-    long end = (index + 1) * ROWS_AT_ONCE < job->call->m ? (index + 1) * ROWS_AT_ONCE : job->call->m;
+    const Call *call = job->call;
+    long end = (index + 1) * ROWS_AT_ONCE < call->m ? (index + 1) * ROWS_AT_ONCE : call->m;
     for (long m = index * ROWS_AT_ONCE; m < end; m++) {
         int8_t *codes = to->codes + m * to->stride;
         for (long g = 0; g < to->groups; g++) {
-            long k = g * job->group, count = job->k - k < job->group ? job->k - k : job->group;
-            widen(job->call, m * job->call->x_stride + k, count, row);
-            quantize_group(row, count, codes + k, to->scales + m * to->groups + g, to->sums + m * to->groups + g);
+            long k = g * job->group, count = job->k - k < job->group ? job->k - k : job->group, at = m * to->groups + g;
+            const char *x = (const char *)call->x + (m * call->x_stride + k) * size_of(call->x_type);
+            float *scale = to->scales + at;
+            int32_t sum;
+            switch (call->x_type) {
+            case F32: sum = quantize_group(x, F32, count, codes + k, scale); break;
+            case BF16: sum = quantize_group(x, BF16, count, codes + k, scale); break;
+            default: sum = quantize_group(x, F16, count, codes + k, scale);
+            }
+            to->moved[at] = -job->moved * sum;
         }
         memset(codes + job->k, 0, to->stride - job->k);
     }
-    if (row != x) free(row);
 }
 
-Activations tern_quantize_rows(const Call *call, long k, long group) {
+Activations tern_quantize_rows(const Call *call, long k, long group, int moved) {
     static _Thread_local char *memory;
     static _Thread_local size_t size;
-    Job job = {.call = call, .k = k, .group = group};
+    Job job = {.call = call, .k = k, .group = group, .moved = moved};
     job.to.stride = (k + 63) / 64 * 64;
     job.to.groups = (k + group - 1) / group;
     size_t of_codes = call->m * job.to.stride, of_groups = call->m * job.to.groups * 4;
@@ -91,7 +89,7 @@ Activations tern_quantize_rows(const Call *call, long k, long group) {
     }
     job.to.codes = (int8_t *)memory;
     job.to.scales = (float *)(memory + of_codes);
-    job.to.sums = (int32_t *)(memory + of_codes + of_groups);
+    job.to.moved = (int32_t *)(memory + of_codes + of_groups);
     tern_parallel_for(quantize_some, &job, (call->m + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE);
     return job.to;
 }

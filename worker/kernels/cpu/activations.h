@@ -8,11 +8,11 @@
 typedef struct {
     int8_t *codes; /* [m][stride], zeros behind the last column */
     float *scales; /* [m][groups] */
-    int32_t *sums; /* [m][groups], of the codes */
+    int32_t *moved; /* [m][groups], what weights that are larger by `moved` put into a sum: -moved · sum of codes */
     long stride, groups;
 } Activations;
 
 /* Valid until the calling thread's next call. A NaN or an infinity makes the scale of its group NaN. */
-Activations tern_quantize_rows(const Call *call, long k, long group);
+Activations tern_quantize_rows(const Call *call, long k, long group, int moved);
 
 #endif

@@ -184,6 +184,37 @@ INLINE vf load_f16(const f16 *p) {
 #endif
 }
 
+/* `count` numbers at p in the order of memory, at most LANES; the rest is 0. Nothing behind them is read. */
+INLINE vf load_some(const void *p, int dtype, long count) {
+    char last[4 * LANES];
+    if (count < LANES) {
+        memset(last, 0, sizeof last);
+        p = memcpy(last, p, (size_t)(count * size_of(dtype)));
+    }
+    return dtype == F32 ? load_f32(p) : dtype == BF16 ? load_bf16(p) : load_f16(p);
+}
+
+INLINE void store_some(void *p, int dtype, long count, vf v) {
+    char last[4 * LANES];
+    void *to = count < LANES ? last : p;
+    if (dtype == F32) {
+        store(to, v);
+    } else if (dtype == BF16) {
+#if LANES == 16
+        _mm256_storeu_si256(to, _mm512_cvtepi32_epi16((__m512i)(bf16_bits(v) >> 16)));
+#else
+        for (int i = 0; i < LANES; i++) ((bf16 *)to)[i] = float_to_bf16(v[i]);
+#endif
+    } else {
+#if LANES == 16
+        _mm256_storeu_si256(to, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+        for (int i = 0; i < LANES; i++) ((f16 *)to)[i] = float_to_f16(v[i]);
+#endif
+    }
+    if (count < LANES) memcpy(p, last, (size_t)(count * size_of(dtype)));
+}
+
 #if LANES == 16
 INLINE __mmask16 first(int count) { return (__mmask16)(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1); }
 #endif

@@ -1,50 +1,63 @@
 /* The one entrance, and what all kinds of matrices do at the end of a row. */
 
 #include "matmul.h"
+#include "lanes.h"
 #include "pool.h"
 
-void tern_finish(const Matrix *w, const Call *call, long m, long n0, long count, const float *sums) {
-    float row[count];
-    long at = m * w->n + n0;
-    memcpy(row, sums, count * sizeof *row);
-    if (w->bias)
-        for (long i = 0; i < count; i++) row[i] += w->bias[n0 + i];
+INLINE void finish(const Matrix *w, const Call *call, int type, long m0, long rows, long n0, long count, const float *sums,
+                   long stride) {
+    for (long m = m0; m < m0 + rows; m++, sums += stride)
+        for (long i = 0; i < count; i += LANES) {
+            long some = count - i < LANES ? count - i : LANES, at = (m * w->n + n0 + i) * size_of(type);
+            vf y = load_some(sums + i, F32, some);
+            if (w->bias) y += load_some(w->bias + n0 + i, F32, some);
+            if (call->add) y += load_some((const char *)call->add + at, type, some);
+            store_some((char *)call->y + at, type, some, y);
+        }
+}
+
+void tern_finish(const Matrix *w, const Call *call, long m0, long rows, long n0, long count, const float *sums, long stride) {
     switch (call->y_type) {
-    case F32: {
-        float *y = (float *)call->y + at;
-        if (call->add)
-            for (long i = 0; i < count; i++) row[i] += ((const float *)call->add)[at + i];
-        memcpy(y, row, count * sizeof *row);
-        break;
-    }
-    case BF16: {
-        bf16 *y = (bf16 *)call->y + at;
-        if (call->add)
-            for (long i = 0; i < count; i++) row[i] += bf16_to_float(((const bf16 *)call->add)[at + i]);
-        for (long i = 0; i < count; i++) y[i] = float_to_bf16(row[i]);
-        break;
-    }
-    default: {
-        f16 *y = (f16 *)call->y + at;
-        if (call->add)
-            for (long i = 0; i < count; i++) row[i] += f16_to_float(((const f16 *)call->add)[at + i]);
-        for (long i = 0; i < count; i++) y[i] = float_to_f16(row[i]);
-    }
+    case F32: finish(w, call, F32, m0, rows, n0, count, sums, stride); break;
+    case BF16: finish(w, call, BF16, m0, rows, n0, count, sums, stride); break;
+    default: finish(w, call, F16, m0, rows, n0, count, sums, stride);
     }
 }
 
-void tern_share(Shares *shares, long total, long unit, long least) {
+#define MOST_SHARES 64
+typedef struct {
+    tern_block multiply;
+    const void *product;
+    long m, rows, row_chunks, num_shares;
+    long shares[MOST_SHARES + 1]; /* where each begins, and the end */
+} Blocks;
+
+static void share(Blocks *blocks, long total, long unit, long least) {
     long threads = tern_get_threads(), at = 0;
-    shares->count = 0;
     while (at < total) {
         long left = total - at, size = left / (2 * threads);
         size = (size > least ? size : least) / unit * unit;
         if (size < unit) size = unit;
-        if (threads == 1 || size > left || shares->count == MOST_SHARES - 1) size = left;
-        shares->starts[shares->count++] = at;
+        if (threads == 1 || size > left || blocks->num_shares == MOST_SHARES - 1) size = left;
+        blocks->shares[blocks->num_shares++] = at;
         at += size;
     }
-    shares->starts[shares->count] = total;
+    blocks->shares[blocks->num_shares] = total;
+}
+
+static void multiply_block(const void *data, long index) {
+    const Blocks *b = data;
+    long m0 = index % b->row_chunks * b->rows, i = index / b->row_chunks;
+    long rows = b->m - m0 < b->rows ? b->m - m0 : b->rows;
+    b->multiply(b->product, m0, rows, b->shares[i], b->shares[i + 1]);
+}
+
+void tern_multiply_blocks(tern_block multiply, const void *product, long m, long most_rows, long n, long unit, long least) {
+    Blocks blocks = {.multiply = multiply, .product = product, .m = m};
+    blocks.row_chunks = (m + most_rows - 1) / most_rows;
+    blocks.rows = (m + blocks.row_chunks - 1) / blocks.row_chunks;
+    share(&blocks, n, unit, least);
+    tern_parallel_for(multiply_block, &blocks, blocks.row_chunks * blocks.num_shares);
 }
 
 void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,

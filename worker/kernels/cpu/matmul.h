@@ -33,8 +33,8 @@ typedef struct {
     int x_type, y_type;
 } Call;
 
-/* y[m][n0 … n0+count) from sums, whose rows are `stride` apart. */
-void tern_finish(const Matrix *w, const Call *call, long m, long n0, long count, const float *sums);
+/* y[m0 … m0+rows)[n0 … n0+count) from its sums, whose rows are `stride` apart. */
+void tern_finish(const Matrix *w, const Call *call, long m0, long rows, long n0, long count, const float *sums, long stride);
 
 /* The part that holds row n of the matrix, and which of its own it is. Rows behind the last are the last one:
    tiles may compute them, and drop them. */
@@ -46,16 +46,13 @@ INLINE const Part *tern_part_of(const Matrix *w, long n, long *row) {
     return part;
 }
 
-/* Columns of y, shared out among threads: long stretches first, as within one each thread asks memory ahead for
-   what it needs itself, then ever shorter ones, so that all end together. */
-#define MOST_SHARES 64
-typedef struct {
-    long count;
-    long starts[MOST_SHARES + 1];
-} Shares;
+/* A block of a product: rows m0 … m0 + rows - 1 of y, of its columns (or what stands for some of them) first … last - 1. */
+typedef void (*tern_block)(const void *product, long m0, long rows, long first, long last);
 
-/* `total` columns in multiples of `unit`; the last shares are of about `least`. */
-void tern_share(Shares *shares, long total, long unit, long least);
+/* Runs all blocks of m rows by n columns, shared out among threads. Rows are cut into chunks of at most `most_rows`.
+   Columns are, in multiples of `unit`: long stretches first, as within one each thread asks memory ahead for what it
+   needs itself, then ever shorter ones down to about `least`, so that all end together. */
+void tern_multiply_blocks(tern_block multiply, const void *product, long m, long most_rows, long n, long unit, long least);
 
 /* Memory that is needed next, asked for early into L2. The tiles of one stretch of weights share the asking:
    if the first did it all, it would wait for memory, and memory for the others. */

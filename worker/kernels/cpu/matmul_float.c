@@ -6,7 +6,7 @@
        sum      += horizontal sum of acc           after every K_BLOCK columns
 
    This order is the same for every shape of tile, so that an output's bits depend on its row of x and its
-   row of W only. A tile is MR rows of x times NR rows of W: NR · K_BLOCK weights stay in L1 while the rows
+   row of W only. Many rows of x go by panels, which keep it, see matmul_panels.h; few by tiles: a tile is MR rows of x times NR rows of W: NR · K_BLOCK weights stay in L1 while the rows
    of x pass. Weights that must be converted are, once per tile of W, into a buffer that stays in L1.
 
    With AVX512-BF16 a product of two bf16 vectors takes 32 columns at once (its pairs are summed first, in
@@ -15,6 +15,8 @@
 #include "convert.h"
 #include "lanes.h"
 #include "pool.h"
+
+#include <stdlib.h>
 
 #define NR 4
 #if defined(TERN_AVX512)
@@ -112,6 +114,10 @@ TILE(tile_f32, float, float, LANES, load_f32, load_f32, fma_, vf)
 TILE(tile_f16, f16, f16, LANES, load_f16, load_f16, fma_, vf)
 TILE(tile_f32_f16, float, f16, LANES, load_f32, load_f16, fma_, vf)
 
+#if defined(TERN_AVX512) && defined(__AVX512BF16__)
+#include "matmul_panels.h"
+#endif
+
 /* ── a product ────────────────────────────────────────────────────────────────────────────────── */
 
 typedef struct {
@@ -121,15 +127,26 @@ typedef struct {
     Convert convert; /* NULL: weights are multiplied as they are stored */
     int w_bytes; /* of a weight as it is multiplied */
     int x_bytes;
-    long rows, columns, row_chunks;
-    Shares shares; /* where one chunk has all rows */
+#if HAS_PANELS
+    PanelTile panel;
+    long unit_bytes; /* of a number in a panel */
+    uint32_t *packed; /* x, tile by tile */
+    long packed_stride; /* units a row */
+#endif
 } Product;
 
-/* `end`: of the stretch that this thread computes. */
-static void multiply(const Product *p, long m0, long n0, long columns, long end) {
+/* `block` weights of a row, as they are multiplied. */
+static const void *convert(const Product *p, const Part *part, long row, long k, long block, float *to) {
+    float wide[K_BLOCK];
+    p->convert(p->w, part, row, k, block, p->w_bytes == 4 ? to : wide);
+    for (long i = 0; p->w_bytes == 2 && i < block; i++) ((bf16 *)to)[i] = float_to_bf16(wide[i]);
+    return to;
+}
+
+/* Some columns of a block, whose last is `end`. */
+static void multiply(const Product *p, long m0, long rows, long n0, long columns, long end) {
     const Matrix *w = p->w;
     const Call *call = p->call;
-    long rows = call->m - m0 < p->rows ? call->m - m0 : p->rows;
     long tiles = (rows + MR - 1) / MR;
     float sums[MOST_ROWS][MOST_COLUMNS + NR];
     float converted[NR][K_BLOCK];
@@ -146,15 +163,7 @@ static void multiply(const Product *p, long m0, long n0, long columns, long end)
             const void *weights[NR];
             for (int r = 0; r < NR; r++) {
                 weights[r] = begin[r] + k * p->w_bytes;
-                if (!p->convert) continue;
-                weights[r] = converted[r];
-                if (p->w_bytes == 4) {
-                    p->convert(w, parts[r], own[r], k, block, converted[r]);
-                } else {
-                    float wide[K_BLOCK];
-                    p->convert(w, parts[r], own[r], k, block, wide);
-                    for (long i = 0; i < block; i++) ((bf16 *)converted[r])[i] = float_to_bf16(wide[i]);
-                }
+                if (p->convert) weights[r] = convert(p, parts[r], own[r], k, block, converted[r]);
             }
             int last = p->convert || n0 + j + NR >= end;
             const char *from = begin[0] + NR * ((w->k + k) * p->w_bytes);
@@ -167,21 +176,93 @@ static void multiply(const Product *p, long m0, long n0, long columns, long end)
             }
         }
     }
-    for (long m = 0; m < rows; m++) tern_finish(w, call, m0 + m, n0, columns, sums[m]);
+    tern_finish(w, call, m0, rows, n0, columns, sums[0], MOST_COLUMNS + NR);
 }
 
-static void multiply_chunk(const void *data, long index) {
-    const Product *p = data;
-    long n0 = index / p->row_chunks * p->columns, n = p->w->n;
-    multiply(p, index % p->row_chunks * p->rows, n0, n - n0 < p->columns ? n - n0 : p->columns, n);
+static void multiply_columns(const void *product, long m0, long rows, long first, long end) {
+    for (long n0 = first; n0 < end; n0 += MOST_COLUMNS)
+        multiply(product, m0, rows, n0, end - n0 < MOST_COLUMNS ? end - n0 : MOST_COLUMNS, end);
 }
 
-static void multiply_share(const void *data, long index) {
-    const Product *p = data;
-    long end = p->shares.starts[index + 1];
-    for (long n0 = p->shares.starts[index]; n0 < end; n0 += MOST_COLUMNS)
-        multiply(p, 0, n0, end - n0 < MOST_COLUMNS ? end - n0 : MOST_COLUMNS, end);
+#if HAS_PANELS
+
+/* `block` numbers of `type` as they are multiplied: f16 in float32, in `room`. */
+static const void *units_of(const void *from, int type, long block, float *room) {
+    if (type != F16) return from;
+    for (long i = 0; i < block; i += LANES) store(room + i, load_some((const f16 *)from + i, F16, block - i));
+    return room;
 }
+
+/* The same of row n of W, whose columns begin with k. */
+static const void *weights_of(const Product *p, long n, long k, long block, float *room) {
+    long own;
+    const Part *part = tern_part_of(p->w, n, &own);
+    if (p->convert) return convert(p, part, own, k, block, room);
+    return units_of((const char *)part->weight + own * part->stride + k * p->w_bytes, p->w->kind, block, room);
+}
+
+static void pack_tile(const void *product, long tile) {
+    const Product *p = product;
+    const Call *call = p->call;
+    long m0 = first_row(call->m, tile), rows = first_row(call->m, tile + 1) - m0;
+    float room[PANEL_MR][K_BLOCK];
+    for (long k = 0; k < p->w->k; k += K_BLOCK) {
+        long block = p->w->k - k < K_BLOCK ? p->w->k - k : K_BLOCK, steps = (block * p->unit_bytes + 63) / 64;
+        const void *of[PANEL_MR];
+        for (long r = 0; r < rows; r++)
+            of[r] = units_of((const char *)call->x + ((m0 + r) * call->x_stride + k) * p->x_bytes, call->x_type, block, room[r]);
+        uint32_t *to = p->packed + m0 * p->packed_stride + k * p->unit_bytes / 4 * rows;
+        switch (rows) {
+        case 10: pack_rows(of, 10, block * p->unit_bytes, 10 * steps, 10, to); break;
+        case 11: pack_rows(of, 11, block * p->unit_bytes, 11 * steps, 11, to); break;
+        default: pack_rows(of, 12, block * p->unit_bytes, 12 * steps, 12, to);
+        }
+    }
+}
+
+static void multiply_panels(const void *product, long tile0, long tiles, long first, long end) {
+    const Product *p = product;
+    const Matrix *w = p->w;
+    long all = p->call->m, m0 = first_row(all, tile0);
+    _Alignas(64) uint32_t panel[16 * PANEL * (K_BLOCK / 16 + 1)];
+    _Alignas(64) float sums[MOST_TILES * PANEL_MR][PANEL], room[16][K_BLOCK];
+    for (long n = first; n < end; n += PANEL) {
+        for (long k = 0; k < w->k; k += K_BLOCK) {
+            long block = w->k - k < K_BLOCK ? w->k - k : K_BLOCK, steps = (block * p->unit_bytes + 63) / 64;
+            const void *of[PANEL];
+            for (int half = 0; half < PANEL; half += 16) {
+                for (int r = 0; r < 16; r++) of[half + r] = weights_of(p, n + half + r, k, block, room[r]);
+                pack_rows(of + half, 16, block * p->unit_bytes, PANEL * (steps + 1), PANEL, panel + half);
+            }
+            int more = !p->convert && w->kind != F16;
+            for (int r = 0; r < PANEL && more; r++)
+                of[r] = k + K_BLOCK < w->k ? (const char *)of[r] + K_BLOCK * p->w_bytes
+                                           : weights_of(p, n + PANEL + r, 0, block, NULL);
+            for (long t = 0; t < tiles; t++) {
+                long m = first_row(all, tile0 + t), rows = first_row(all, tile0 + t + 1) - m;
+                const uint32_t *x = p->packed + m * p->packed_stride + k * p->unit_bytes / 4 * rows;
+                p->panel((int)rows, panel, x, steps, more && t < 2 ? of + 16 * t : NULL, sums[m - m0], k == 0);
+            }
+        }
+        long rows = first_row(all, tile0 + tiles) - m0;
+        tern_finish(w, p->call, m0, rows, n, end - n < PANEL ? end - n : PANEL, sums[0], PANEL);
+    }
+}
+
+/* Memory for x in panels; the calling thread keeps it for its next product. */
+static uint32_t *packing_memory(long units) {
+    static _Thread_local uint32_t *memory;
+    static _Thread_local long size;
+    if (size < units) {
+        free(memory);
+        size = units;
+        memory = aligned_alloc(64, (size * 4 + 63) / 64 * 64);
+        if (!memory) abort(); /* as Python does for so little */
+    }
+    return memory;
+}
+
+#endif
 
 void tern_matmul_float(const Matrix *w, const Call *call) {
     Product p = {.w = w, .call = call};
@@ -192,13 +273,18 @@ void tern_matmul_float(const Matrix *w, const Call *call) {
     p.x_bytes = call->x_type == F32 ? 4 : 2;
     p.tile = type == BF16 ? tile_bf16_rows : type == F16 ? tile_f16_rows : tile_f32_rows;
     if (type == F32 && call->x_type == F16) p.tile = tile_f32_f16_rows;
-    p.rows = tern_clamp(X_BYTES / (w->k * p.x_bytes) / MR * MR, MR, MOST_ROWS);
-    p.row_chunks = (call->m + p.rows - 1) / p.rows;
-    if (p.row_chunks == 1) {
-        tern_share(&p.shares, w->n, NR, W_BYTES / (w->k * p.w_bytes));
-        tern_parallel_for(multiply_share, &p, p.shares.count);
+#if HAS_PANELS
+    if (call->m >= MANY) {
+        p.unit_bytes = type == BF16 ? 2 : 4;
+        p.panel = type == BF16 ? panel_bf16 : panel_f32;
+        p.packed_stride = (w->k * p.unit_bytes + 63) / 64 * 16;
+        p.packed = packing_memory(call->m * p.packed_stride);
+        long tiles = (call->m + PANEL_MR - 1) / PANEL_MR;
+        tern_parallel_for(pack_tile, &p, tiles);
+        tern_multiply_blocks(multiply_panels, &p, tiles, MOST_TILES, w->n, PANEL, 2 * PANEL);
         return;
     }
-    p.columns = MOST_COLUMNS;
-    tern_parallel_for(multiply_chunk, &p, p.row_chunks * ((w->n + p.columns - 1) / p.columns));
+#endif
+    long rows = tern_clamp(X_BYTES / (w->k * p.x_bytes) / MR * MR, MR, MOST_ROWS);
+    tern_multiply_blocks(multiply_columns, &p, call->m, rows, w->n, NR, W_BYTES / (w->k * p.w_bytes));
 }

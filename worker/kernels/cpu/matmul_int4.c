@@ -15,7 +15,6 @@
 
 #define MR 6
 #define MOST_ROWS 96
-#define MOST_BLOCKS 8
 #define X_BYTES (384 << 10)
 #define W_BYTES (32 << 10)
 #define ZERO 8
@@ -24,8 +23,6 @@ typedef struct {
     const Matrix *w;
     const Call *call;
     Activations x;
-    long all_blocks, blocks, rows, row_chunks;
-    Shares shares; /* of blocks, where one chunk has all rows */
 } Product;
 
 typedef struct {
@@ -43,7 +40,7 @@ INLINE void tile(const int rows, const int blocks, const Block *block, const Mat
                  long m, int ahead, float *to, long stride) {
     const int8_t *codes = x->codes + m * x->stride;
     const float *x_scales = x->scales + m * x->groups;
-    const int32_t *x_sums = x->sums + m * x->groups;
+    const int32_t *moved = x->moved + m * x->groups;
     f32x16 total[MR][2];
     _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++)
         _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) total[i][b] = (f32x16){0};
@@ -51,8 +48,9 @@ INLINE void tile(const int rows, const int blocks, const Block *block, const Mat
         long begin = g * w->group, end = begin + w->group < w->k ? begin + w->group : w->k;
         ints acc[MR][2];
         _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
-            int32_t moved = block[0].zeros ? 0 : -ZERO * x_sums[i * x->groups + g];
-            _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) acc[i][b] = ints_set(moved);
+            ints begin = ints_set(0);
+            if (!block[0].zeros) begin = ints_set(moved[i * x->groups + g]);
+            _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) acc[i][b] = begin;
         }
         for (long k = begin; k < end; k += 8) {
             bytes low[2], high[2];
@@ -63,11 +61,8 @@ INLINE void tile(const int rows, const int blocks, const Block *block, const Mat
                 low[b] = low_nibbles(both), high[b] = high_nibbles(both);
             }
             _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
-                int32_t four[2];
-                memcpy(four, codes + i * x->stride + k, 8);
-                bytes first = bytes_repeat(four[0]), second = bytes_repeat(four[1]);
-                KEEP(first);
-                KEEP(second);
+                const int8_t *at = codes + i * x->stride + k;
+                bytes first = bytes_repeat(at), second = bytes_repeat(at + 4);
                 _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++)
                     acc[i][b] = dot_u4(dot_u4(acc[i][b], low[b], first), high[b], second);
             }
@@ -76,7 +71,7 @@ INLINE void tile(const int rows, const int blocks, const Block *block, const Mat
             f32x16 scales = load16(block[b].scales + g * 16);
             _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
                 f32x16 sum = ints_to_float(acc[i][b]);
-                if (block[b].zeros) sum -= load16(block[b].zeros + g * 16) * (float)x_sums[i * x->groups + g];
+                if (block[b].zeros) sum += load16(block[b].zeros + g * 16) * (moved[i * x->groups + g] * (1.0f / ZERO));
                 total[i][b] += sum * (scales * x_scales[i * x->groups + g]);
             }
         }
@@ -119,10 +114,9 @@ static const Part *part_of_block(const Matrix *w, long block, long *own, long *n
     return part;
 }
 
-/* Blocks first … last - 1, which one thread computes. */
-static void multiply(const Product *p, long m0, long first, long last) {
+static void multiply_blocks(const void *product, long m0, long rows, long first, long last) {
+    const Product *p = product;
     const Matrix *w = p->w;
-    long rows = p->call->m - m0 < p->rows ? p->call->m - m0 : p->rows;
     long tiles = (rows + MR - 1) / MR;
     float sums[MOST_ROWS][32];
     for (long b = first; b < last;) {
@@ -144,33 +138,18 @@ static void multiply(const Product *p, long m0, long first, long last) {
                                                  b + pair < last ? tern_lines_of(t, tiles, pair) : 0, sums[m], 32);
             m += some;
         }
-        for (long m = 0; m < rows; m++)
-            for (int i = 0; i < pair; i++) tern_finish(w, p->call, m0 + m, n[i], count[i], sums[m] + 16 * i);
+        if (pair == 2 && n[1] == n[0] + 16)
+            tern_finish(w, p->call, m0, rows, n[0], 16 + count[1], sums[0], 32);
+        else
+            for (int i = 0; i < pair; i++) tern_finish(w, p->call, m0, rows, n[i], count[i], sums[0] + 16 * i, 32);
         b += pair;
     }
 }
 
-static void multiply_chunk(const void *data, long index) {
-    const Product *p = data;
-    long first = index / p->row_chunks * p->blocks, last = first + p->blocks;
-    multiply(p, index % p->row_chunks * p->rows, first, last < p->all_blocks ? last : p->all_blocks);
-}
-
-static void multiply_share(const void *data, long index) {
-    const Product *p = data;
-    multiply(p, 0, p->shares.starts[index], p->shares.starts[index + 1]);
-}
-
 void tern_matmul_int4(const Matrix *w, const Call *call) {
-    Product p = {.w = w, .call = call, .x = tern_quantize_rows(call, w->k, w->group)};
-    for (long i = 0; i < w->num_parts; i++) p.all_blocks += (w->parts[i].rows + 15) / 16;
-    p.rows = tern_clamp(X_BYTES / p.x.stride / MR * MR, MR, MOST_ROWS);
-    p.row_chunks = (call->m + p.rows - 1) / p.rows;
-    if (p.row_chunks == 1) {
-        tern_share(&p.shares, p.all_blocks, 2, W_BYTES / (w->k * 8));
-        tern_parallel_for(multiply_share, &p, p.shares.count);
-        return;
-    }
-    p.blocks = MOST_BLOCKS;
-    tern_parallel_for(multiply_chunk, &p, p.row_chunks * ((p.all_blocks + p.blocks - 1) / p.blocks));
+    Product p = {w, call, tern_quantize_rows(call, w->k, w->group, ZERO)};
+    long blocks = 0;
+    for (long i = 0; i < w->num_parts; i++) blocks += (w->parts[i].rows + 15) / 16;
+    long rows = tern_clamp(X_BYTES / p.x.stride / MR * MR, MR, MOST_ROWS);
+    tern_multiply_blocks(multiply_blocks, &p, call->m, rows, blocks, 2, W_BYTES / (w->k * 8));
 }

@@ -19,7 +19,7 @@
 
 #define NR 4
 #define MR 5
-#define MOST_ROWS 192
+#define MOST_ROWS 96
 #define MOST_COLUMNS 128
 #define X_BYTES (384 << 10)
 #define W_BYTES (48 << 10)
@@ -28,6 +28,7 @@
 #define PANEL 32
 #define PANEL_MR 12
 #define K_BLOCK 1024
+#define MOST_PANEL_ROWS 768
 #define MANY 16 /* rows of x: packing costs about as much as five of them */
 #endif
 
@@ -35,9 +36,15 @@ typedef struct {
     const Matrix *w;
     const Call *call;
     Activations x;
-    long rows, columns, row_chunks;
-    Shares shares; /* where one chunk has all rows */
 } Product;
+
+/* Sums become floats, where they are. */
+INLINE void scale_sums(int32_t *sums, long count, int32_t moved, const float *scales, float scale) {
+    for (long j = 0; j < count; j++) {
+        float y = (float)(sums[j] + moved) * scales[j] * scale;
+        memcpy(sums + j, &y, sizeof y);
+    }
+}
 
 INLINE void tile(const int rows, const int8_t *const w[NR], const Activations *x, long m, long k, Ahead ahead,
                  int32_t *sums, long stride) {
@@ -68,7 +75,7 @@ INLINE void tile(const int rows, const int8_t *const w[NR], const Activations *x
         }
     }
     _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
-        i32x4 four = ints_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]) - W8_MOVED * x->sums[m + i];
+        i32x4 four = ints_sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]) + x->moved[m + i];
         memcpy(sums + i * stride, &four, sizeof four);
     }
 }
@@ -114,10 +121,7 @@ INLINE void panel_tile(const int rows, const uint8_t *panel, const int8_t *codes
         KEEP(b0);
         KEEP(b1);
         _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++) {
-            int32_t four;
-            memcpy(&four, x[i / 3] + i % 3 * x_stride, 4);
-            bytes a = bytes_repeat(four);
-            KEEP(a);
+            bytes a = bytes_repeat(x[i / 3] + i % 3 * x_stride);
             acc[i][0] = dot_w8(acc[i][0], b0, a);
             acc[i][1] = dot_w8(acc[i][1], b1, a);
         }
@@ -145,19 +149,16 @@ static void panel_weights(const Matrix *w, long n, const int8_t *weights[PANEL])
     }
 }
 
-static void multiply_panels(const void *data, long index) {
-    const Product *p = data;
+static void multiply_panels(const void *product, long m0, long rows, long first, long last) {
+    const Product *p = product;
     const Matrix *w = p->w;
-    long m0 = index % p->row_chunks * p->rows, n0 = index / p->row_chunks * p->columns;
-    long rows = p->call->m - m0 < p->rows ? p->call->m - m0 : p->rows;
-    long columns = w->n - n0 < p->columns ? w->n - n0 : p->columns;
     long tiles = (rows + PANEL_MR - 1) / PANEL_MR;
     _Alignas(64) uint8_t panel[PANEL * K_BLOCK];
-    int32_t sums[MOST_ROWS][MOST_COLUMNS];
+    _Alignas(64) int32_t sums[MOST_PANEL_ROWS][PANEL];
     const int8_t *weights[2][PANEL]; /* of this panel, and of the next */
-    panel_weights(w, n0, weights[0]);
-    for (long j = 0; j < columns; j += PANEL) {
-        panel_weights(w, n0 + j + PANEL, weights[1]);
+    panel_weights(w, first, weights[0]);
+    for (long n = first; n < last; n += PANEL) {
+        panel_weights(w, n + PANEL, weights[1]);
         for (long k = 0; k < w->k; k += K_BLOCK) {
             long block = w->k - k < K_BLOCK ? w->k - k : K_BLOCK, next = k + K_BLOCK < w->k ? k + K_BLOCK : 0;
             pack(weights[0], k, block, panel);
@@ -166,32 +167,28 @@ static void multiply_panels(const void *data, long index) {
                 int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
                 const int8_t *const *ahead = t < 2 ? weights[!next] + 16 * t : NULL;
                 panel_rows(some, panel, p->x.codes + (m0 + m) * p->x.stride + k, p->x.stride, block, ahead, next,
-                           &sums[m][j], MOST_COLUMNS, k == 0);
+                           sums[m], PANEL, k == 0);
                 m += some;
             }
         }
         memcpy(weights[0], weights[1], sizeof weights[0]);
-    }
-    float scales[MOST_COLUMNS];
-    for (long j = 0; j < columns; j++) {
-        long row;
-        const Part *part = tern_part_of(w, n0 + j, &row);
-        scales[j] = part->scales[row];
-    }
-    for (long m = 0; m < rows; m++) {
-        float row[MOST_COLUMNS], x_scale = p->x.scales[m0 + m];
-        int32_t moved = W8_MOVED * p->x.sums[m0 + m];
-        for (long j = 0; j < columns; j++) row[j] = (float)(sums[m][j] - moved) * scales[j] * x_scale;
-        tern_finish(w, p->call, m0 + m, n0, columns, row);
+        long columns = last - n < PANEL ? last - n : PANEL;
+        float scales[PANEL];
+        for (long j = 0; j < PANEL; j++) {
+            long row;
+            const Part *part = tern_part_of(w, n + j, &row);
+            scales[j] = part->scales[row];
+        }
+        for (long m = 0; m < rows; m++) scale_sums(sums[m], PANEL, p->x.moved[m0 + m], scales, p->x.scales[m0 + m]);
+        tern_finish(w, p->call, m0, rows, n, columns, (const float *)sums, PANEL);
     }
 }
 
 #endif
 
-/* `end`: of the stretch that this thread computes. */
-static void multiply(const Product *p, long m0, long n0, long columns, long end) {
+/* Some columns of a block, whose last is `end`. */
+static void multiply(const Product *p, long m0, long rows, long n0, long columns, long end) {
     const Matrix *w = p->w;
-    long rows = p->call->m - m0 < p->rows ? p->call->m - m0 : p->rows;
     long tiles = (rows + MR - 1) / MR;
     int32_t sums[MOST_ROWS][MOST_COLUMNS + NR];
     float scales[MOST_COLUMNS + NR];
@@ -211,45 +208,23 @@ static void multiply(const Product *p, long m0, long n0, long columns, long end)
             m += some;
         }
     }
-    for (long m = 0; m < rows; m++) {
-        float row[MOST_COLUMNS], x_scale = p->x.scales[m0 + m];
-        for (long j = 0; j < columns; j++) row[j] = (float)sums[m][j] * scales[j] * x_scale;
-        tern_finish(w, p->call, m0 + m, n0, columns, row);
-    }
+    for (long m = 0; m < rows; m++) scale_sums(sums[m], columns, 0, scales, p->x.scales[m0 + m]);
+    tern_finish(w, p->call, m0, rows, n0, columns, (const float *)sums, MOST_COLUMNS + NR);
 }
 
-static void multiply_chunk(const void *data, long index) {
-    const Product *p = data;
-    long n0 = index / p->row_chunks * p->columns, n = p->w->n;
-    multiply(p, index % p->row_chunks * p->rows, n0, n - n0 < p->columns ? n - n0 : p->columns, n);
-}
-
-static void multiply_share(const void *data, long index) {
-    const Product *p = data;
-    long end = p->shares.starts[index + 1];
-    for (long n0 = p->shares.starts[index]; n0 < end; n0 += MOST_COLUMNS)
-        multiply(p, 0, n0, end - n0 < MOST_COLUMNS ? end - n0 : MOST_COLUMNS, end);
+static void multiply_columns(const void *product, long m0, long rows, long first, long end) {
+    for (long n0 = first; n0 < end; n0 += MOST_COLUMNS)
+        multiply(product, m0, rows, n0, end - n0 < MOST_COLUMNS ? end - n0 : MOST_COLUMNS, end);
 }
 
 void tern_matmul_int8(const Matrix *w, const Call *call) {
-    Product p = {.w = w, .call = call, .x = tern_quantize_rows(call, w->k, w->k)};
+    Product p = {w, call, tern_quantize_rows(call, w->k, w->k, W8_MOVED)};
 #if W8_MOVED
     if (call->m >= MANY) {
-        long most = tern_clamp(X_BYTES / p.x.stride, PANEL_MR, MOST_ROWS);
-        p.row_chunks = (call->m + most - 1) / most;
-        p.rows = (call->m + p.row_chunks - 1) / p.row_chunks;
-        p.columns = MOST_COLUMNS;
-        tern_parallel_for(multiply_panels, &p, p.row_chunks * ((w->n + p.columns - 1) / p.columns));
+        tern_multiply_blocks(multiply_panels, &p, call->m, MOST_PANEL_ROWS, w->n, PANEL, 2 * PANEL);
         return;
     }
 #endif
-    p.rows = tern_clamp(X_BYTES / p.x.stride / MR * MR, MR, MOST_ROWS);
-    p.row_chunks = (call->m + p.rows - 1) / p.rows;
-    if (p.row_chunks == 1) {
-        tern_share(&p.shares, w->n, NR, W_BYTES / w->k);
-        tern_parallel_for(multiply_share, &p, p.shares.count);
-        return;
-    }
-    p.columns = MOST_COLUMNS;
-    tern_parallel_for(multiply_chunk, &p, p.row_chunks * ((w->n + p.columns - 1) / p.columns));
+    long rows = tern_clamp(X_BYTES / p.x.stride / MR * MR, MR, MOST_ROWS);
+    tern_multiply_blocks(multiply_columns, &p, call->m, rows, w->n, NR, W_BYTES / w->k);
 }
