@@ -43,8 +43,15 @@ _MARK = "\ue000continue here\ue000 "
 class ChatTemplate:
     """A compiled template. Raises StartupError when it does not compile."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], with_tools: str = "") -> None:
-        """`with_tools`: another one for requests with tools; empty: it is the same."""
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        with_tools: str = "",
+        *,
+        name: str = "the chat template",
+    ) -> None:
+        """`with_tools`: another one for requests with tools; empty: it is the same. `name`: for errors."""
         self._environment = _environment()
         self.source = source + with_tools
         try:
@@ -53,8 +60,9 @@ class ChatTemplate:
             parsed = [self._environment.parse(one) for one in (source, with_tools)]
             self._variables = set[str]().union(*map(jinja2.meta.find_undeclared_variables, parsed))
         except jinja2.TemplateError as error:
+            where = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
             raise StartupError(
-                f"the chat template does not compile: {error}",
+                f"{name} does not compile: {error.message}{where}",
                 hint="correct it, or give another with --chat-template FILE",
             ) from error
         self._special_tokens = dict(special_tokens)
@@ -70,13 +78,16 @@ class ChatTemplate:
     ) -> Self | None:
         """From the operator's file, chat_template.jinja or tokenizer_config.json; None: there is none."""
         path = Path(override) if override else folder / "chat_template.jinja"
+        name = f"--chat-template {override}" if override else f"the chat template {path}"
         try:
-            return cls(path.read_text(encoding="utf-8"), special)
+            return cls(path.read_text(encoding="utf-8"), special, name=name)
         except FileNotFoundError:
             if override:
-                raise StartupError(f"--chat-template {override}: there is no such file") from None
+                raise StartupError(f"{name}: there is no such file", hint="name a Jinja template") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise StartupError(f"the chat template {path} cannot be read: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            hint = "it must be a text file that the server may read"
+            raise StartupError(f"{name} cannot be read: {reason}", hint=hint) from error
         source = config.get("chat_template")
         if isinstance(source, list):
             named = {entry.get("name"): entry.get("template", "") for entry in source}

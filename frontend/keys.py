@@ -19,7 +19,10 @@ def api_keys(options: FrontendOptions) -> tuple[str, ...]:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise StartupError(f"--api-key-file {path}: cannot be read: {reason}") from None
+        raise StartupError(
+            f"--api-key-file {path}: cannot be read: {reason}",
+            hint="name a text file with one key a line that the server may read",
+        ) from None
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise StartupError(f"--api-key-file {path}: holds no key", hint="write one key a line")

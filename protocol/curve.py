@@ -125,8 +125,11 @@ def check_options(options: ServerOptions) -> None:
             hint="give all three (tern keys FILE makes a key), or none",
         )
     check_endpoint(options.engine_endpoint)
-    read_secret_key(options.curve_secret_key)
-    read_allowed_keys(options.curve_allowed_keys)
+    for flag, read in (("--curve-secret-key", read_secret_key), ("--curve-allowed-keys", read_allowed_keys)):
+        try:
+            read(given[flag])
+        except StartupError as error:
+            raise StartupError(f"{flag} {error.message}", hint=error.hint) from None
 
 
 _MAKE = "tern keys FILE makes FILE and FILE.pub"

@@ -52,13 +52,15 @@ class Conversation:
         """What was answered joins the conversation, and a question that failed leaves it."""
         self.messages.append(Message("user", question))
         body = {"model": self._model, "messages": self.messages, "stream": True, **self.params}
-        answer = ""
+        answer, finish = "", ""
         try:
             with closing(self._client.events("/v1/chat/completions", body)) as events:
                 for event in events:
                     for choice in event.get("choices", ()):
                         answer += self._show(choice.get("delta", {}))
+                        finish = choice.get("finish_reason") or finish
             print()
+            self._tell(answer, finish)
         except KeyboardInterrupt:
             print(" (stopped)")
         except (*TROUBLE, Refusal, msgspec.DecodeError) as error:
@@ -94,16 +96,28 @@ class Conversation:
 
     def show_history(self) -> None:
         for message in self.messages:
-            print(f"{message.role}: {message.content}")
+            self._terminal.say(f"{message.role}: {message.content}\n")
 
     def _show(self, delta: Mapping[str, str | None]) -> str:
         """Print a piece of the answer; what the model thinks is dim, and no part of the answer."""
         thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
         if thought:
-            print(self._terminal.paint(sys.stdout, thought, DIM), end="", flush=True)
+            self._terminal.say(thought, DIM)
         piece = delta.get("content") or ""
-        print(piece, end="", flush=True)
+        self._terminal.say(piece)
         return piece
+
+    def _tell(self, answer: str, finish: str) -> None:
+        """Why there is no more, where that is not plain to see."""
+        if finish == "length":
+            limit = self.params.get("max_tokens")
+            why = f"max_tokens={limit}" if limit is not None else "what the server or the context allows"
+            note = f"(cut at its length: {why}; /params max_tokens=N sets another)"
+        elif not answer:
+            note = "(an empty answer)"
+        else:
+            return
+        print(self._terminal.paint(sys.stdout, note, DIM))
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:

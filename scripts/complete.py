@@ -11,6 +11,7 @@ from protocol.errors import StartupError
 from .api_client import TROUBLE, Refusal, connect
 from .client_options import CompleteCommand
 from .flags import Command
+from .terminal import Terminal
 
 COMPLETE = Command("complete", "Complete a text with a running server.", CompleteCommand, positional="prompt")
 
@@ -32,16 +33,21 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     }
     body = {"model": model, "prompt": prompt, "stream": True}
     body |= {name: value for name, value in given.items() if value is not None}
+    terminal, finish = Terminal(environ), ""
     if own.echo:
-        print(prompt, end="", flush=True)
+        terminal.say(prompt)
     try:
         with closing(client.events("/v1/completions", body)) as events:
             for event in events:
                 for choice in event.get("choices", ()):
-                    print(choice.get("text") or "", end="", flush=True)
-        print()
+                    terminal.say(choice.get("text") or "")
+                    finish = choice.get("finish_reason") or finish
+        print(flush=True)
     except (*TROUBLE, Refusal, msgspec.DecodeError) as error:
         sys.stdout.flush()
         print(f"\ntern: error: {error}", file=sys.stderr)
         return 1
+    if finish == "length":
+        limit = f"--max-tokens {own.max_tokens}, or the model's context"
+        print(f"tern: cut at its length: {limit}", file=sys.stderr)
     return 0

@@ -4,6 +4,7 @@ Changes nothing and downloads nothing. Each finding is a line; what keeps the se
 failure, with its remedy, and the exit code is then 1.
 """
 
+import errno
 import locale
 import os
 import platform
@@ -18,19 +19,16 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, structs
 
-from frontend.certificate import check_certificate
-from frontend.keys import api_keys
 from protocol.errors import StartupError
 from protocol.options import ServeOptions
 from worker.kernels.cpu.library import NoCompiler, find_compiler, how_to_install
 from worker.memory import available_memory, total_memory
 
-from . import memory_plan, output_paths
+from . import memory_plan, named_files, output_paths, run_dir
 from .flags import Command
 from .listening import listeners_for, stop_listening
 from .model_path import WEIGHTS, cached_snapshot, is_hub_id, resolve
 from .quantities import amount
-from .run_dir import LONGEST_NAME, MAX_SOCKET_PATH_BYTES, PREFIX
 from .terminal import GREEN, RED, YELLOW, Terminal
 
 DOCTOR = Command(
@@ -105,7 +103,7 @@ def examine(options: ServeOptions, environ: Mapping[str, str]) -> Iterator[Findi
     yield address(options)
     yield named(options)
     yield files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    yield folders(options.server.run_dir or tempfile.gettempdir())
+    yield folders(options.server.run_dir)
     yield text(locale.getpreferredencoding(do_setlocale=False))
 
 
@@ -211,8 +209,7 @@ def named(options: ServeOptions) -> Finding:
     """What options name besides the model. The folder for crash reports would be made: it is left out."""
     try:
         output_paths.resolve(structs.replace(options.server, crash_dir=""))
-        check_certificate(options.frontend)
-        keys = api_keys(options.frontend)
+        keys = named_files.check(options)
     except StartupError as error:
         return Finding("options", error.message, "failure", error.hint)
     return Finding("options", f"what they name can be used; API keys: {len(keys) or 'none'}")
@@ -229,19 +226,20 @@ def files(hard_limit: int) -> Finding:
     return Finding("files", told)
 
 
-def folders(base: str) -> Finding:
-    """Where sockets are made."""
-    longest = len(os.fsencode(f"{base}/{PREFIX}12345678{LONGEST_NAME}"))
-    if longest > MAX_SOCKET_PATH_BYTES:
-        return Finding(
-            "folders", f"{base} is too long for a socket's path", "failure", "--run-dir, or TMPDIR"
-        )
+def folders(asked: str) -> Finding:
+    """Where sockets are made: --run-dir, or a folder in the temporary one."""
+    base = asked or tempfile.gettempdir()
     try:
-        with tempfile.NamedTemporaryFile(dir=base if os.path.isdir(base) else None):
-            pass
-    except OSError as error:
+        run_dir.check(asked)
+        with tempfile.TemporaryFile(dir=base if os.path.isdir(base) else os.path.dirname(base)) as file:
+            file.write(b"tern")
+            file.flush()
+    except StartupError as error:
+        return Finding("folders", error.message, "failure", error.hint)
+    except OSError as error:  # a server goes on without what it could not write: only sockets must be
+        verdict: Verdict = "warning" if error.errno == errno.ENOSPC else "failure"
         return Finding(
-            "folders", f"{base}: {error.strerror}", "failure", "another folder: --run-dir, or TMPDIR"
+            "folders", f"{base}: {error.strerror}", verdict, "another folder: --run-dir, or TMPDIR"
         )
     return Finding("folders", f"{base} takes files and sockets")
 

@@ -39,8 +39,13 @@ class _Usage(Struct, frozen=True):
     completion_tokens: int = 0
 
 
+class _Choice(Struct, frozen=True):
+    finish_reason: str | None = None
+
+
 class _Counted(Struct, frozen=True):
     usage: _Usage = _Usage()
+    choices: tuple[_Choice, ...] = ()
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -92,7 +97,7 @@ class Progress:
     def __init__(self, terminal: Terminal, total: int, done: int, errors: int) -> None:
         self.errors = errors
         self._terminal, self._total, self._done, self._before = terminal, total, done, done
-        self._tokens = 0
+        self._tokens, self._cut = 0, 0
         self._began = time.monotonic()
         self._next = self._began + (0.0 if terminal.rewrites else LOG_EVERY_S)
         if done:
@@ -111,7 +116,9 @@ class Progress:
         """A line more is written."""
         self._done += 1
         self.errors += reply is None or reply.status != 200
-        self._tokens += _num_tokens(reply) if reply is not None else 0
+        counted = _counted(reply) if reply is not None else _Counted()
+        self._tokens += counted.usage.completion_tokens
+        self._cut += any(choice.finish_reason == "length" for choice in counted.choices)
         self.repaint()
 
     def repaint(self) -> None:
@@ -126,11 +133,14 @@ class Progress:
             self._terminal.log("info", self._text(now))
 
     def end(self) -> None:
+        if self._done == self._before and self._done:
+            return  # nothing was asked, and that is told
         answered = self._done - self.errors
         errors = f", {self.errors:,} with an error" if self.errors else ""
         seconds = time.monotonic() - self._began
         rate = f"{self._tokens:,} tokens in {seconds:.1f} s ({self._tokens / max(seconds, 1e-9):,.0f}/s)"
-        self._terminal.log("info", f"{answered:,} lines answered{errors}; {rate}")
+        cut = f", {self._cut:,} of them cut at their length" if self._cut else ""
+        self._terminal.log("info", f"{answered:,} lines answered{cut}{errors}; {rate}")
 
     def _text(self, now: float) -> str:
         seconds = max(now - self._began, 1e-9)
@@ -169,12 +179,12 @@ def _refuse_flags_of_a_server(given: frozenset[str]) -> None:
             )
 
 
-def _num_tokens(reply: Reply) -> int:
+def _counted(reply: Reply) -> _Counted:
     """Of the answer."""
     try:
-        return msgspec.json.decode(reply.body, type=_Counted).usage.completion_tokens
+        return msgspec.json.decode(reply.body, type=_Counted)
     except msgspec.MsgspecError:
-        return 0
+        return _Counted()
 
 
 def _clock(seconds: float) -> str:

@@ -109,21 +109,43 @@ class RunDir:
         os.replace(f"{path}.new", path)
 
 
+def check(path: str) -> None:
+    """Whether `open` would take this folder; "": a new temporary one. Changes nothing; StartupError."""
+    if not path:
+        _check_length(os.path.join(tempfile.gettempdir(), f"{PREFIX}12345678"))
+        return
+    path = os.path.abspath(path)
+    _check_length(path)
+    if os.path.lexists(path):
+        _check_private(path)
+        if os.path.exists(os.path.join(path, "lock")):
+            os.close(_take_lock(path))
+    elif not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+        raise StartupError(f"--run-dir {path}: cannot be made", hint="name a folder that can be written")
+
+
 def _make(path: str) -> bool:
     """True: made; False: it was there, and is private."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
-        status = os.stat(path)
-        if not os.path.isdir(path) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise StartupError(
-                f"--run-dir {path}: exists and is not a folder that only you can enter",
-                hint=f"chmod 700 {path}, or name a folder that does not exist",
-            ) from None
+        _check_private(path)
         return False
     except OSError as error:
         raise StartupError(f"--run-dir {path}: cannot be made: {error.strerror}") from None
     return True
+
+
+def _check_private(path: str) -> None:
+    private = False
+    if os.path.isdir(path):
+        status = os.stat(path)
+        private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    if not private:
+        raise StartupError(
+            f"--run-dir {path}: exists and is not a folder that only you can enter",
+            hint="name a folder that does not exist yet, or one of your own with mode 700",
+        )
 
 
 def _check_length(path: str) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from worker.memory import available_memory, total_memory
 
-from . import memory_plan, output_paths
+from . import memory_plan, named_files, output_paths
 from .flags import parse_serve
 from .listening import listeners_for, stop_listening, url
 from .model_path import resolve
@@ -44,6 +44,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         model=resolve(options.model, environ),
         server=output_paths.resolve(options.server),
     )
+    named_files.check(options)
     memory_plan.check(options, available_memory())
     terminal = Terminal(environ, options.server.log_level, as_json=options.server.log_format == "json")
     run_dir = RunDir.open(options.server.run_dir)

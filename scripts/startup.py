@@ -14,6 +14,9 @@ from protocol.control import Phase
 from .quantities import amount
 from .terminal import Terminal
 
+REPAINT_S = 0.1
+"""Least time between two states of one line."""
+
 
 class Progress:
     """Which process is doing what since when."""
@@ -23,19 +26,22 @@ class Progress:
         self._began = now
         self._phases: dict[str, tuple[Phase, float]] = {}
         self._latest = ""
+        self._painted = now
         self._finished: list[tuple[str, float]] = []
 
     def on_phase(self, process: str, phase: Phase, now: float) -> None:
         """A process began something, or came further with it."""
         before = self._phases.get(process)
+        self._latest = process
         if before is not None and before[0].name == phase.name:
             self._phases[process] = (phase, before[1])
+            if now - self._painted < REPAINT_S:
+                return  # weights may come by the thousand a second
         else:
             self.on_done(process, now)
             self._phases[process] = (phase, now)
             if not self._terminal.rewrites:
                 self._terminal.log("info", _sentence(process, phase))
-        self._latest = process
         self.repaint(now)
 
     def on_done(self, process: str, now: float) -> None:
@@ -49,10 +55,11 @@ class Progress:
         """Keep the seconds running, where a line can be written over."""
         if not self._terminal.rewrites:
             return
+        self._painted = now
         process = self._latest if self._latest in self._phases else next(iter(self._phases), "")
         if process:
-            phase, since = self._phases[process]
-            elapsed = f"{now - self._began:5.1f} s  {_sentence(process, phase)} ({now - since:.1f} s)"
+            phase, _ = self._phases[process]
+            elapsed = f"{now - self._began:5.1f} s  {_sentence(process, phase)}"
             self._terminal.progress(elapsed, phase.fraction)
         else:
             self._terminal.progress(f"{now - self._began:5.1f} s  starting", None)

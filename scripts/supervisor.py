@@ -32,7 +32,7 @@ from .restart_policy import GiveUp, Kind, Restart, RestartPolicy
 from .rolling import Roll
 from .run_dir import RunDir
 from .signals import SignalPipe
-from .startup import Progress
+from .startup import REPAINT_S, Progress
 from .status_line import status_fields, status_line
 from .terminal import Terminal
 from .units import Death, Unit
@@ -45,7 +45,6 @@ DRAIN_SLACK_S = 3.0
 QUIT_GRACE_S = 1.5
 LOST_GRACE_S = 1.0
 """Between the end of a child's channel, which it may have closed on its way out, and SIGKILL."""
-REPAINT_S = 0.1
 
 
 class Stage(IntEnum):

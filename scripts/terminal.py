@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Literal, TextIO
@@ -21,6 +22,8 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "info", "debug")
 BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
 CLEAR_LINE = "\r\x1b[K"
 BAR_WIDTH = 20
+TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+"""Directional controls: they can make a line read as what it is not."""
 
 
 class Terminal:
@@ -83,6 +86,14 @@ class Terminal:
         self._write(self._err, CLEAR_LINE + text[: max(room, 0)] + bar)
         self._unfinished = True
 
+    def say(self, text: str, colour: str = "") -> None:
+        """A piece of what a model has written. On a terminal its control characters are shown, not obeyed."""
+        if self._out.isatty():
+            text = visible(text)
+            text = self.paint(self._out, text, colour) if colour and text else text
+        self._out.write(text)
+        self._out.flush()
+
     def headline(self, text: str) -> str:
         return self.paint(self._out, text, BOLD)
 
@@ -102,6 +113,22 @@ class Terminal:
         with suppress(OSError, ValueError):
             stream.write(text)
             stream.flush()
+
+
+def visible(text: str) -> str:
+    """The same with escapes for what would move the cursor, change the terminal or turn the text around."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if letter not in "\n\t"
+        and (
+            unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+            or unicodedata.bidirectional(letter) in TURNS
+        )
+        else letter
+        for letter in text
+    )
 
 
 def utc() -> str:

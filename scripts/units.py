@@ -11,7 +11,6 @@ from msgspec import Struct
 
 from protocol.config import EngineCoreConfig, FrontendConfig, WorkerConfig
 from protocol.control import ToChild
-from protocol.curve import check_options
 from protocol.errors import StartupError
 from protocol.options import ServeOptions
 from protocol.progress import Board
@@ -143,8 +142,7 @@ def make_board(options: ServeOptions) -> Board:
 def plan_units(
     options: ServeOptions, run_dir: RunDir, listeners: Sequence[socket.socket], board_fd: int
 ) -> list[Unit]:
-    """All units of a server, in the order in which they are started. Raises StartupError."""
-    check_options(options.server)
+    """All units of a server, in the order in which they are started."""
     several = len(listeners) > 1
     first_row = 1 + options.parallel.tensor_parallel_size
     frontends = []

@@ -149,7 +149,7 @@ def load(wants: Wants, read: Read, report: Report) -> None:
     times = Counter(part for request in requests for part in request.parts if part.kept)
     shared: dict[TensorPart, Tensor] = {}
     for done, request in enumerate(requests, 1):
-        report("loading weights", f"{done}/{len(requests)} weights", done / len(requests))
+        report("loading weights", f"{done}/{len(requests)}", done / len(requests))
         tensors = []
         for part in request.parts:
             tensor = shared[part] if part in shared else read(part) if part.needed else _NOTHING

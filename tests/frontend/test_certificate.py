@@ -1,17 +1,50 @@
 """Certificates that cannot be used are found before anybody connects."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from frontend.certificate import check_certificate
 from protocol.errors import StartupError
 from protocol.options import FrontendOptions
 
+STACK = Path(__file__).parents[1] / "stack"
+CERTIFICATE, KEY = str(STACK / "localhost.pem"), str(STACK / "localhost.key")
 
-def test_a_certificate_needs_its_key_and_both_must_be_readable() -> None:
+
+def refusal(cert: str, key: str) -> StartupError:
+    with pytest.raises(StartupError) as caught:
+        check_certificate(FrontendOptions(ssl_certfile=cert, ssl_keyfile=key))
+    return caught.value
+
+
+def openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+def test_a_certificate_with_its_key() -> None:
     check_certificate(FrontendOptions())
-    with pytest.raises(StartupError, match="--ssl-keyfile is missing"):
-        check_certificate(FrontendOptions(ssl_certfile="x"))
-    with pytest.raises(StartupError, match="--ssl-certfile is missing"):
-        check_certificate(FrontendOptions(ssl_keyfile="x"))
-    with pytest.raises(StartupError, match=r"cannot be used: No such file"):
-        check_certificate(FrontendOptions(ssl_certfile="/nowhere", ssl_keyfile="/nowhere"))
+    check_certificate(FrontendOptions(ssl_certfile=CERTIFICATE, ssl_keyfile=KEY))
+
+
+def test_a_certificate_needs_its_key_and_both_must_be_there() -> None:
+    assert "--ssl-keyfile is missing" in refusal("x", "").message
+    assert "--ssl-certfile is missing" in refusal("", "x").message
+    assert refusal("/nowhere", KEY).message == "--ssl-certfile /nowhere: there is no such file"
+    assert refusal(CERTIFICATE, "/nowhere").message == "--ssl-keyfile /nowhere: there is no such file"
+
+
+def test_both_must_be_pem_and_belong_together(tmp_path: Path) -> None:
+    assert "one of them is not a PEM file" in refusal(CERTIFICATE, __file__).message
+    other = str(tmp_path / "key")
+    openssl("genpkey", "-algorithm", "ed25519", "-out", other)
+    assert "the key is that of another certificate" in refusal(CERTIFICATE, other).message
+
+
+def test_nobody_is_asked_for_a_passphrase(tmp_path: Path) -> None:
+    encrypted = str(tmp_path / "key")
+    openssl("pkey", "-in", KEY, "-aes256", "-passout", "pass:x", "-out", encrypted)
+    error = refusal(CERTIFICATE, encrypted)
+    assert "the key is encrypted" in error.message
+    assert "openssl pkey" in error.hint

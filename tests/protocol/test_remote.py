@@ -325,5 +325,8 @@ def test_files_of_keys_are_checked(folder: Path) -> None:
         with pytest.raises(StartupError, match=rule) as refused:
             check_options(remote(folder, "tcp://127.0.0.1:5", secret, allowed))
         assert refused.value.hint
+        assert refused.value.message.startswith(
+            f"--curve-{'secret-key' if allowed == 'allowed' else 'allowed-keys'} "
+        )
     assert len(read_allowed_keys(str(folder / "allowed"))) == 2
     assert read_key(str(folder / "engine.pub")) == (folder / "engine.pub").read_text().strip()

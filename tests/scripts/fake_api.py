@@ -58,3 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def delta(text: str) -> str:
     return json.dumps({"choices": [{"delta": {"content": text}}]})
+
+
+def finish(reason: str) -> str:
+    return json.dumps({"choices": [{"delta": {}, "text": "", "finish_reason": reason}]})

@@ -9,7 +9,7 @@ import pytest
 from protocol.errors import StartupError
 from scripts import chat
 from scripts.api_client import ApiClient
-from tests.scripts.fake_api import FakeServer, delta
+from tests.scripts.fake_api import FakeServer, delta, finish
 
 
 def talk(server: FakeServer, monkeypatch: pytest.MonkeyPatch, typed: str, *argv: str) -> int:
@@ -142,6 +142,29 @@ def test_thoughts_are_shown_and_no_part_of_the_answer(
     talk(server, monkeypatch, "one\ntwo\n")
     assert "hm yes\n" in capsys.readouterr().out
     assert server.requests[1]["messages"][1] == {"role": "assistant", "content": "yes"}
+
+
+def test_what_is_cut_or_empty_is_told(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answers = [[delta("so"), finish("length"), "[DONE]"], [finish("stop"), "[DONE]"]]
+    talk(server, monkeypatch, "one\ntwo\n", "--max-tokens", "1")
+    told = capsys.readouterr().out
+    assert "so\n(cut at its length: max_tokens=1;" in told
+    assert told.endswith("(an empty answer)\n")
+
+
+def test_a_terminal_shows_control_characters_and_does_not_obey_them(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = "a\tb\x1b[2Jc\x07\u202ed\né✓👩\u200d🚀"
+    server.answers = [[delta(answer), "[DONE]"]] * 2
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    talk(server, monkeypatch, "one\n")
+    assert "a\tb\\x1b[2Jc\\x07\\u202ed\né✓👩\u200d🚀\n" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    talk(server, monkeypatch, "one\n")
+    assert answer in capsys.readouterr().out, "a file gets what the model wrote"
 
 
 def test_options_come_from_the_environment_too(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,11 @@ def test_a_unix_socket_is_only_tried(tmp_path: Path) -> None:
     [
         ({"frontend": FrontendOptions(api_key_file="/nowhere/keys")}, "--api-key-file /nowhere/keys"),
         ({"frontend": FrontendOptions(ssl_certfile="/nowhere/cert")}, "--ssl-keyfile is missing"),
+        (
+            {"frontend": FrontendOptions(chat_template="/nowhere/t")},
+            "--chat-template /nowhere/t: there is no",
+        ),
+        ({"server": ServerOptions(engine_endpoint="tcp://127.0.0.1:5")}, "--engine-endpoint needs"),
         ({"server": ServerOptions(journal="/nowhere/journal")}, "--journal: there is no folder /nowhere"),
     ],
 )
@@ -107,6 +112,15 @@ def test_what_options_name_is_looked_at(options: dict[str, Any], told: str) -> N
     finding = doctor.named(ServeOptions(**options))
     assert finding.verdict == "failure"
     assert told in finding.detail
+
+
+def test_the_run_folder_is_judged_as_the_server_would(tmp_path: Path) -> None:
+    assert doctor.folders(str(tmp_path / "new")).verdict == "ok"
+    assert not list(tmp_path.iterdir())
+    tmp_path.chmod(0o755)
+    finding = doctor.folders(str(tmp_path))
+    assert finding.verdict == "failure"
+    assert "not a folder that only you can enter" in finding.detail
 
 
 def test_the_folder_for_crashes_is_not_made(tmp_path: Path) -> None:

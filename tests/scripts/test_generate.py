@@ -7,7 +7,7 @@ import pytest
 
 from protocol.errors import StartupError
 from scripts import asking, complete, generate
-from tests.scripts.fake_api import FakeServer
+from tests.scripts.fake_api import FakeServer, finish
 
 
 def completed(text: str) -> str:
@@ -110,6 +110,9 @@ def test_complete_prints_the_pieces(server: FakeServer, capsys: pytest.CaptureFi
         "max_tokens": 256,
         "stop": [".", "!"],
     }
+    server.answers = [[completed("all"), finish("length"), "[DONE]"]]
+    assert complete.main(["x", "--url", server.url, "--max-tokens", "3"], {}) == 0
+    assert "cut at its length: --max-tokens 3" in capsys.readouterr().err
     server.answers = [[completed("half")]]
     assert complete.main(["x", "--url", server.url], {}) == 1
     captured = capsys.readouterr()

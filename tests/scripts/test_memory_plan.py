@@ -1,71 +1,20 @@
 """What can be known of a model's memory before anything is loaded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import structs
 
-from protocol.errors import OutOfMemory
+from protocol.errors import OutOfMemory, StartupError
 from protocol.options import CacheOptions, ModelOptions, ParallelOptions, ServeOptions
 from scripts import memory_plan
-from scripts.memory_plan import Config, check, weights_bytes
-from scripts.model_path import BUNDLED
-
-CONFIG = {
-    "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64,
-    "torch_dtype": "bfloat16", "tie_word_embeddings": True,
-}  # fmt: skip
-TENSORS = {
-    "embed.weight": ("BF16", [1000, 64]),
-    "norm.weight": ("BF16", [64]),
-    "lm_head.weight": ("BF16", [1000, 64]),
-}
-MATRIX, VECTOR = 64000, 64
-KV_PER_TOKEN = 2 * 4 * 2 * 8 * 2
-
-
-def checkpoint(folder: Path, tensors: dict[str, tuple[str, list[int]]] | None = None, **config: Any) -> Path:
-    """As much of one as has sizes; the data is not there."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    header |= {
-        name: {"dtype": kind, "shape": shape, "data_offsets": [0, 0]}
-        for name, (kind, shape) in (tensors or TENSORS).items()
-    }
-    encoded = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded)
-    return folder
+from scripts.memory_plan import check
+from tests.scripts.sized_checkpoint import KV_PER_TOKEN, MATRIX, VECTOR, checkpoint
 
 
 def options(folder: Path, **model: Any) -> ServeOptions:
     return ServeOptions(model=ModelOptions(model=str(folder), **model))
-
-
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        ({}, 2 * (MATRIX + VECTOR)),
-        ({"dtype": "float32"}, 4 * (MATRIX + VECTOR)),
-        ({"quantization": "int8"}, MATRIX + 2 * VECTOR),
-        ({"quantization": "int4"}, MATRIX // 2 + 2 * VECTOR),
-    ],
-)
-def test_weights_are_counted_as_they_will_be_kept(
-    tmp_path: Path, model: dict[str, str], expected: int
-) -> None:
-    folder = checkpoint(tmp_path / "m")
-    config = Config(torch_dtype="bfloat16", tie_word_embeddings=True)
-    assert weights_bytes(ModelOptions(model=str(folder), **model), config) == expected  # type: ignore[arg-type]
-
-
-def test_a_quantized_checkpoint_counts_as_it_is_stored(tmp_path: Path) -> None:
-    folder = checkpoint(
-        tmp_path / "m", {"q.weight": ("I32", [8, 8]), "q.scales": ("F16", [8]), "z": ("F8_E4M3", [4])}
-    )
-    assert weights_bytes(ModelOptions(model=str(folder)), Config(quantization_config={})) == 4 * 64 + 16 + 4
 
 
 def test_weights_that_do_not_fit_are_refused_with_numbers_and_the_remedy(tmp_path: Path) -> None:
@@ -97,12 +46,27 @@ def test_a_fixed_context_that_does_not_fit_once_names_the_one_that_does(tmp_path
     check(options(folder), 1 << 20)
 
 
+def test_a_context_beyond_the_model_s_positions_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m", max_position_embeddings=128)
+    check(options(folder, max_model_len=128), 1 << 30)
+    with pytest.raises(StartupError, match="--max-model-len 129 is longer than the model's 128 positions"):
+        check(options(folder, max_model_len=129), 1 << 30)
+
+
+def test_memory_for_less_than_a_block_is_refused(tmp_path: Path) -> None:
+    given = structs.replace(
+        options(checkpoint(tmp_path / "m")), cache=CacheOptions(kv_cache_memory=1024, block_size=32)
+    )
+    with pytest.raises(OutOfMemory, match=r"--kv-cache-memory 1\.0 KiB: not one block fits") as caught:
+        check(given, 1 << 30)
+    assert f"{32 * KV_PER_TOKEN} bytes or more" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     "config",
     [
         {"sliding_window": 8},
         {"layer_types": ["full_attention"]},
-        {"text_config": {}},
         {"num_attention_heads": 0},
     ],
 )
@@ -123,22 +87,6 @@ def test_files_that_cannot_be_read_are_left_to_the_worker(tmp_path: Path) -> Non
     check(options(folder, load_format="dummy"), 0)
 
 
-def test_shards_are_added_up(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "m")
-    (folder / "model.safetensors").rename(folder / "a.safetensors")
-    index = {"weight_map": dict.fromkeys(TENSORS, "a.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert weights_bytes(ModelOptions(model=str(folder)), Config(torch_dtype="float16")) == 2 * (
-        2 * MATRIX + VECTOR
-    )
-
-
-def test_the_bundled_model_is_counted_as_its_worker_does() -> None:
-    config = memory_plan._read_config(str(BUNDLED))
-    assert config is not None
-    assert 10 << 20 < weights_bytes(ModelOptions(model=str(BUNDLED)), config) < 11 << 20
-
-
 @pytest.mark.parametrize(
     ("model", "most"),
     [
@@ -146,7 +94,7 @@ def test_the_bundled_model_is_counted_as_its_worker_does() -> None:
         ({"dtype": "float32"}, 100),
         ({"dtype": "bfloat16"}, 200),
         ({"quantization": "int8"}, 400),
-        ({"dtype": "float16", "quantization": "int4"}, 800),
+        ({"dtype": "float16", "quantization": "int4"}, 640),
     ],
 )
 def test_what_is_refused_before_the_download_cannot_fit(model: dict[str, Any], most: int) -> None:

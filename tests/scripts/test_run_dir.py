@@ -12,7 +12,7 @@ import pytest
 
 from protocol.client import endpoint_file
 from protocol.errors import StartupError
-from scripts.run_dir import RunDir
+from scripts.run_dir import RunDir, check
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,29 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(StartupError, match="not a folder that only you can enter") as caught:
         RunDir.open(str(tmp_path))
-    assert f"chmod 700 {tmp_path}" in caught.value.hint
+    assert "mode 700" in caught.value.hint
+
+
+def test_what_open_would_refuse_is_known_without_it(tmp_path: Path) -> None:
+    check("")
+    new, mine, taken = (str(tmp_path / name) for name in ("new", "mine", "taken"))
+    check(new)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir(mode=0o700)
+    check(mine)
+    run_dir = RunDir.open(taken)
+    with pytest.raises(StartupError, match="another server runs there"):
+        check(taken)
+    run_dir.remove()
+    (tmp_path / "mine").chmod(0o755)
+    (tmp_path / "file").touch()
+    for refused in (mine, str(tmp_path / "file")):
+        with pytest.raises(StartupError, match="not a folder that only you can enter"):
+            check(refused)
+    with pytest.raises(StartupError, match="cannot be made"):
+        check(f"{tmp_path}/not/there")
+    with pytest.raises(StartupError, match="too long"):
+        check(f"{tmp_path}/{'x' * 100}")
 
 
 def test_a_path_too_long_for_a_socket_is_refused_and_not_made(tmp_path: Path) -> None:

@@ -94,6 +94,10 @@ def test_a_terminal_has_one_line_that_is_written_over() -> None:
     assert "\n" not in err.getvalue()
     assert err.getvalue().count("\r") == 1
     assert "[==========          ]  50%" in err.getvalue()
+    progress.on_phase("worker", Phase("loading weights", "", 0.75), 1.01)
+    assert err.getvalue().count("\r") == 1, "a line that nobody could read"
+    progress.on_phase("worker", Phase("loading weights", "", 1.0), 2)
+    assert "100%" in err.getvalue()
     terminal.log("info", "next")
     assert err.getvalue().endswith("tern: next\n")
 
