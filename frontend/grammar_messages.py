@@ -25,6 +25,8 @@ class ToolArguments(Struct, frozen=True):
 
     name: str
     schema: dict[str, Any]
+    member: str = ""
+    """It is the schema of one argument, this one."""
 
 
 class Inner(Struct, frozen=True):

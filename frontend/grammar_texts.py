@@ -144,14 +144,18 @@ def _frame(frame: Frame) -> str:
 
 
 def _arguments(index: int, tool: ToolArguments) -> str:
-    """The rule of a tool's arguments: an object, of no others than its schema names, if that does not say."""
+    """The rule of a tool's arguments: an object, of no others than its schema names, if that does not say; or
+    of one of them."""
     schema = tool.schema
-    if "properties" in schema and not _COMPOSED & schema.keys():
-        schema = {"additionalProperties": False, **schema}
-    if schema.get("type") not in ("object", None):
-        raise GrammarError(f'parameters of {tool.name}: "type" is "object", got {json.dumps(schema["type"])}')
+    if not tool.member:
+        if "properties" in schema and not _COMPOSED & schema.keys():
+            schema = {"additionalProperties": False, **schema}
+        if schema.get("type") not in ("object", None):
+            what = f'parameters of {tool.name}: "type" is "object", got {json.dumps(schema["type"])}'
+            raise GrammarError(what)
+        schema = {"type": "object", **schema}
     try:
-        text = _json_schema({"type": "object", **schema}, JsonStyle())
+        text = _json_schema(schema, JsonStyle())
         if message := LLMatcher.validate_grammar(text):
             raise GrammarError(message)
     except GrammarError as error:

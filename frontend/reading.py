@@ -20,7 +20,13 @@ from .parts import Reader
 from .reasoning import MARKS, Begins, Marks, PlainReader, ReasoningReader, before_answer, begins, marks_of
 from .tokenizer import Tokenizer
 from .tool_formats.formats import FALLBACK, format_named, format_of
-from .tool_formats.tool_format import EnforceableFormat, ToolFormat, literal
+from .tool_formats.tool_format import (
+    CallGrammar,
+    FramingFormat,
+    ToolFormat,
+    UnenforceableTool,
+    literal,
+)
 from .tools import CallIds, Tool, ToolUse
 
 ANY_ARGUMENTS = {"type": "object"}
@@ -32,6 +38,8 @@ class Formats(Struct, frozen=True):
 
     tools: ToolFormat | None
     reasoning: Marks | None
+    framing: FramingFormat | None
+    """The same as `tools`, if it frames whole answers."""
     told: bool
     """The chat template tells the model of tools."""
     token_ids: dict[str, int]
@@ -46,13 +54,16 @@ class Formats(Struct, frozen=True):
             tools = format_of(source)
         elif options.tool_call_parser != "none":
             tools = format_named(options.tool_call_parser, source)
+        framing = tools if isinstance(tools, FramingFormat) else None
         parser = options.reasoning_parser
-        reasoning = marks_of(source) if parser == "auto" else MARKS.get(parser)
+        reasoning = marks_of(source) if parser == "auto" and framing is None else MARKS.get(parser)
         marks = [*(tools.marks if tools is not None else ()), *FALLBACK.marks]
         marks += [reasoning.open, reasoning.close] if reasoning is not None else []
         known = {mark: tokenizer.token_id(mark) for mark in marks}
         told = template is not None and template.reads("tools")
-        return cls(tools, reasoning, told, {mark: one for mark, one in known.items() if one is not None})
+        return cls(
+            tools, reasoning, framing, told, {mark: one for mark, one in known.items() if one is not None}
+        )
 
     def lark(self, mark: str) -> str:
         """A mark in a grammar."""
@@ -87,20 +98,32 @@ def plan_reading(
         what = "it is not known how this model writes calls"
         raise InvalidRequest(f"{param}: {what}; serve it with --tool-call-parser, or {remedy}", param=param)
     begin = Begins.NEVER
-    if split_reasoning and formats.reasoning is not None:
+    if formats.framing is not None and not split_reasoning:
+        what = "this model writes in channels, of which only text and reasoning can be told apart"
+        raise InvalidRequest(f"separate_reasoning: {what}; use include_reasoning", param="separate_reasoning")
+    if formats.framing is None and formats.reasoning is not None and split_reasoning:
         begin = begins(formats.reasoning, prompt, going_on)
-    if not use.callable and begin is Begins.NEVER:
+    if not use.callable and begin is Begins.NEVER and formats.framing is None:
         return None
-    return Reading(formats, use, begin, response_id, show_reasoning, param)
+    return Reading(formats, use, begin, response_id, show_reasoning, going_on is not None, param)
 
 
 class Reading:
     """Of one request: the same for each of its answers, in whichever process they are written."""
 
     def __init__(
-        self, formats: Formats, use: ToolUse, begin: Begins, response_id: str, show: bool, param: str
+        self,
+        formats: Formats,
+        use: ToolUse,
+        begin: Begins,
+        response_id: str,
+        show: bool,
+        going_on: bool,
+        param: str,
     ) -> None:
         self._formats = formats
+        self._framing = formats.framing
+        self._going_on = going_on
         self._tools = use.callable
         self._forced = use.choice == "required"
         self._strict = any(tool.strict for tool in self._tools)
@@ -109,15 +132,15 @@ class Reading:
         self._response_id = response_id
         self._show = show
         self._param = param
-        self._enforced = formats.tools if isinstance(formats.tools, EnforceableFormat) else None
         self._format = formats.tools
-        if self._forced:
-            self._enforced = self._format = self._enforced or FALLBACK
+        if self._forced and not self._can_enforce():
+            self._format = FALLBACK
 
     @property
     def shown_token_ids(self) -> frozenset[int]:
         """Special tokens that belong to the text all the same."""
-        marks = list(self._format.marks) if self._tools and self._format is not None else []
+        read = self._format is not None and (self._tools or self._framing is not None)
+        marks = list(self._format.marks) if read and self._format is not None else []
         if self._begin is not Begins.NEVER and (reasoning := self._formats.reasoning) is not None:
             marks += [reasoning.open, reasoning.close]
         known = self._formats.token_ids
@@ -126,10 +149,14 @@ class Reading:
     def reader(self, choice: int) -> Reader:
         """For the answer with this index."""
         reader: Reader = PlainReader()
+        short = self._formats.tools is not None and self._formats.tools.short_ids
+        new_id = CallIds(self._response_id, choice, short=short)
+        if self._framing is not None and self._format is self._framing:
+            return self._framing.whole_reader(
+                self._tools, new_id, single=self._single, show=self._show, going_on=self._going_on
+            )
         if self._tools:
             assert self._format is not None
-            short = self._formats.tools is not None and self._formats.tools.short_ids
-            new_id = CallIds(self._response_id, choice, short=short)
             reader = self._format.reader(self._tools, new_id, single=self._single)
         if self._begin is Begins.NEVER:
             return reader
@@ -142,22 +169,23 @@ class Reading:
         Calls that are forced leave no place for text.
         """
         lead, rules = self._lead()
+        text = self._before_text()
         if not self._tools:
-            if answer is None or not lead:
+            if answer is None or not (lead or text):
                 return answer
-            return _framed(f"start: {lead}@answer\n{rules}", (), answer, answer.param)
+            return _framed(f"start: {lead}{text}@answer\n{rules}", (), answer, answer.param)
         if answer is None and not self._forced and not self._strict:
             return None
         param = self._param if answer is None or self._forced else answer.param
-        enforced = self._enforced
-        names = [tool.name for tool in self._tools]
-        if enforced is None:
-            raise Unsupported(f"{param}: {self._cannot()}", param=param)
-        rules += enforced.rules(names, self._formats.lark, single=self._single)
+        enforced, calls = self._calls(param)
+        rules += calls.lark
         if self._forced:
             body, answer = "calls", None
         elif answer is not None:
-            body = "(calls | @answer)"
+            body = f"(calls | {text}@answer)"
+        elif text:
+            body = f"(calls | {text}TEXT?)"
+            rules += f"\nTEXT: {FREE_TEXT}"
         elif enforced.bare:
             body = "(calls | TEXT)?"
             rules += f"\nTEXT: /\\s{{0,9}}[^\\s{enforced.bare}](.|\\n)*/"
@@ -165,12 +193,34 @@ class Reading:
             body = "TEXT? calls?"
             rules += f"\nTEXT: {FREE_TEXT}"
         else:
-            raise Unsupported(f"{param}: {self._cannot()}", param=param)
-        return _framed(
-            f"start: {lead}{body}\n{rules}", tuple(map(self._arguments, self._tools)), answer, param
-        )
+            why = f"its mark {enforced.opener} is no token of this model"
+            raise Unsupported(f"{param}: {self._cannot(why)}", param=param)
+        return _framed(f"start: {lead}{body}\n{rules}", calls.arguments, answer, param)
+
+    def _calls(self, param: str) -> tuple[ToolFormat, CallGrammar]:
+        """How calls are made valid. Raises Unsupported."""
+        assert self._format is not None, "plan_reading has seen to that"
+        arguments = list(map(self._arguments, self._tools))
+        try:
+            calls = self._format.grammar(arguments, self._formats.lark, single=self._single)
+        except UnenforceableTool as error:
+            raise Unsupported(f"{param}: {self._cannot(str(error))}", param=param) from None
+        return self._format, calls
+
+    def _can_enforce(self) -> bool:
+        try:
+            return self._format is not None and bool(self._calls(self._param))
+        except Unsupported:
+            return False
+
+    def _before_text(self) -> str:
+        if self._framing is None or self._going_on or self._format is not self._framing:
+            return ""
+        return f"{self._framing.before_text(self._formats.lark)} "
 
     def _lead(self) -> tuple[str, str]:
+        if self._framing is not None and self._format is self._framing:
+            return ("", "") if self._going_on else self._framing.before_answer(self._formats.lark)
         reasoning = self._formats.reasoning
         if reasoning is None or self._begin is Begins.NEVER:
             return "", ""
@@ -182,12 +232,12 @@ class Reading:
         checked = self._forced or tool.strict
         return ToolArguments(tool.name, tool.parameters if checked else ANY_ARGUMENTS)
 
-    def _cannot(self) -> str:
+    def _cannot(self, why: str) -> str:
         assert self._format is not None
         what = "strict tools" if self._strict else "tools beside a format of the text"
         return (
             f"{what} cannot be enforced in the way that this model writes calls ({self._format.name}) with "
-            "tool_choice auto; force calls, or leave one of them out"
+            f"tool_choice auto: {why}; force calls, or leave one of them out"
         )
 
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from .parts import Part, Reader, ReasoningPart, TextPart
 from .tool_formats.call_reader import tail_of
+from .tool_formats.tool_format import thought_rule
 
 
 class Marks(Struct, frozen=True):
@@ -56,11 +57,7 @@ def before_answer(begin: Begins, opened: str, closed: str) -> tuple[str, str]:
     if begin is Begins.NEVER:
         return "", ""
     head = "thought" if begin is Begins.INSIDE else f"({opened} thought)?"
-    if closed.startswith('"'):
-        thought = f"thought[lazy]: /(.|\\n)*/ {closed}"
-    else:  # a token by its id is no part of a terminal, nor does free text match it
-        thought = f"thought: THOUGHT? {closed}\nTHOUGHT: /(.|\\n)+/"
-    return f"{head} GAP? ", f"{thought}\nGAP: /\\n{{1,2}}/\n"
+    return f"{head} GAP? ", f"{thought_rule(closed)}GAP: /\\n{{1,2}}/\n"
 
 
 class PlainReader:

@@ -221,7 +221,18 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 0
     chat_template: Annotated[str, Meta(description="file of a chat template that replaces the model's")] = ""
     tool_call_parser: Annotated[
-        Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder"],
+        Literal[
+            "auto",
+            "none",
+            "hermes",
+            "llama3_json",
+            "mistral",
+            "pythonic",
+            "qwen3_coder",
+            "glm45",
+            "deepseek_v3",
+            "openai",
+        ],
         Meta(description="how the model writes tool calls; auto: as its chat template shows"),
     ] = "auto"
     reasoning_parser: Annotated[

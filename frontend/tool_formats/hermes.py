@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from ..tools import Tool
 from .call_reader import CallReader
 from .json_scan import CallObject
-from .tool_format import EnforceableFormat, Mark, alternatives
+from .tool_format import Mark, ToolFormat, alternatives
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -29,7 +29,7 @@ class HermesReader(CallReader):
         return True
 
 
-class Hermes(EnforceableFormat):
+class Hermes(ToolFormat):
     name = "hermes"
     opener = OPEN
     marks = (OPEN, CLOSE)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from ..tools import Tool
 from .call_reader import CallReader
 from .json_scan import CallObject
-from .tool_format import EnforceableFormat, Mark, alternatives
+from .tool_format import Mark, ToolFormat, alternatives
 
 TAG, START, END = "<|python_tag|>", "<|python_start|>", "<|python_end|>"
 SEPARATORS = ";,"
@@ -60,7 +60,7 @@ class Llama3JsonReader(CallReader):
         return True
 
 
-class Llama3Json(EnforceableFormat):
+class Llama3Json(ToolFormat):
     name = "llama3_json"
     marks = (TAG, START, END)
     bare = "{"

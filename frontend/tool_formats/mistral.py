@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from ..tools import Tool
 from .call_reader import CallReader
 from .json_scan import CallObject, JsonValue
-from .tool_format import EnforceableFormat, Mark, alternatives, literal
+from .tool_format import Mark, ToolFormat, alternatives, literal
 
 OPEN, ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 _HEAD = re.compile(r"([\w.:/-]{1,128})\s*(?:\[CALL_ID\][^\[\]{]{0,64})?(?:\[ARGS\])?\s*", re.ASCII)
@@ -63,7 +63,7 @@ class MistralReader(CallReader):
         return True
 
 
-class Mistral(EnforceableFormat):
+class Mistral(ToolFormat):
     name = "mistral"
     opener = OPEN
     marks = (OPEN, ID, ARGS)

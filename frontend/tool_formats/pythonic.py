@@ -6,14 +6,17 @@ is complete. They are parsed as Python, of which only literals are let in, and a
 
 import ast
 import json
+import keyword
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..grammar_messages import ToolArguments
 from ..tools import Tool
+from .bare_values import members_of
 from .call_reader import CallReader
-from .tool_format import ToolFormat
+from .tool_format import CallGrammar, Mark, ToolFormat, UnenforceableTool, literal
 
 START, END = "<|python_start|>", "<|python_end|>"
 MOST_CHARS = 1 << 18
@@ -133,8 +136,35 @@ class PythonicReader(CallReader):
 
 
 class Pythonic(ToolFormat):
+    """Enforced, values are JSON, which this reads as well."""
+
     name = "pythonic"
     marks = (START, END)
+    bare = "\\["
+
+    def grammar(self, tools: Sequence[ToolArguments], mark: Mark, *, single: bool) -> CallGrammar:
+        rules = [
+            'calls: "[" call "]"' if single else 'calls: "[" call (", " call)* "]"',
+            f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}",
+        ]
+        values: list[ToolArguments] = []
+        for i, tool in enumerate(tools):
+            if _NAME.fullmatch(tool.name) is None:
+                raise UnenforceableTool(f"the name {tool.name} cannot be written in this format")
+            members = members_of(tool)
+            rules.append(f'call_{i}: {literal(f"{tool.name}(")} first_{i}_0 ")"')
+            for j, (key, schema, required) in enumerate(members):
+                if not (key.isascii() and key.isidentifier()) or keyword.iskeyword(key):
+                    raise UnenforceableTool(
+                        f"parameters of {tool.name}: {key} cannot be written in this format"
+                    )
+                member = f"{literal(f'{key}=')} args_{len(values)} more_{i}_{j + 1}"
+                values.append(ToolArguments(tool.name, schema, key))
+                for kind, comma in (("first", ""), ("more", '", " ')):
+                    skipped = "" if required else f" | {kind}_{i}_{j + 1}"
+                    rules.append(f"{kind}_{i}_{j}: {comma}{member}{skipped}")
+            rules += [f'{kind}_{i}_{len(members)}: ""' for kind in ("first", "more")]
+        return CallGrammar("\n".join(rules), tuple(values))
 
     def reader(self, tools: Sequence[Tool], new_id: Callable[[int], str], *, single: bool) -> CallReader:
         return PythonicReader(tools, new_id, single=single)
@@ -148,7 +178,7 @@ def arguments_of(call: str) -> str | None:
             parsed = ast.parse(f"f{call}", mode="eval").body
         if not isinstance(parsed, ast.Call) or parsed.args or not isinstance(parsed.func, ast.Name):
             return None
-        values = {one.arg: _value(one.value) for one in parsed.keywords}
+        values = {one.arg: _value(one.value, f"f{call}") for one in parsed.keywords}
         if None in values:
             return None
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
@@ -156,21 +186,31 @@ def arguments_of(call: str) -> str | None:
         return None
 
 
-def _value(node: ast.expr) -> Any:
+def _value(node: ast.expr, source: str) -> Any:
     """Raises ValueError for what JSON has not."""
     match node:
-        case ast.Constant(value=str() | bool() | int() | float() | None as value):
+        case ast.Constant(value=str() as value):
+            return _text(value, ast.get_source_segment(source, node) or "")
+        case ast.Constant(value=bool() | int() | float() | None as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
         case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_value(one) for one in items]
+            return [_value(one, source) for one in items]
         case ast.Dict(keys=keys, values=values):
             names = [key.value if isinstance(key, ast.Constant) else None for key in keys]
             if not all(isinstance(name, str) for name in names):
                 raise ValueError("a key is no text")
-            return {name: _value(one) for name, one in zip(names, values, strict=True)}
+            return {name: _value(one, source) for name, one in zip(names, values, strict=True)}
         case ast.Name(id=name) if name in _WORDS:
             return _WORDS[name]
         case _:
             raise ValueError("no literal")
+
+
+def _text(value: str, written: str) -> str:
+    """As JSON has it, where it is written so: its escapes differ a little from Python's."""
+    try:
+        return str(json.loads(written))
+    except ValueError:
+        return value
