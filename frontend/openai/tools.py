@@ -1,6 +1,6 @@
 """Tools as /v1/chat/completions has them: {"type": "function", "function": {"name": …, "parameters": …}}."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, Struct
 
@@ -8,7 +8,7 @@ from protocol.errors import InvalidRequest, Unsupported
 
 from ..tools import Tool, ToolUse, no_parameters
 
-NAMED = ("none", "auto", "required")
+Mode = Literal["none", "auto", "required"]
 
 
 class FunctionDefinition(Struct, frozen=True):
@@ -70,23 +70,26 @@ def _tool(given: ToolDefinition, where: str) -> Tool:
     return Tool(function.name, function.description, parameters, bool(function.strict))
 
 
-def _choice(
-    given: str | ToolChoice | None,
-) -> tuple[Literal["none", "auto", "required"], tuple[str, ...] | None]:
+def mode_of(given: str | None) -> Mode:
+    """What a `tool_choice` says that is no object. Raises InvalidRequest."""
     match given:
-        case None | "auto":
-            return "auto", None
-        case "none":
-            return "none", None
-        case "required":
-            return "required", None
+        case None:
+            return "auto"
+        case "none" | "auto" | "required":
+            return given
+        case _:
+            what = f"tool_choice: {given!r} is not one of {', '.join(get_args(Mode))}, or an object"
+            raise InvalidRequest(what, param="tool_choice")
+
+
+def _choice(given: str | ToolChoice | None) -> tuple[Mode, tuple[str, ...] | None]:
+    match given:
+        case None | str():
+            return mode_of(given), None
         case ToolChoice(type="function", function=FunctionName(name=name)):
             return "required", (name,)
         case ToolChoice(type="allowed_tools", allowed_tools=AllowedTools(mode=mode, tools=tools)):
             return mode, tuple(tool.function.name for tool in tools)
-        case str():
-            what = f"tool_choice: {given!r} is not one of {', '.join(NAMED)}, or an object"
-            raise InvalidRequest(what, param="tool_choice")
         case _:
             field = f"tool_choice.{given.type}"
             raise InvalidRequest(f"{field}: required, but missing", param=field)

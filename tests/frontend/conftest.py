@@ -79,11 +79,12 @@ def tokenizer(model_folder: Path) -> Tokenizer:
 
 
 @pytest.fixture
-def facts(tokenizer: Tokenizer) -> EngineFacts:
+def facts(tokenizer: Tokenizer, request: pytest.FixtureRequest) -> EngineFacts:
+    """A module of tests may have a MAX_MODEL_LEN of its own."""
     return EngineFacts(
         model="tiny",
         vocab_size=tokenizer.vocab_size,
-        max_model_len=128,
+        max_model_len=getattr(request.module, "MAX_MODEL_LEN", 128),
         block_size=16,
         num_blocks=100,
         eos_token_ids=(END,),
@@ -154,8 +155,24 @@ async def make_service(
 
 
 @pytest.fixture
-async def service(make_service: MakeService, engine: FakeEngine) -> Service:
-    return await attached(make_service(), engine)
+async def service(make_service: MakeService, engine: FakeEngine, request: pytest.FixtureRequest) -> Service:
+    """A module of tests may have a CHAT_TEMPLATE of its own."""
+    source: str | None = getattr(request.module, "CHAT_TEMPLATE", None)
+    template = {} if source is None else {"template": ChatTemplate(source, {})}
+    return await attached(make_service(**template), engine)
+
+
+Says = Callable[[str], None]
+
+
+@pytest.fixture
+def says(engine: FakeEngine, ids: Callable[[str], list[int]]) -> Says:
+    """says(text): so the engine core answers from now on, and ends by itself."""
+
+    def set_answer(text: str) -> None:
+        engine.answer, engine.finish = [*ids(text), END], Finish.STOP
+
+    return set_answer
 
 
 async def attached(service: Service, engine: FakeEngine) -> Service:

@@ -1,21 +1,18 @@
 """A model that writes in channels, through every API: its text, its reasoning and its calls come apart."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
-import msgspec
 import pytest
 
-from frontend.chat_template import ChatTemplate
-from frontend.service import Service
-from protocol.messages import EngineFacts, Finish
-from tests.frontend.conftest import END, Batches, MakeService, asgi_client, attached, events
+from tests.frontend.conftest import Batches, Says, events
 from tests.frontend.fake_engine import FakeEngine
 
 Ids = Callable[[str], list[int]]
 CHAT = "/v1/chat/completions"
-TEMPLATE = (
+MAX_MODEL_LEN = 2048
+CHAT_TEMPLATE = (
     "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}{# to=functions. <|channel|> #}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
@@ -26,33 +23,13 @@ USER = [{"role": "user", "content": "Where?"}]
 LOOK = {"type": "function", "function": {"name": "look", "strict": True}}
 
 
-@pytest.fixture
-def facts(facts: EngineFacts) -> EngineFacts:
-    return msgspec.structs.replace(facts, max_model_len=2048)
-
-
-@pytest.fixture
-async def http(make_service: MakeService, engine: FakeEngine) -> AsyncIterator[httpx2.AsyncClient]:
-    service: Service = await attached(make_service(template=ChatTemplate(TEMPLATE, {})), engine)
-    async with asgi_client(service) as client:
-        yield client
-
-
-@pytest.fixture
-def says(engine: FakeEngine, ids: Ids) -> Callable[[str], None]:
-    def set_answer(text: str) -> None:
-        engine.answer, engine.finish = [*ids(text), END], Finish.STOP
-
-    return set_answer
-
-
 async def ask(http: httpx2.AsyncClient, **fields: Any) -> Any:
     response = await http.post(CHAT, json={"messages": USER, "max_tokens": 300, **fields})
     assert response.status_code == 200, response.text
     return response.json()["choices"][0]["message"]
 
 
-async def test_text_and_reasoning(http: httpx2.AsyncClient, says: Callable[[str], None]) -> None:
+async def test_text_and_reasoning(http: httpx2.AsyncClient, says: Says) -> None:
     says(TEXT)
     message = await ask(http)
     assert (message["content"], message["reasoning_content"]) == ("South.", "Which city?")
@@ -62,9 +39,7 @@ async def test_text_and_reasoning(http: httpx2.AsyncClient, says: Callable[[str]
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
-async def test_a_stream(
-    http: httpx2.AsyncClient, says: Callable[[str], None], batches: Batches, size: int
-) -> None:
+async def test_a_stream(http: httpx2.AsyncClient, says: Says, batches: Batches, size: int) -> None:
     says(CALL)
     batches(size)
     request = {"messages": USER, "max_tokens": 300, "stream": True, "tools": [LOOK]}
@@ -76,7 +51,7 @@ async def test_a_stream(
     assert "".join(call["function"].get("arguments", "") for call in calls) == '{"a": 1}'
 
 
-async def test_the_other_apis(http: httpx2.AsyncClient, says: Callable[[str], None]) -> None:
+async def test_the_other_apis(http: httpx2.AsyncClient, says: Says) -> None:
     says(CALL)
     tools = [{"type": "function", "name": "look"}]
     output = (await http.post("/v1/responses", json={"input": "x", "tools": tools})).json()["output"]
@@ -88,7 +63,7 @@ async def test_the_other_apis(http: httpx2.AsyncClient, says: Callable[[str], No
 
 
 async def test_grammars_begin_behind_the_reasoning(
-    http: httpx2.AsyncClient, engine: FakeEngine, says: Callable[[str], None]
+    http: httpx2.AsyncClient, engine: FakeEngine, says: Says
 ) -> None:
     says(TEXT)
     await ask(http, response_format={"type": "json_object"})

@@ -1,6 +1,6 @@
 """Reasoning: split off however the text is cut; before calls and grammars; shown, hidden or left in."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -13,8 +13,7 @@ from frontend.parts import ReasoningPart, TextPart
 from frontend.reasoning import MARKS, Begins, PlainReader, ReasoningReader, begins, marks_of
 from frontend.service import Service
 from protocol import columns
-from protocol.messages import EngineFacts, Finish
-from tests.frontend.conftest import END, Batches, MakeService, asgi_client, attached, events
+from tests.frontend.conftest import Batches, MakeService, Says, asgi_client, attached, events
 from tests.frontend.fake_engine import FakeEngine
 
 Ids = Callable[[str], list[int]]
@@ -23,7 +22,8 @@ URL = "/v1/chat/completions"
 USER = [{"role": "user", "content": "Where?"}]
 WEATHER = {"type": "function", "function": {"name": "weather", "strict": True}}
 CALL = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
-TEMPLATE = (
+MAX_MODEL_LEN = 2048
+CHAT_TEMPLATE = (
     "{{ tools }}{{ reasoning_effort }}{# <tool_call> #}{% for m in messages %}{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>"
     "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% elif open %}<think>\n{% endif %}{% endif %}"
@@ -78,22 +78,6 @@ def test_how_an_answer_begins_is_told_by_the_prompt() -> None:
     assert marks_of("{{ messages }}") is None
 
 
-@pytest.fixture
-def facts(facts: EngineFacts) -> EngineFacts:
-    return msgspec.structs.replace(facts, max_model_len=2048)
-
-
-@pytest.fixture
-async def service(make_service: MakeService, engine: FakeEngine) -> Service:
-    return await attached(make_service(template=ChatTemplate(TEMPLATE, {})), engine)
-
-
-@pytest.fixture
-async def http(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
-    async with asgi_client(service) as client:
-        yield client
-
-
 async def ask(http: httpx2.AsyncClient, **fields: Any) -> dict[str, Any]:
     response = await http.post(URL, json={"messages": USER, "max_tokens": 300, **fields})
     assert response.status_code == 200, response.text
@@ -101,13 +85,9 @@ async def ask(http: httpx2.AsyncClient, **fields: Any) -> dict[str, Any]:
     return body
 
 
-def says(engine: FakeEngine, ids: Ids, text: str) -> None:
-    engine.answer, engine.finish = [*ids(text), END], Finish.STOP
-
-
-async def test_the_answer_and_its_reasoning(http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids) -> None:
+async def test_the_answer_and_its_reasoning(http: httpx2.AsyncClient, says: Says) -> None:
     text = "<think>\nAutumn.\n</think>\n\nSouth."
-    says(engine, ids, text)
+    says(text)
     body = await ask(http)
     message = {"role": "assistant", "content": "South.", "refusal": None}
     assert body["choices"][0]["message"] == {**message, "reasoning_content": "Autumn."}
@@ -120,10 +100,8 @@ async def test_the_answer_and_its_reasoning(http: httpx2.AsyncClient, engine: Fa
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
-async def test_a_stream(
-    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids, batches: Batches, size: int
-) -> None:
-    says(engine, ids, f"Autumn.\n</think>\n\nSouth.{CALL}")
+async def test_a_stream(http: httpx2.AsyncClient, says: Says, batches: Batches, size: int) -> None:
+    says(f"Autumn.\n</think>\n\nSouth.{CALL}")
     batches(size)
     request = {
         "messages": USER, "max_tokens": 300, "stream": True, "chat_template_kwargs": {"open": True},
@@ -143,18 +121,16 @@ async def test_a_stream(
     assert b"".join(bytes(one["bytes"]) for one in tokens).decode() == f"Autumn.\n</think>\n\nSouth.{CALL}"
 
 
-async def test_reasoning_that_never_closes(http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids) -> None:
-    says(engine, ids, "Autumn, and")
+async def test_reasoning_that_never_closes(http: httpx2.AsyncClient, says: Says) -> None:
+    says("Autumn, and")
     (choice,) = (await ask(http, chat_template_kwargs={"open": True}))["choices"]
     assert choice["message"]["reasoning_content"] == "Autumn, and"
     assert choice["message"]["content"] == ""
     assert choice["finish_reason"] == "stop"
 
 
-async def test_reasoning_that_the_client_began(
-    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
-) -> None:
-    says(engine, ids, " me see.</think>South.")
+async def test_reasoning_that_the_client_began(http: httpx2.AsyncClient, says: Says) -> None:
+    says(" me see.</think>South.")
     begun = {"role": "assistant", "content": "<think>Let"}
     fields = {"add_generation_prompt": False, "continue_final_message": True}
     (choice,) = (await ask(http, messages=[*USER, begun], **fields))["choices"]
@@ -163,9 +139,9 @@ async def test_reasoning_that_the_client_began(
 
 
 async def test_effort_is_a_variable_of_the_template(
-    http: httpx2.AsyncClient, service: Service, engine: FakeEngine, ids: Ids
+    http: httpx2.AsyncClient, service: Service, engine: FakeEngine, says: Says
 ) -> None:
-    says(engine, ids, "South.")
+    says("South.")
     prompts = []
     for fields in (
         {"reasoning_effort": "high"},
@@ -185,9 +161,9 @@ async def test_effort_is_a_variable_of_the_template(
 
 
 async def test_grammars_begin_behind_the_reasoning(
-    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
+    http: httpx2.AsyncClient, engine: FakeEngine, says: Says
 ) -> None:
-    says(engine, ids, "South.")
+    says("South.")
     schema = {"type": "json_object"}
     for fields, lead in [
         ({"response_format": schema, "chat_template_kwargs": {"open": True}}, "start: thought GAP? @answer"),
@@ -201,9 +177,9 @@ async def test_grammars_begin_behind_the_reasoning(
     assert "thought" not in engine.submits[-1].grammar
 
 
-async def test_no_parser_no_reasoning(make_service: MakeService, engine: FakeEngine, ids: Ids) -> None:
-    says(engine, ids, "<think>Autumn.</think>South.")
-    service = make_service(template=ChatTemplate(TEMPLATE, {}), reasoning_parser="none")
+async def test_no_parser_no_reasoning(make_service: MakeService, engine: FakeEngine, says: Says) -> None:
+    says("<think>Autumn.</think>South.")
+    service = make_service(template=ChatTemplate(CHAT_TEMPLATE, {}), reasoning_parser="none")
     async with asgi_client(await attached(service, engine)) as client:
         (choice,) = (await ask(client))["choices"]
     assert choice["message"]["content"] == "<think>Autumn.</think>South."

@@ -1,7 +1,7 @@
 """Tools in /v1/chat/completions: from the request to the prompt, and from the model's text to calls."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -11,15 +11,15 @@ import pytest
 from frontend.chat_template import ChatTemplate
 from frontend.service import Service
 from protocol import columns
-from protocol.messages import EngineFacts, Finish
-from tests.frontend.conftest import END, Batches, MakeService, Serve, asgi_client, attached, events
-from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
+from tests.frontend.conftest import Batches, MakeService, Says, asgi_client, attached, events
+from tests.frontend.fake_engine import FakeEngine
 from tests.frontend.test_idempotency import Event
 from tests.frontend.test_idempotency import stream as keyed_stream
 
 Ids = Callable[[str], list[int]]
 URL = "/v1/chat/completions"
-TEMPLATE = (
+MAX_MODEL_LEN = 2048
+CHAT_TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{# <tool_call> #}"
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
     "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments.city }}</tool_call>{% endfor %}"
@@ -36,32 +36,6 @@ WEATHER = {"name": "get_weather", "description": "Now", "parameters": PARAMETERS
 TOOLS = [{"type": "function", "function": WEATHER}, {"type": "function", "function": {"name": "now"}}]
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>'
 NOW = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
-
-
-@pytest.fixture
-def facts(facts: EngineFacts) -> EngineFacts:
-    return msgspec.structs.replace(facts, max_model_len=2048)
-
-
-@pytest.fixture
-async def service(make_service: MakeService, engine: FakeEngine) -> Service:
-    return await attached(make_service(template=ChatTemplate(TEMPLATE, {})), engine)
-
-
-@pytest.fixture
-async def http(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
-    async with asgi_client(service) as client:
-        yield client
-
-
-@pytest.fixture
-async def live(service: Service, serve: Serve) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(base_url=await serve(service), timeout=DEADLINE_S) as client:
-        yield client
-
-
-def says(engine: FakeEngine, ids: Ids, text: str) -> None:
-    engine.answer, engine.finish = [*ids(text), END], Finish.STOP
 
 
 async def ask(http: httpx2.AsyncClient, **fields: Any) -> Any:
@@ -82,8 +56,8 @@ def prompt(engine: FakeEngine, service: Service) -> str:
     return service.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-async def test_a_whole_answer(http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids) -> None:
-    says(engine, ids, f"Let me look.\n{CALL}{NOW}")
+async def test_a_whole_answer(http: httpx2.AsyncClient, says: Says) -> None:
+    says(f"Let me look.\n{CALL}{NOW}")
     (choice,) = await ask(http)
     calls = choice["message"].pop("tool_calls")
     assert choice == {
@@ -98,24 +72,22 @@ async def test_a_whole_answer(http: httpx2.AsyncClient, engine: FakeEngine, ids:
     ]
     assert len({call["id"] for call in calls}) == 2
     assert all(call["id"].startswith("call_") for call in calls)
-    says(engine, ids, CALL)
+    says(CALL)
     (choice,) = await ask(http)
     assert choice["message"]["content"] is None
 
 
-async def test_an_answer_without_calls(http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids) -> None:
+async def test_an_answer_without_calls(http: httpx2.AsyncClient, says: Says) -> None:
     text = " It is <tool_calm>.\n"
-    says(engine, ids, text)
+    says(text)
     (choice,) = await ask(http)
     assert choice["message"] == {"role": "assistant", "content": text, "refusal": None}
     assert choice["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
-async def test_a_stream(
-    live: httpx2.AsyncClient, engine: FakeEngine, ids: Ids, batches: Batches, size: int
-) -> None:
-    says(engine, ids, f"Let me look.\n{CALL}\n{NOW}")
+async def test_a_stream(live: httpx2.AsyncClient, says: Says, batches: Batches, size: int) -> None:
+    says(f"Let me look.\n{CALL}\n{NOW}")
     batches(size)
     request = {"messages": USER, "tools": TOOLS, "stream": True, "n": 2, "max_tokens": 300}
     async with live.stream("POST", URL, json=request) as response:
@@ -141,19 +113,17 @@ async def test_a_stream(
         assert set(reasons[:-1]) == {None}
 
 
-async def test_only_one_call_if_they_may_not_be_parallel(
-    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
-) -> None:
-    says(engine, ids, CALL + NOW + " and much more text that nobody wants")
+async def test_only_one_call_if_they_may_not_be_parallel(http: httpx2.AsyncClient, says: Says) -> None:
+    says(CALL + NOW + " and much more text that nobody wants")
     (choice,) = await ask(http, parallel_tool_calls=False)
     assert len(choice["message"]["tool_calls"]) == 1
     assert choice["finish_reason"] == "tool_calls"
 
 
 async def test_what_the_model_is_told(
-    http: httpx2.AsyncClient, service: Service, engine: FakeEngine, ids: Ids
+    http: httpx2.AsyncClient, service: Service, engine: FakeEngine, says: Says
 ) -> None:
-    says(engine, ids, "x")
+    says("x")
     await ask(http)
     told = json.loads(prompt(engine, service).split("<|user|>")[0])
     assert told[0] == TOOLS[0]
@@ -177,18 +147,16 @@ async def test_what_the_model_is_told(
 
 
 async def test_prompts_with_tools_can_be_counted(
-    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
+    http: httpx2.AsyncClient, engine: FakeEngine, says: Says
 ) -> None:
-    says(engine, ids, "x")
+    says("x")
     await ask(http)
     counted = await http.post("/tokenize", json={"messages": USER, "tools": TOOLS})
     assert counted.json()["tokens"] == list(columns.unpack_ids(engine.submits[-1].prompt_token_ids))
 
 
-async def test_with_the_choice_of_none_nothing_is_a_call(
-    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
-) -> None:
-    says(engine, ids, CALL)
+async def test_with_the_choice_of_none_nothing_is_a_call(http: httpx2.AsyncClient, says: Says) -> None:
+    says(CALL)
     (choice,) = await ask(http, tool_choice="none")
     assert choice["message"]["content"] == CALL
     assert choice["finish_reason"] == "stop"
@@ -233,7 +201,7 @@ async def test_a_model_that_is_told_nothing_of_tools(make_service: MakeService, 
         ({"template": blind}, "no place for tools"),
         ({"template": blind, "tool_call_parser": "hermes"}, "no place for tools"),
         ({"template": ChatTemplate("{{ tools }}{{ messages }}", {})}, "--tool-call-parser"),
-        ({"template": ChatTemplate(TEMPLATE, {}), "tool_call_parser": "none"}, "--tool-call-parser"),
+        ({"template": ChatTemplate(CHAT_TEMPLATE, {}), "tool_call_parser": "none"}, "--tool-call-parser"),
     ]:
         async with asgi_client(await attached(make_service(**options), engine)) as client:
             param, message = await refused(client, tools=TOOLS)
@@ -242,10 +210,10 @@ async def test_a_model_that_is_told_nothing_of_tools(make_service: MakeService, 
             assert "required" in message
 
 
-async def test_forced_calls_are_a_grammar(http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids) -> None:
+async def test_forced_calls_are_a_grammar(http: httpx2.AsyncClient, engine: FakeEngine, says: Says) -> None:
     named = {"type": "function", "function": {"name": "now"}}
     allowed = {"mode": "required", "tools": [named]}
-    says(engine, ids, NOW)
+    says(NOW)
     for choice in (named, {"type": "allowed_tools", "allowed_tools": allowed}):
         (answer,) = await ask(http, tool_choice=choice)
         assert answer["message"]["tool_calls"][0]["function"]["name"] == "now"
@@ -283,15 +251,15 @@ def told(stream: list[Event]) -> Any:
 async def test_a_stream_goes_on_behind_any_event(
     make_service: MakeService,
     engine: FakeEngine,
-    ids: Ids,
+    says: Says,
     batches: Batches,
     fields: dict[str, Any],
     batch: int,
 ) -> None:
     """In the middle of the reasoning, of a marker, of a call: the rest is the rest of the same."""
     paris = CALL.replace("Oslo", "Paris 🐦")
-    says(engine, ids, f"<think>Two.</think>Let me <look>.\n{CALL}\n{paris} <tool_call>none")
-    service = make_service(template=ChatTemplate(TEMPLATE, {}), reasoning_parser="think")
+    says(f"<think>Two.</think>Let me <look>.\n{CALL}\n{paris} <tool_call>none")
+    service = make_service(template=ChatTemplate(CHAT_TEMPLATE, {}), reasoning_parser="think")
     request = {"messages": USER, "tools": TOOLS, "max_tokens": 300, "stream": True, **fields}
     async with asgi_client(await attached(service, engine)) as client:
         batches(1)
@@ -310,9 +278,9 @@ async def test_a_stream_goes_on_behind_any_event(
 
 
 async def test_an_answer_that_ends_within_a_call_does_not_ask_for_it(
-    http: httpx2.AsyncClient, engine: FakeEngine, ids: Ids
+    http: httpx2.AsyncClient, says: Says
 ) -> None:
-    says(engine, ids, CALL)
+    says(CALL)
     (choice,) = await ask(http, stop="lo")
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Os'
     assert choice["finish_reason"] == "stop"

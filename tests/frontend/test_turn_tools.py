@@ -1,29 +1,27 @@
 """Tools and reasoning in /v1/responses and /v1/messages: one answer of every kind of item, in both shapes."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anthropic
 import httpx2
-import msgspec
 import openai
 import pytest
 from anthropic.types import Message
 from pydantic import BaseModel
 
-from frontend.chat_template import ChatTemplate
 from frontend.service import Service
-from protocol.messages import EngineFacts, Finish
 from tests.frontend import test_messages, test_responses
-from tests.frontend.conftest import END, MakeService, Serve, asgi_client, attached
+from tests.frontend.conftest import Says, Serve
 from tests.frontend.fake_engine import FakeEngine
 from tests.frontend.responses_schema import check_response
 from tests.frontend.test_outbox import stream, told
 from tests.frontend.test_responses import prompt_of
 
 Ids = Callable[[str], list[int]]
-TEMPLATE = (
+MAX_MODEL_LEN = 2048
+CHAT_TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{# <tool_call> </think> #}{{ reasoning_effort }}"
     "{% for m in messages %}<|{{ m.role }}|>{{ m.reasoning_content }}{{ m.content }}"
     "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments.city }}</tool_call>{% endfor %}"
@@ -57,33 +55,6 @@ MESSAGES: dict[str, Any] = {
     "model": "tiny", "max_tokens": 500, "tools": ANTHROPIC_TOOLS,
     "messages": [{"role": "user", "content": "Weather?"}],
 }  # fmt: skip
-
-
-@pytest.fixture
-def facts(facts: EngineFacts) -> EngineFacts:
-    return msgspec.structs.replace(facts, max_model_len=2048)
-
-
-@pytest.fixture
-async def service(make_service: MakeService, engine: FakeEngine) -> Service:
-    return await attached(make_service(template=ChatTemplate(TEMPLATE, {})), engine)
-
-
-@pytest.fixture
-async def http(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
-    async with asgi_client(service) as client:
-        yield client
-
-
-@pytest.fixture
-def says(engine: FakeEngine, ids: Ids) -> Callable[[str], None]:
-    def set_answer(text: str) -> None:
-        engine.answer, engine.finish = [*ids(text), END], Finish.STOP
-
-    return set_answer
-
-
-Says = Callable[[str], None]
 
 
 async def test_items_of_a_response(http: httpx2.AsyncClient, says: Says) -> None:

@@ -11,8 +11,7 @@ from msgspec import Struct
 from protocol.errors import InvalidRequest, Unsupported
 
 from ...tools import OfferedTools, Tool, ToolUse, no_parameters
-
-MODES = ("none", "auto", "required")
+from ..tools import Mode, mode_of
 
 
 class ResponsesTool(Struct, frozen=True, kw_only=True):
@@ -59,19 +58,10 @@ def _tool(given: ResponsesTool, where: str) -> Tool:
     return Tool(given.name, given.description, parameters, bool(given.strict))
 
 
-def _choice(
-    given: str | ResponsesToolChoice | None,
-) -> tuple[Literal["none", "auto", "required"], tuple[str, ...] | None]:
+def _choice(given: str | ResponsesToolChoice | None) -> tuple[Mode, tuple[str, ...] | None]:
     match given:
-        case None | "auto":
-            return "auto", None
-        case "none":
-            return "none", None
-        case "required":
-            return "required", None
-        case str():
-            what = f"tool_choice: {given!r} is not one of {', '.join(MODES)}, or an object"
-            raise InvalidRequest(what, param="tool_choice")
+        case None | str():
+            return mode_of(given), None
         case ResponsesToolChoice(type="function", name=str(name)):
             return "required", (name,)
         case ResponsesToolChoice(type="allowed_tools", mode=mode, tools=list(tools)):
