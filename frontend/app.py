@@ -26,6 +26,7 @@ from .openai.responses.past import PastResponses
 from .openai.responses.stored import StoredResponses
 from .openai.status import Status
 from .openai.tokenize import Tokenization
+from .rebinding import Rebinding, is_exposed
 from .request_log import Ledger
 from .service import Service
 
@@ -58,7 +59,11 @@ def make_app(service: Service) -> ASGIApp:
     keys = api_keys(service.options)
     options, responses = service.options, service.metrics.responses
     limited = BodyLimit(_Routes(routes(service, keys)), options.max_body_bytes)
-    guarded = CrossSite(Authentication(limited, keys, public_paths(options)), options.allowed_origins)
+    guarded: ASGIApp = CrossSite(
+        Authentication(limited, keys, public_paths(options)), options.allowed_origins
+    )
+    if is_exposed(options, keys):
+        guarded = Rebinding(guarded, (options.host, *options.allowed_hosts))
     ledger = Ledger(lambda status: responses.labels(status).inc(), log_requests=options.log_requests)
     app: ASGIApp = Edge(guarded, {ANTHROPIC_PATH: AnthropicErrors()}, ledger)
     if options.allowed_origins:

@@ -1,4 +1,4 @@
-"""The certificate and key of https: whether they can be used. Knows no sockets."""
+"""The certificate and key of https. Knows no sockets."""
 
 import os
 import ssl
@@ -10,11 +10,11 @@ _APART = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
 """What OpenSSL says of a key that belongs to another certificate."""
 
 
-def check_certificate(options: FrontendOptions) -> None:
-    """Raises StartupError."""
+def tls_context(options: FrontendOptions) -> ssl.SSLContext | None:
+    """None: http. Raises StartupError for a certificate that cannot be used."""
     cert, key = options.ssl_certfile, options.ssl_keyfile
     if not cert and not key:
-        return
+        return None
     if not cert or not key:
         missing = "--ssl-certfile" if key else "--ssl-keyfile"
         raise StartupError(f"{missing} is missing: https needs a certificate and its key", hint="give both")
@@ -24,7 +24,8 @@ def check_certificate(options: FrontendOptions) -> None:
             flag = "--ssl-certfile" if path == cert else "--ssl-keyfile"
             raise StartupError(f"{flag} {path}: {what}", hint="name a PEM file that the server may read")
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, _no_passphrase)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key, _no_passphrase)
     except OSError as error:  # SSLError is one
         told = getattr(error, "reason", None)
         apart = "the key is that of another certificate"
@@ -33,6 +34,7 @@ def check_certificate(options: FrontendOptions) -> None:
             f"--ssl-certfile {cert} --ssl-keyfile {key}: cannot be used: {reason}",
             hint="both must be PEM files, and belong together",
         ) from None
+    return context
 
 
 def _no_passphrase() -> str:

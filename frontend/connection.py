@@ -28,6 +28,8 @@ MAX_PIPELINED = 16
 """Requests that one connection sends ahead of its answers."""
 LINGER_S = 1.0
 """For a client that was told off to read it, while what it still sends is thrown away."""
+LATE_S = 0.25
+"""A timer that rings later than this found the process away: stopped, starved or busy."""
 MAX_LINGERING = 128
 """Connections over the cap that are told so; more are dropped without a word."""
 
@@ -132,8 +134,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unset_stall()
-        self._stall = self.loop.call_later(self.limits.write_stall_s, self.transport.abort)
+        self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -275,7 +276,26 @@ class Connection(HttpToolsProtocol):
 
     def _arm(self, seconds: float, then: Callable[[], None]) -> None:
         self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, then)
+        due = self.loop.time() + seconds
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self._ring, due, seconds, then)
+
+    def _ring(self, due: float, seconds: float, then: Callable[[], None]) -> None:
+        """Time is up, unless it was we who were away: what came meanwhile has not been read yet."""
+        if self.loop.time() > due + LATE_S:
+            self._arm(seconds, then)
+        else:
+            then()
+
+    def _on_stall(self, due: float) -> None:
+        if self.loop.time() > due + LATE_S:
+            self._watch_reader()
+        else:
+            self.transport.abort()
+
+    def _watch_reader(self) -> None:
+        self._unset_stall()
+        seconds = self.limits.write_stall_s
+        self._stall = self.loop.call_later(seconds, self._on_stall, self.loop.time() + seconds)
 
     def _unset_stall(self) -> None:
         if self._stall is not None:

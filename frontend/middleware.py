@@ -1,6 +1,6 @@
 """What every request passes: a request id, the translation of errors, the key check, the body limit.
 
-    (RootPath) ─ (CORS) ─ Edge ─ CrossSite ─ Authentication ─ BodyLimit ─ routes
+    (RootPath) ─ (CORS) ─ Edge ─ (Rebinding) ─ CrossSite ─ Authentication ─ BodyLimit ─ routes
 
 Pure ASGI throughout, because wrappers that run the app in a task of their own hide disconnects from it.
 Only `Edge` wraps `send`, with a plain function: a streamed token passes it in 0.1 µs.

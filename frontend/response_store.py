@@ -23,6 +23,8 @@ Outcome = TypeVar("Outcome")
 
 log = logging.getLogger("tern.frontend")
 
+_UNFINISHED = ".new"
+"""End of the names of files that are being written, behind the pid of whoever does."""
 MOST_DOCUMENTS = 4096
 """Of all frontends together."""
 
@@ -84,9 +86,11 @@ class ResponseStore:
         found = []
         with os.scandir(self._own) as entries:
             for entry in entries:
-                if entry.name.endswith(".new"):
-                    os.unlink(entry.path)
-                else:
+                with suppress(FileNotFoundError):  # a predecessor that still finishes its streams changes it
+                    if entry.name.endswith(_UNFINISHED):
+                        if not _is_alive(int(entry.name.split(".")[1])):
+                            os.unlink(entry.path)
+                        continue
                     status = entry.stat()
                     found.append((status.st_mtime_ns, entry.name, status.st_size))
         for _, name, size in sorted(found):
@@ -107,11 +111,12 @@ class ResponseStore:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._own, one))
         path = os.path.join(self._own, name)
+        unfinished = f"{path}.{os.getpid()}{_UNFINISHED}"
         try:
-            descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(descriptor, "wb") as file:
                 file.write(document)
-            os.replace(f"{path}.new", path)
+            os.replace(unfinished, path)
         except OSError as error:
             log.error("a response cannot be stored: %s", error.strerror)
             return False
@@ -133,6 +138,16 @@ class ResponseStore:
                 os.unlink(os.path.join(folder, name))
                 found = True
         return found
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def document_name(tenant: str, document_id: str) -> str:

@@ -7,6 +7,7 @@ run ──▶ accepts ──stop──▶ closes all that is idle, gives the res
 import asyncio
 import resource
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp
 
 from protocol.options import FrontendOptions
 
-from .certificate import check_certificate
+from .certificate import tls_context
 from .connection import KEEP_ALIVE_S, Connection, Limits, connection_type
 
 LAST_EVENTS_S = 1
@@ -36,7 +37,7 @@ class HttpServer:
         on_listening: Callable[[], None] = lambda: None,
     ) -> None:
         """Raises StartupError for a certificate that cannot be used."""
-        check_certificate(options)
+        context = tls_context(options)
         limits = Limits(
             receive_timeout_s=options.receive_timeout,
             write_stall_s=options.write_stall,
@@ -55,9 +56,9 @@ class HttpServer:
                 date_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=LAST_EVENTS_S,
-                ssl_certfile=options.ssl_certfile or None,
-                ssl_keyfile=options.ssl_keyfile or None,
             ),
+            context,
+            options.receive_timeout,
             on_listening,
         )
 
@@ -86,13 +87,38 @@ class HttpServer:
 class _Server(uvicorn.Server):
     """Says when it listens. Signals are the supervisor's business."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        context: ssl.SSLContext | None,
+        handshake_timeout_s: float,
+        on_listening: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         self.stopped = asyncio.Event()
+        self._context = context
+        self._handshake_timeout_s = None if context is None else handshake_timeout_s
         self._on_listening = on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """The original lets clients take a minute for their handshake."""
+
+        def connect() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        self.servers = [
+            await asyncio.get_running_loop().create_server(
+                connect,
+                sock=one,
+                backlog=self.config.backlog,
+                ssl=self._context,
+                ssl_handshake_timeout=self._handshake_timeout_s,
+            )
+            for one in sockets or ()
+        ]
+        self.started = True
         self._on_listening()
 
     async def main_loop(self) -> None:

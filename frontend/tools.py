@@ -5,6 +5,7 @@ Endpoints translate their own shapes into `ToolUse`; the rest of the frontend kn
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field
@@ -41,6 +42,12 @@ class Tool(Struct, frozen=True):
         }
 
 
+def check_num_tools(tools: Sequence[object], field: str) -> None:
+    """Before anything is made of them. Raises InvalidRequest."""
+    if len(tools) > MOST_TOOLS:
+        raise InvalidRequest(f"{field}: at most {MOST_TOOLS}, got {len(tools)}", param=field)
+
+
 class ToolUse(Struct, frozen=True, kw_only=True):
     """What a request says about tools."""
 
@@ -70,9 +77,8 @@ class ToolUse(Struct, frozen=True, kw_only=True):
 
     def check(self, tools_field: str, choice_field: str) -> None:
         """Names, and what refers to them. Raises InvalidRequest."""
+        check_num_tools(self.tools, tools_field)
         names = [tool.name for tool in self.tools]
-        if len(names) > MOST_TOOLS:
-            raise InvalidRequest(f"{tools_field}: at most {MOST_TOOLS}, got {len(names)}", param=tools_field)
         for name in names:
             if NAME.fullmatch(name) is None:
                 rule = "a name is 1 … 128 letters, digits, or _ - . : /"

@@ -197,6 +197,13 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         tuple[str, ...],
         Meta(description="origins whose pages may call the API from a browser (CORS); *: all; none: off"),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="names under which a server for this machine only, without keys, may be asked too, "
+            "as through a proxy; *: any"
+        ),
+    ] = ()
     metrics_prefix: Annotated[
         str,
         Meta(

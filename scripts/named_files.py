@@ -26,9 +26,9 @@ def check(options: ServeOptions) -> tuple[str, ...]:
 
 def _check_certificate(options: FrontendOptions) -> None:
     if options.ssl_certfile or options.ssl_keyfile:
-        from frontend.certificate import check_certificate
+        from frontend.certificate import tls_context
 
-        check_certificate(options)
+        tls_context(options)
 
 
 def _check_template(path: str) -> None:

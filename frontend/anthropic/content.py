@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from protocol.errors import InvalidRequest, Unsupported
 
-from ..openai.messages import ChatMessage, ContentPart, FunctionCall, ToolCall
+from ..openai.messages import ChatMessage, ContentPart, FunctionCall, ToolCall, check_num_parts
 
 Content = str | list[ContentPart]
 
@@ -39,6 +39,7 @@ def chat_messages(
     system: str | list[ContentBlock] | None, messages: list[AnthropicMessage]
 ) -> list[ChatMessage]:
     """Raises InvalidRequest, which names the block at fault."""
+    check_num_parts([message.content for message in messages], "messages")
     chat: list[ChatMessage] = []
     if system:
         chat.append(ChatMessage("system", _text(system, "system")))

@@ -9,6 +9,7 @@ from protocol.sampling import MAX_TOKENS
 
 from ..grammars import Constraint
 from ..openai.fields import MAX_STOPS, StopString
+from ..openai.messages import MOST_MESSAGES
 from ..openai.prompting import reasoning_variables
 from ..openai.refused import Refusal
 from ..openai.structured import NULL, text_of
@@ -39,7 +40,7 @@ class Thinking(Struct, frozen=True, kw_only=True):
 class CountFields(TurnFields, frozen=True, kw_only=True):
     """What a prompt is made of."""
 
-    messages: Annotated[list[AnthropicMessage], Meta(min_length=1, max_length=100_000)]
+    messages: Annotated[list[AnthropicMessage], Meta(min_length=1, max_length=MOST_MESSAGES)]
     system: str | list[ContentBlock] | None = None
     tools: list[AnthropicTool] | None = None
     """Kinds that only Anthropic's models know are skipped, as `skipped_tools` in the message says."""

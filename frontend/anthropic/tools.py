@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from protocol.errors import InvalidRequest
 
-from ..tools import OfferedTools, Tool, ToolUse, no_parameters
+from ..tools import OfferedTools, Tool, ToolUse, check_num_tools, no_parameters
 
 CUSTOM = "custom"
 
@@ -34,6 +34,7 @@ class AnthropicToolChoice(Struct, frozen=True, kw_only=True):
 
 def offered_tools(tools: list[AnthropicTool] | None, choice: AnthropicToolChoice | None) -> OfferedTools:
     """Raises InvalidRequest."""
+    check_num_tools(tools or (), "tools")
     known, skipped = [], []
     for one in tools or ():
         if one.type in (None, CUSTOM):

@@ -19,7 +19,7 @@ from .endpoint import GeneratingEndpoint
 from .extras import Extras
 from .fields import MAX_N, GenerationFields, NumLogprobs, make_wish
 from .headers import Terms
-from .prompting import check_not_empty, encode_texts, truncated
+from .prompting import check_not_empty, encode_texts, texts_or_ids, truncated
 from .refused import COMPLETIONS
 
 DEFAULT_MAX_TOKENS = 16
@@ -76,12 +76,8 @@ class Completions(GeneratingEndpoint[CompletionRequest]):
             raise InvalidRequest("prompt: required, but empty or missing", param="prompt")
         if isinstance(given, str):
             given = [given]
-        texts = [one for one in given if isinstance(one, str)]
-        id_lists = [one for one in given if isinstance(one, list)]
-        ids = [one for one in given if isinstance(one, int)]
-        if len(given) not in (len(texts), len(id_lists), len(ids)):
-            raise InvalidRequest("prompt: texts, ids and lists of ids cannot be mixed", param="prompt")
-        count = (1 if ids else len(given)) * _num_made(request)
+        texts, id_lists = texts_or_ids(given, "prompt")
+        count = (len(texts) or len(id_lists)) * _num_made(request)
         if count > MAX_CHOICES:
             raise InvalidRequest(
                 f"prompt: {count} answers (prompts times n or best_of) are over {MAX_CHOICES}", param="prompt"
@@ -89,7 +85,7 @@ class Completions(GeneratingEndpoint[CompletionRequest]):
         if texts:
             prompts = await encode_texts(service, texts, facts, add_special_tokens=special)
         else:
-            prompts = [Prompt(one) for one in id_lists or [ids]]
+            prompts = [Prompt(one) for one in id_lists]
         check_not_empty(prompts, "prompt")
         return truncated(prompts, request, facts, request.max_tokens)
 

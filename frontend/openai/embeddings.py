@@ -27,7 +27,7 @@ from ..streams import Prompt
 from .fields import check_embedded
 from .headers import Terms, read_terms
 from .parse import parse, read_body
-from .prompting import check_not_empty, encode_texts, truncated
+from .prompting import check_not_empty, encode_texts, texts_or_ids, truncated
 from .refused import EMBEDDINGS, Refusals
 
 MAX_INPUTS = 2048
@@ -101,20 +101,16 @@ class Embeddings:
             raise InvalidRequest("input: required, but empty or missing", param="input")
         if isinstance(given, str):
             given = [given]
-        texts = [one for one in given if isinstance(one, str)]
-        id_lists = [one for one in given if isinstance(one, list)]
-        ids = [one for one in given if isinstance(one, int)]
-        if len(given) not in (len(texts), len(id_lists), len(ids)):
-            raise InvalidRequest("input: texts, ids and lists of ids cannot be mixed", param="input")
-        if not ids and len(given) > MAX_INPUTS:
-            raise InvalidRequest(f"input: {len(given)} inputs; at most {MAX_INPUTS} at once", param="input")
+        texts, id_lists = texts_or_ids(given, "input")
+        if (count := len(texts) or len(id_lists)) > MAX_INPUTS:
+            raise InvalidRequest(f"input: {count} inputs; at most {MAX_INPUTS} at once", param="input")
         if texts:
             special = request.add_special_tokens is not False
             prompts = await encode_texts(
                 self._service, texts, facts, add_special_tokens=special, param="input"
             )
         else:
-            prompts = [Prompt(one) for one in id_lists or [ids]]
+            prompts = [Prompt(one) for one in id_lists]
         check_not_empty(prompts, "input")
         cut = truncated(prompts, request, facts, 1)
         for prompt in cut:

@@ -1,5 +1,6 @@
 """Chat messages as clients send them, and as chat templates read them."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -9,6 +10,8 @@ from protocol.errors import InvalidRequest, Unsupported
 
 from ..chat_template import Message
 
+MOST_MESSAGES = 1 << 13
+"""Of a conversation, and parts of all its messages together: each takes the event loop some µs."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -40,7 +43,14 @@ class ChatMessage(Struct, frozen=True):
     """Another name of reasoning_content."""
 
 
-Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
+Messages = Annotated[list[ChatMessage], Meta(min_length=1, max_length=MOST_MESSAGES)]
+
+
+def check_num_parts(contents: Iterable[object], param: str) -> None:
+    """`contents` of all messages: texts, or lists of parts. Raises InvalidRequest."""
+    count = sum([len(content) for content in contents if isinstance(content, list)])
+    if count > MOST_MESSAGES:
+        raise InvalidRequest(f"{param}: {count} parts; at most {MOST_MESSAGES} in all", param=param)
 
 
 def num_chars(messages: list[ChatMessage]) -> int:

@@ -14,7 +14,7 @@ from ..streams import Prompt
 from ..tokenizer import INLINE_CHARS
 from ..tools import Tool
 from .fields import CHARS_PER_TOKEN, check_text_length
-from .messages import ChatMessage, num_chars, num_extra_chars, template_messages
+from .messages import ChatMessage, check_num_parts, num_chars, num_extra_chars, template_messages
 
 MESSAGE_CHARS = CHARS_PER_TOKEN
 """What a message adds to the length of its content: at least a token, in any template."""
@@ -77,6 +77,7 @@ async def encode_chat(
             "continue_final_message: cannot be combined with add_generation_prompt",
             param="continue_final_message",
         )
+    check_num_parts([message.content for message in chat], param)
     shown = [tool.for_template() for tool in tools]
     size = num_chars(chat) + len(chat) * MESSAGE_CHARS
     if facts is not None:
@@ -104,6 +105,19 @@ def reasoning_variables(effort: str | None) -> dict[str, Any]:
         return {}
     off = {"enable_thinking": False, "thinking": False} if effort == "none" else {}
     return {"reasoning_effort": effort, **off}
+
+
+def texts_or_ids(given: list[Any], param: str) -> tuple[list[str], list[list[int]]]:
+    """Of a field that takes texts, ids, or lists of ids: texts, or each prompt's ids. Looked through once, as
+    it may hold a whole body of them. Raises InvalidRequest."""
+    kinds = set(map(type, given))
+    if kinds == {str}:
+        return given, []
+    if kinds == {int}:
+        return [], [given]
+    if kinds == {list}:
+        return [], given
+    raise InvalidRequest(f"{param}: texts, ids and lists of ids cannot be mixed", param=param)
 
 
 async def encode_texts(

@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 from protocol.errors import InvalidRequest, Unsupported
 
-from ..tools import Tool, ToolUse, no_parameters
+from ..tools import Tool, ToolUse, check_num_tools, no_parameters
 
 Mode = Literal["none", "auto", "required"]
 
@@ -50,6 +50,7 @@ def tool_use(
     tools: list[ToolDefinition] | None, choice: str | ToolChoice | None, parallel: bool | None
 ) -> ToolUse:
     """Raises InvalidRequest, or Unsupported for what is no function."""
+    check_num_tools(tools or (), "tools")
     known = tuple(_tool(one, f"tools[{i}]") for i, one in enumerate(tools or ()))
     mode, allowed = _choice(choice)
     if not known and mode == "required":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from frontend.certificate import check_certificate
+from frontend.certificate import tls_context
 from protocol.errors import StartupError
 from protocol.options import FrontendOptions
 
@@ -15,7 +15,7 @@ CERTIFICATE, KEY = str(STACK / "localhost.pem"), str(STACK / "localhost.key")
 
 def refusal(cert: str, key: str) -> StartupError:
     with pytest.raises(StartupError) as caught:
-        check_certificate(FrontendOptions(ssl_certfile=cert, ssl_keyfile=key))
+        tls_context(FrontendOptions(ssl_certfile=cert, ssl_keyfile=key))
     return caught.value
 
 
@@ -24,8 +24,8 @@ def openssl(*arguments: str) -> None:
 
 
 def test_a_certificate_with_its_key() -> None:
-    check_certificate(FrontendOptions())
-    check_certificate(FrontendOptions(ssl_certfile=CERTIFICATE, ssl_keyfile=KEY))
+    assert tls_context(FrontendOptions()) is None
+    assert tls_context(FrontendOptions(ssl_certfile=CERTIFICATE, ssl_keyfile=KEY)) is not None
 
 
 def test_a_certificate_needs_its_key_and_both_must_be_there() -> None:

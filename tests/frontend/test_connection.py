@@ -11,6 +11,7 @@ import httpx2
 import msgspec
 import pytest
 
+from frontend.connection import Connection
 from frontend.service import Service
 from tests.frontend.conftest import Serve, attached
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
@@ -99,6 +100,21 @@ async def test_headers_over_the_limit_in_one_go(opener: Opener) -> None:
         client = await connect()
         client.send(b"GET /version HTTP/1.1\r\nconnection: close\r\nx-a: " + b"v" * size + b"\r\n\r\n")
         assert (await client.rest()).startswith(b"HTTP/1.1 " + status)
+
+
+async def test_time_in_which_the_server_was_away_does_not_count() -> None:
+    """Stopped, say, while the request came: a timer that rings late rings again later."""
+    connection = object.__new__(Connection)
+    connection.loop, connection.timeout_keep_alive_task = asyncio.get_running_loop(), None
+    rung = asyncio.Event()
+    now = connection.loop.time()
+    connection._ring(now - 10, SHORT_S, rung.set)
+    assert not rung.is_set()
+    await asyncio.wait_for(rung.wait(), DEADLINE_S)
+    assert connection.loop.time() >= now + SHORT_S
+    rung.clear()
+    connection._ring(connection.loop.time(), SHORT_S, rung.set)
+    assert rung.is_set()
 
 
 async def test_trailers_are_limited_and_mean_nothing(opener: Opener, engine: FakeEngine) -> None:

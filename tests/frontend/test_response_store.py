@@ -1,6 +1,8 @@
 """The store of past responses: bounded, shared between frontends, and private to a tenant."""
 
 import asyncio
+import os
+import subprocess
 from pathlib import Path
 
 from frontend.response_store import MOST_DOCUMENTS, ResponseStore
@@ -45,6 +47,19 @@ async def test_frontends_find_each_others_and_their_predecessors(tmp_path: Path)
     assert await second.get("", "a") is None
     assert await second.delete("", "b")
     assert await reborn.get("", "b") is None
+
+
+def test_what_a_predecessor_still_writes_is_left_alone(tmp_path: Path) -> None:
+    """It retires, and finishes its streams. What one that is dead has begun goes."""
+    ResponseStore(str(tmp_path), 400)
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    writing, abandoned = (tmp_path / "0" / f"{'ab' * 16}.{pid}.new" for pid in (os.getpid(), dead.pid))
+    for path in (writing, abandoned):
+        path.write_bytes(b"half")
+    ResponseStore(str(tmp_path), 400)
+    assert writing.exists()
+    assert not abandoned.exists()
 
 
 async def test_nothing_is_kept_without_a_folder() -> None:

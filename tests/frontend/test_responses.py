@@ -233,6 +233,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"type": "function_call", "name": "f", "call_id": "c", "arguments": "["}]},
      "input[0].arguments"),
     ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].call_id"),
+    ({"input": [{"type": "function_call", "name": "f", "call_id": "c"}]}, "input"),
+    ({"input": [{"role": "user", "content": "x"}] * 8193}, "input"),
     ({"previous_response_id": 1}, "previous_response_id"),
     ({"background": 1}, "background"),
     ({"background": True, "store": False}, "background"),

@@ -135,6 +135,37 @@ async def test_caps_come_before_any_work(
     assert not engine.submits
 
 
+MANY = 8193
+ONE = {"role": "user", "content": "x"}
+PARTS = {"role": "user", "content": [{"type": "text", "text": "x"}] * (MANY // 2 + 1)}
+TOOL = {"type": "function", "function": {"name": "f"}}
+CROWDED: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {"messages": [ONE] * MANY}),
+    ("/v1/chat/completions", {"messages": [PARTS] * 2}),
+    ("/v1/chat/completions", {"messages": [ONE], "tools": [TOOL] * 257}),
+    ("/tokenize", {"messages": [ONE] * MANY}),
+    ("/v1/messages", {"max_tokens": 5, "messages": [ONE] * MANY}),
+    ("/v1/messages", {"max_tokens": 5, "messages": [PARTS] * 2}),
+    ("/v1/messages", {"max_tokens": 5, "messages": [ONE], "tools": [{"name": "f"}] * 257}),
+    ("/v1/responses", {"input": [ONE] * MANY}),
+    ("/v1/responses", {"input": [{"role": "user", "content": PARTS["content"]}] * 2}),
+    ("/v1/responses", {"input": "x", "tools": [{"type": "function", "name": "f"}] * 257}),
+    ("/v1/embeddings", {"input": ["x"] * 10**5}),
+    ("/v1/completions", {"prompt": [[1]] * 10**5}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), CROWDED, ids=lambda one: str(one)[:40])
+async def test_many_small_things_are_counted_before_anything_is_made_of_them(
+    service: Service, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(service, "tokenizer", None)
+    async with asgi_client(service) as client:
+        response = await client.post(path, json={"model": "tiny", **body})
+    assert response.status_code == 400, response.text
+    assert not engine.submits
+
+
 async def test_a_prompt_of_50_mb(
     make_service: MakeService, serve: Serve, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from ...streams import Generation, Prompt, Wish
 from ...tools import OfferedTools
 from ..fields import GenerationFields, make_wish
 from ..headers import Terms
+from ..messages import check_num_parts
 from ..prompting import check_not_empty, encode_chat, reasoning_variables
 from ..turn import ChatOptions, Turn, TurnEndpoint
 from .background import Background
@@ -125,6 +126,8 @@ class Responses(TurnEndpoint[ResponsesRequest]):
         given = request.input
         if not given and given != "":
             raise InvalidRequest("input: required, but empty or missing", param="input")
+        if not isinstance(given, str):
+            check_num_parts([item.content for item in given or ()], "input")
         new = [InputItem(role="user", content=given)] if isinstance(given, str) else given or []
         return history + [
             PlacedItem(identified(item, f"{terms.response_id}_in_{i}"), f"input[{i}]")

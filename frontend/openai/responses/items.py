@@ -75,6 +75,8 @@ class Conversation:
         self.messages: list[ChatMessage] = []
         self._calls: dict[str, str] = {}
         """Names of the functions called, by call_id."""
+        self._unanswered: dict[str, str] = {}
+        """Where the call stands, by call_id."""
         self._reasoning: str | None = None
         self._content: Content | None = None
         self._tool_calls: list[ToolCall] = []
@@ -106,7 +108,11 @@ class Conversation:
                 )
 
     def close(self) -> list[ChatMessage]:
-        """All messages."""
+        """All messages. Raises InvalidRequest for a call without an output, which no model knows."""
+        if self._unanswered:
+            call_id, where = next(iter(self._unanswered.items()))
+            missing = f"{where}: No tool output found for function call {call_id}"
+            raise InvalidRequest(f"{missing}; send it as an item of type function_call_output", param="input")
         self._close_assistant()
         return self.messages
 
@@ -139,6 +145,7 @@ class Conversation:
         arguments = _arguments(item.arguments, f"{where}.arguments")
         call = ToolCall(FunctionCall(name, arguments), id=call_id, type="function")
         self._calls[call_id] = name
+        self._unanswered[call_id] = where
         self._tool_calls.append(call)
 
     def _output(self, item: InputItem, where: str) -> None:
@@ -150,6 +157,7 @@ class Conversation:
             )
         if item.output is None:
             raise InvalidRequest(f"{where}.output: required, but missing", param=f"{where}.output")
+        self._unanswered.pop(call_id, None)
         self._close_assistant()
         text = "\n".join(_texts(item.output, f"{where}.output"))
         self.messages.append(ChatMessage("tool", text, name=self._calls[call_id], tool_call_id=call_id))

@@ -9,13 +9,12 @@ from protocol.sampling import MAX_TOKENS
 
 from ...grammars import Constraint
 from ..fields import Penalty
+from ..messages import MOST_MESSAGES
 from ..refused import Refusal
 from ..structured import ANY_OBJECT, NULL, text_of
 from ..turn import TurnFields, acceptances, refusals
 from .items import InputItem
 from .tools import ResponsesTool, ResponsesToolChoice
-
-MOST_ITEMS = 1 << 16
 
 LOGPROBS = "message.output_text.logprobs"
 Include = Literal[
@@ -56,7 +55,7 @@ class ReasoningConfig(Struct, frozen=True, kw_only=True):
 
 
 class ResponsesRequest(TurnFields, frozen=True, kw_only=True):
-    input: str | Annotated[list[InputItem], Meta(max_length=MOST_ITEMS)] | None = None
+    input: str | Annotated[list[InputItem], Meta(max_length=MOST_MESSAGES)] | None = None
     """A user's message, or items."""
     instructions: str | None = None
     """A system message before everything else; not carried over from a previous response."""

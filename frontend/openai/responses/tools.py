@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from protocol.errors import InvalidRequest, Unsupported
 
-from ...tools import OfferedTools, Tool, ToolUse, no_parameters
+from ...tools import OfferedTools, Tool, ToolUse, check_num_tools, no_parameters
 from ..tools import Mode, mode_of
 
 
@@ -44,6 +44,7 @@ def offered_tools(
     tools: list[ResponsesTool] | None, choice: str | ResponsesToolChoice | None, parallel: bool | None
 ) -> OfferedTools:
     """Raises InvalidRequest."""
+    check_num_tools(tools or (), "tools")
     known = tuple(_tool(one, f"tools[{i}]") for i, one in enumerate(tools or ()) if one.type == "function")
     mode, allowed = _choice(choice)
     use = ToolUse(tools=known, choice=mode, allowed=allowed, parallel=parallel is not False)
