@@ -6,6 +6,7 @@ token_ids    │ …
 finishes     │ …
 """
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,11 +53,10 @@ class Rows:
         self._clear()
 
     def _clear(self) -> None:
-        self.num_rows = 0
-        self._request_ids: list[bytes] = []
-        self._indexes: list[bytes] = []
-        self._token_ids: list[bytes] = []
-        self._finishes: list[bytes] = []
+        self._request_ids = array(columns.UINT64)
+        self._indexes = array(columns.UINT32)
+        self._token_ids = array(columns.INT32)
+        self._finishes = bytearray()
         self.logprobs: list[tuple[int, LogprobBlock, int]] = []
         """(our row, the worker's block, its row there)"""
         self.started: list[tuple[int, int]] = []
@@ -66,22 +66,20 @@ class Rows:
 
     def add_rows(self, request_ids: bytes, indexes: bytes, token_ids: bytes, finishes: bytes) -> int:
         """Rows in packed columns (see Outputs). Returns the number of the first one."""
-        first = self.num_rows
-        self._request_ids.append(request_ids)
-        self._indexes.append(indexes)
-        self._token_ids.append(token_ids)
-        self._finishes.append(finishes)
-        self.num_rows = first + len(finishes)
+        first = len(self._finishes)
+        self._request_ids.frombytes(request_ids)
+        self._indexes.frombytes(indexes)
+        self._token_ids.frombytes(token_ids)
+        self._finishes += finishes
         return first
 
     def add_row(self, request_id: int, index: int, token_id: int, finish: int = Finish.NONE) -> int:
         """One row. Returns its number."""
-        return self.add_rows(
-            request_id.to_bytes(8, "little"),
-            index.to_bytes(4, "little"),
-            token_id.to_bytes(4, "little", signed=True),
-            bytes((finish,)),
-        )
+        self._request_ids.append(request_id)
+        self._indexes.append(index)
+        self._token_ids.append(token_id)
+        self._finishes.append(finish)
+        return len(self._finishes) - 1
 
     def add_end(self, request: "Request", finish: Finish) -> None:
         """A row without a token, for a request that ends between steps."""
@@ -89,15 +87,15 @@ class Rows:
 
     def take(self, epoch: int, step: int) -> Outputs | None:
         """The message, or None when there is nothing to say."""
-        if not self.num_rows and not self.prompt_logprobs:
+        if not self._finishes and not self.prompt_logprobs:
             return None
         outputs = Outputs(
             epoch=epoch,
             step=step,
-            request_ids=b"".join(self._request_ids),
-            indexes=b"".join(self._indexes),
-            token_ids=b"".join(self._token_ids),
-            finishes=b"".join(self._finishes),
+            request_ids=self._request_ids.tobytes(),
+            indexes=self._indexes.tobytes(),
+            token_ids=self._token_ids.tobytes(),
+            finishes=bytes(self._finishes),
             logprobs=_gather(self.logprobs),
             started=tuple(self.started),
             prompt_logprobs=tuple(self.prompt_logprobs),

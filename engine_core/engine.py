@@ -83,8 +83,6 @@ class Engine:
         self.begun: deque[float] = deque()
         """When each step in flight was sent."""
         self.last_result = 0.0
-        self.awaited_masks: float | None = None
-        """Until when planning waits for masks."""
         self.cut_at: float | None = None
         """Since when the workers cannot be reached."""
         self.grammars = Grammars(config.tokenizer, hands, clock)
@@ -148,10 +146,14 @@ class Engine:
 
     def dispatch(self) -> None:
         """Plan and send steps, up to one ahead of the results."""
-        scheduler, self.awaited_masks = self.scheduler, None
+        scheduler = self.scheduler
         if scheduler is None or not self.workers.attached:
             return
-        while len(scheduler.in_flight) < self.depth and not self._waits_for_masks(scheduler):
+        if (masks := scheduler.masks()) is not None:
+            self.workers.dispatch(masks)
+            if self.journal is not None:
+                self.journal.write(masks)
+        while len(scheduler.in_flight) < self.depth:
             soon = min(len(scheduler.free_slots), scheduler.num_waiting)
             budget = self.meter.prompt_budget(len(scheduler.prefilling) + soon, len(scheduler.decoding))
             planned = scheduler.plan(budget)
@@ -162,13 +164,6 @@ class Engine:
             self.desk.begun(planned.chunks)
             if self.journal is not None:
                 self.journal.write(planned.plan)
-
-    def _waits_for_masks(self, scheduler: Scheduler) -> bool:
-        """Whether rows that are about to get their masks should join the next step, not the one after: worth
-        a moment if nobody else waits, as a step of few rows takes nearly as long as one of many."""
-        together, in_flight = scheduler.some_are_behind, bool(scheduler.in_flight)
-        self.awaited_masks = self.grammars.patience(self.clock()) if together or in_flight else None
-        return self.awaited_masks is not None or (together and in_flight)
 
     def publish(self) -> None:
         """One message per client for whatever has happened."""
@@ -185,7 +180,7 @@ class Engine:
     def next_deadline(self) -> float | None:
         """When `advance` has something to do although nothing has arrived."""
         cut = None if self.cut_at is None else self.cut_at + CUT_PATIENCE_S
-        deadlines = (self.desk.next_deadline(), self.awaited_masks, cut)
+        deadlines = (self.desk.next_deadline(), cut)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def _watch_the_link(self) -> None:
@@ -298,13 +293,13 @@ class Engine:
         now = self.clock()
         seconds = now - max(self.begun.popleft(), self.last_result)
         self.last_result = now
-        num_answering = planned.num_decodes + planned.num_masked
+        num_answering = planned.num_decodes + len(planned.masked)
         self.meter.record(num_answering, planned.num_tokens - num_answering, seconds)
         delivery = deliver(planned, result)
         self.meter.generation_tokens += delivery.num_tokens
         self.desk.prefilled(planned.chunks, now)
         self._finish(delivery.finished)
-        self.grammars.advance(delivery.constrained, now)
+        self.grammars.advance(delivery.constrained)
         for row, code in result.failed_rows:
             request = planned.request_at(row)
             if request.state is not State.ENDED:

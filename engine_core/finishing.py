@@ -126,7 +126,9 @@ class Delivery:
         if request.state is State.ENDED:
             return
         self.num_tokens += 1
-        self._place_of[row] = request.client, request, _append(request, token)
+        ours = _append(request, token)
+        if self._result.logprobs is not None:
+            self._place_of[row] = request.client, request, ours
         if request.finish:
             self.finished.append(request)
         elif request.grammar is not None:
@@ -154,11 +156,12 @@ def deliver_forced(request: Request, token_ids: Sequence[int]) -> int:
 
 def _append(request: Request, token: int) -> int:
     """A token, and whether it is the last. Returns its row in the client's columns."""
-    index = request.num_output_tokens
-    request.token_ids.append(token)
+    token_ids = request.token_ids
+    index = len(token_ids) - request.num_prompt_tokens
+    token_ids.append(token)
     if token in request.stop_token_ids:
         request.finish = Finish.STOP
-    elif len(request.token_ids) >= request.max_total_tokens:
+    elif len(token_ids) >= request.max_total_tokens:
         request.finish = Finish.LENGTH
     return request.client.add_row(request.request_id, index, token, request.finish)
 

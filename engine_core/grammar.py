@@ -1,16 +1,17 @@
 """Grammars: which tokens may follow, found out beside the loop. Knows nothing of steps or clients.
 
-    begin    ──▶ text is read, ids known so far are taken ─┐                    ┌─▶ forced ids and a mask
-    advance  ──▶ ids that are new since ───────────────────┴─ in other threads ─┴─▶ or what is wrong
-                                                                                    (`take`)
+    begin    ──▶ text is read, ids known so far are taken ─┐            ┌─▶ forced ids and a mask
+    advance  ──▶ ids that are new since ───────────────────┴─▶ a job ───┴─▶ or what is wrong    (`take`)
 
 A request has at most one job at a time, and is not looked at by anyone else meanwhile. Jobs that were quick
-the last time run together in one thread; those that read a text, or were slow, in others: nobody waits for
-them. What goes wrong in a job ends its request alone.
+the last time are done at once, while the step computes whose masks they find; those that read a text, or were
+slow, are done by other threads. What goes wrong in a job ends its request alone.
 """
 
 import os
+import resource
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -26,23 +27,22 @@ if TYPE_CHECKING:
     from .request import Request
 
 SLOW_S = 0.002
-"""A job that took longer runs apart from the others the next time."""
-SLOW_THREADS = 2
-PATIENCE_S = 0.002
-"""For quick jobs, of which most take 10 to 30 µs each."""
+"""Of CPU time, after which a job's request runs apart: no step begins before its mask is there. Most take 10
+to 30 µs."""
+SLOW_TOKENS = 64
+"""For so many tokens, as everyone's step waits when a quick job turns slow: 20 ms at most, see LIMITS."""
+NUM_THREADS = 2
 MOST_TEXTS = 64
 """Read texts that are kept for the next request with the same one."""
 STACK_BYTES = 64 << 20
-"""Of each thread: the parsers recurse. More than the door's, so that what it lets in is safe here."""
+"""Of each thread, as the parsers recurse. More than the door's, so that what it lets in is safe here."""
 CLOSE_S = 1.0
-
-Queue = SimpleQueue[Callable[[], None] | None]
 
 
 class Grammar:
     """What a request's state of mind is about its grammar."""
 
-    __slots__ = ("busy", "follower", "mask", "mask_at", "num_taken", "slow", "text")
+    __slots__ = ("busy", "follower", "mask", "mask_at", "num_taken", "slow_tokens", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -54,7 +54,12 @@ class Grammar:
         self.mask_at = -1
         """Number of the request's tokens after which `mask` holds."""
         self.busy = False
-        self.slow = True
+        self.slow_tokens = 0
+        """For how many more of them it runs apart."""
+
+    @property
+    def slow(self) -> bool:
+        return self.slow_tokens > 0
 
 
 class Job:
@@ -71,19 +76,20 @@ class Job:
         self.mask = b""
         self.error: TernError | None = None
         self.seconds = 0.0
+        """Of CPU time."""
 
 
 class Hands(Protocol):
-    """Who does the jobs."""
+    """Who does the jobs that may take long."""
 
-    def do(self, work: Callable[[], None], *, slow: bool) -> None:
-        """Now or later, here or elsewhere; in the order given if not slow."""
+    def do(self, work: Callable[[], None]) -> None:
+        """Now or later, here or elsewhere."""
 
 
 class Inline:
     """At once."""
 
-    def do(self, work: Callable[[], None], *, slow: bool) -> None:
+    def do(self, work: Callable[[], None]) -> None:
         work()
 
 
@@ -96,9 +102,6 @@ class Grammars:
         self._folder = folder
         self._hands = hands
         self._clock = clock
-        self._num_quick = 0
-        """Quick jobs that are not taken yet."""
-        self._patience_until = 0.0
         self._lock = threading.Lock()
         self._reader: GrammarReader | None = None
         self._vocabulary: tuple[int, tuple[int, ...]] | None = None
@@ -109,9 +112,9 @@ class Grammars:
         """Read its grammar."""
         assert request.grammar is not None
         job = self._job(request, request.grammar)
-        self._hands.do(partial(self._run, [job], facts), slow=True)
+        self._hands.do(partial(self._run, [job], facts))
 
-    def advance(self, requests: Iterable["Request"], now: float) -> None:
+    def advance(self, requests: Iterable["Request"]) -> None:
         """These have outputs that their grammars do not know yet."""
         quick: list[Job] = []
         for request in requests:
@@ -119,13 +122,10 @@ class Grammars:
             assert grammar is not None
             job = self._job(request, grammar)
             if grammar.slow:
-                self._hands.do(partial(self._run, [job]), slow=True)
+                self._hands.do(partial(self._run, [job]))
             else:
                 quick.append(job)
-        if quick:
-            self._num_quick += len(quick)
-            self._patience_until = now + PATIENCE_S
-            self._hands.do(partial(self._run, quick), slow=False)
+        self._run(quick)
 
     def take(self) -> list[Job]:
         """What has been found out, for requests that may have ended meanwhile."""
@@ -133,29 +133,28 @@ class Grammars:
         while self._done:
             job = self._done.popleft()
             grammar = job.grammar
-            self._num_quick -= not grammar.slow
             grammar.busy = False
-            grammar.slow = job.seconds > SLOW_S
+            if job.seconds > SLOW_S and grammar.num_taken:
+                grammar.slow_tokens = SLOW_TOKENS
+            elif grammar.slow_tokens:
+                grammar.slow_tokens -= 1
             grammar.num_taken += len(job.token_ids) + len(job.forced)
             jobs.append(job)
         return jobs
 
-    def patience(self, now: float) -> float | None:
-        """Until when it is worth waiting for what is being found out; None: not at all."""
-        return self._patience_until if self._num_quick and now < self._patience_until else None
-
     def _job(self, request: "Request", grammar: Grammar) -> Job:
         assert not grammar.busy
         grammar.busy = True
-        token_ids = request.token_ids[request.num_prompt_tokens + grammar.num_taken :].tolist()
+        token_ids = request.token_ids
+        new = token_ids[request.num_prompt_tokens + grammar.num_taken :].tolist()
         free = request.sampling.logprobs is None and request.sampling.prompt_logprobs is None
-        return Job(request, grammar, token_ids, request.max_total_tokens - request.num_tokens if free else 0)
+        return Job(request, grammar, new, request.max_total_tokens - len(token_ids) if free else 0)
 
-    # ── in other threads ────────────────────────────────────────────────────────────────────────
+    # ── also in other threads ───────────────────────────────────────────────────────────────────
 
     def _run(self, jobs: list[Job], facts: EngineFacts | None = None) -> None:
         for job in jobs:
-            begun = self._clock()
+            begun, used = self._clock(), time.thread_time()
             try:
                 if job.grammar.follower is None:
                     assert facts is not None
@@ -163,7 +162,7 @@ class Grammars:
                 _follow(job, job.grammar.follower)
             except BaseException as error:  # the library's panics are no Exceptions
                 job.error = _explain(error, first=facts is not None)
-            job.seconds = self._clock() - begun
+            job.seconds = min(self._clock() - begun, time.thread_time() - used)
             self._done.append(job)
 
     def _read(self, text: str, facts: EngineFacts) -> "Follower":
@@ -203,13 +202,20 @@ def _explain(error: BaseException, *, first: bool) -> TernError:
     return GrammarFailed(f"the answer cannot follow its grammar any further: {error}")
 
 
+def deepen_stack() -> None:
+    """Let this process's main thread recurse as deeply as the others: Linux asks the limit as it grows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if soft != resource.RLIM_INFINITY and soft < STACK_BYTES:
+        wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+
+
 class Threads:
     """Hands of a process. `fileno` becomes readable when something has been done."""
 
     def __init__(self) -> None:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._quick: Queue = SimpleQueue()
-        self._slow: Queue = SimpleQueue()
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def fileno(self) -> int:
@@ -219,31 +225,27 @@ class Threads:
         """It has been seen that something was done."""
         os.eventfd_read(self._wake)
 
-    def do(self, work: Callable[[], None], *, slow: bool) -> None:
+    def do(self, work: Callable[[], None]) -> None:
         if not self._threads:
             self._start()
-        (self._slow if slow else self._quick).put(work)
+        self._queue.put(work)
 
     def close(self) -> None:
         """What has not been begun is not done any more."""
-        for _, queue in zip(self._threads, self._queues(), strict=False):
-            queue.put(None)
-        for thread in self._threads:  # the slow ones share a queue: either may take the first word
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
             thread.join(CLOSE_S)
 
     def _start(self) -> None:
         before = threading.stack_size(STACK_BYTES)
-        for queue in self._queues():
-            thread = threading.Thread(target=self._work, args=(queue,), name="grammar", daemon=True)
+        for _ in range(NUM_THREADS):
+            thread = threading.Thread(target=self._work, name="grammar", daemon=True)
             thread.start()
             self._threads.append(thread)
         threading.stack_size(before)
 
-    def _queues(self) -> list[Queue]:
-        """Of each thread."""
-        return [self._quick] + [self._slow] * SLOW_THREADS
-
-    def _work(self, queue: Queue) -> None:
-        while (work := queue.get()) is not None:
+    def _work(self) -> None:
+        while (work := self._queue.get()) is not None:
             work()
             os.eventfd_write(self._wake, 1)

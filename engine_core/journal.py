@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from protocol.messages import EngineFacts, Submit
-from protocol.steps import Reset, StepFailed, StepPlan, StepResult
+from protocol.steps import Reset, StepFailed, StepMasks, StepPlan, StepResult
 
 _LENGTH_BYTES = 4
 
@@ -39,7 +39,7 @@ class Submitted(Struct, frozen=True, array_like=True, tag="submitted"):
     submit: Submit
 
 
-Record = Opened | Submitted | Reset | StepPlan | StepResult | StepFailed
+Record = Opened | Submitted | Reset | StepPlan | StepMasks | StepResult | StepFailed
 
 
 class Journal:

@@ -1,6 +1,8 @@
 """PlannedStep: a step in flight, as the scheduler remembers it until its result is back."""
 
-from msgspec import Struct
+from typing import NamedTuple
+
+from msgspec import Struct, structs
 
 from protocol import columns
 from protocol.steps import SequenceStart, StepPlan
@@ -19,6 +21,18 @@ MOST_EMBEDDING_BYTES = 4 << 20
 _ONE = columns.pack_ids([1])
 
 
+def mask_bytes(vocab_size: int) -> int:
+    """Of a row, see StepPlan.masks."""
+    return -(-vocab_size // 32) * 4
+
+
+class MaskedRow(NamedTuple):
+    row: int
+    request: Request
+    position: int
+    """Of the token that it samples."""
+
+
 class PlannedStep(Struct, frozen=True):
     """A plan and the requests behind its rows: first those that decode, lane by lane, then the chunks."""
 
@@ -27,10 +41,11 @@ class PlannedStep(Struct, frozen=True):
     chunks: tuple[Request, ...]
     num_decodes: int
     num_tokens: int
-    num_masked: int
+    masked: tuple[MaskedRow, ...]
     """Rows that continue an answer to a grammar."""
-    echoes: frozenset[int]
-    """Rows that sample, under masks of one token, what their requests have been told already."""
+    echoes: set[int]
+    """Rows that sample, under masks of one token, what their requests have been told already. Complete once
+    the masks are."""
     last_tokens: tuple[Request, ...]
     """Decoding requests whose token of this step is the last that fits."""
     strays: set[Request]
@@ -49,6 +64,29 @@ class PlannedStep(Struct, frozen=True):
     def request_at(self, row: int) -> Request:
         return self.requests[row]
 
+    def masks(self, width: int) -> bytes | None:
+        """Of the masked rows, `width` bytes each; None while a grammar has yet to say what one may sample."""
+        masks = []
+        for masked in self.masked:
+            mask = _mask(masked, width)
+            if not mask:
+                return None
+            masks.append(mask)
+        self.echoes.update([row for row, request, position in self.masked if position < request.num_tokens])
+        return b"".join(masks)
+
+
+def _mask(masked: MaskedRow, width: int) -> bytes:
+    """What the row may sample; empty: that is not known yet."""
+    _, request, position = masked
+    grammar = request.grammar
+    assert grammar is not None
+    if request.state is State.ENDED:  # nobody reads what it samples
+        return b"\xff" * width
+    if position < request.num_tokens:  # has been forced upon it
+        return (1 << request.token_ids[position]).to_bytes(width, "little")
+    return grammar.mask if grammar.mask_at == position else b""
+
 
 class Draft:
     """A step in the making: who takes part beside those that decode, and what may still be added.
@@ -57,13 +95,12 @@ class Draft:
     and must compute them again, is itself a running answer: only the whole step's budget limits it.
     """
 
-    def __init__(self, total: int, new: int, released: list[int], vocab_size: int) -> None:
-        """Tokens that the step may take besides those of decoding requests, and of new prompts. Slots that
-        are released; emptied by `finish`."""
-        self._mask_width = -(-vocab_size // 32) * 4
-        self._masks: dict[int, bytes] = {}
-        """By place among the chunks."""
-        self._echoes: set[int] = set()
+    def __init__(self, num_decodes: int, total: int, new: int, released: list[int], mask_width: int) -> None:
+        """Rows that decode. Tokens that the step may take besides theirs, and of new prompts. Slots that are
+        released; emptied by `finish`. Bytes of a row's mask."""
+        self._num_decodes = num_decodes
+        self._mask_width = mask_width
+        self._masked: list[MaskedRow] = []
         self._total, self._new = total, new
         self._started_bytes, self._mask_bytes = MOST_STARTED_BYTES, MOST_MASK_BYTES
         self._embedding_bytes = MOST_EMBEDDING_BYTES
@@ -113,15 +150,10 @@ class Draft:
 
     def mask(self, request: Request) -> None:
         """The request, added last, samples under its grammar; a token that was forced is known already."""
-        assert request.grammar is not None
-        place, known = len(self.chunks) - 1, request.num_computed_tokens
-        if known < request.num_tokens:
-            self._masks[place] = (1 << request.token_ids[known]).to_bytes(self._mask_width, "little")
-            self._echoes.add(place)
-        else:
-            self._masks[place] = request.grammar.mask
+        position = request.num_computed_tokens
+        self._masked.append(MaskedRow(self._num_decodes + len(self.chunks) - 1, request, position))
         self._mask_bytes -= self._mask_width
-        request.num_sent_tokens = known + 1
+        request.num_sent_tokens = position + 1
 
     def finish(
         self,
@@ -131,7 +163,7 @@ class Draft:
         last_tokens: tuple[Request, ...],
     ) -> PlannedStep:
         """The step as it is sent, and as it is remembered; requests already count it as computed."""
-        num_decodes = sum([len(lane.view.requests) for lane in lanes])
+        num_decodes = self._num_decodes
         slots, counts = b"".join([lane.view.slots for lane in lanes]), _ONE * num_decodes
         if self.chunks:
             slots += columns.pack_ids(request.slot for request, _ in self.chunks)
@@ -145,21 +177,22 @@ class Draft:
             started=tuple(self.started),
             grown_slots=columns.pack_ids(self.grown_slots),
             grown_blocks=columns.pack_ids(self.grown_blocks),
-            masked_rows=columns.pack_ids([num_decodes + place for place in self._masks]),
-            masks=b"".join(self._masks.values()),
+            masked_rows=columns.pack_ids([masked.row for masked in self._masked]),
         )
         self._released.clear()
-        return PlannedStep(
+        planned = PlannedStep(
             plan=plan,
             lanes=lanes,
             chunks=tuple([request for request, _ in self.chunks]),
             num_decodes=num_decodes,
             num_tokens=num_decodes + sum([count for _, count in self.chunks]),
-            num_masked=len(self._masks),
-            echoes=frozenset([num_decodes + place for place in self._echoes]),
+            masked=tuple(self._masked),
+            echoes=set(),
             last_tokens=last_tokens,
             strays=set(),
         )
+        masks = planned.masks(self._mask_width)
+        return structs.replace(planned, plan=structs.replace(plan, masks=masks)) if masks else planned
 
 
 def start_of(request: Request) -> SequenceStart:

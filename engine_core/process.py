@@ -18,7 +18,7 @@ from protocol.sockets import Router
 from protocol.steps import EngineToWorker, WorkerToEngine
 
 from .engine import Engine
-from .grammar import Threads
+from .grammar import Threads, deepen_stack
 from .pulse import Pulse
 
 ClientsRouter = Router[ClientMessage, EngineMessage] | Routers[ClientMessage, EngineMessage]
@@ -37,6 +37,7 @@ class EngineProcess:
         self._clients = _listen(config, self._context)
         self._workers: Router[WorkerToEngine, EngineToWorker] = Router(self._context, WorkerToEngine)
         self._workers.bind(config.workers_endpoint)
+        deepen_stack()
         self._hands = Threads()
         self.engine = Engine(config, self._clients, self._workers, time.monotonic, self._hands)
         self._pulse = Pulse(config.status_interval_s, self.engine.stats, channel.send)

@@ -183,12 +183,14 @@ class Request:
         return self.grammar is not None and self.grammar.mask_at != len(self.token_ids)
 
     @property
-    def may_sample(self) -> bool:
-        """Its grammar, if it has one, says what its worker may sample next."""
-        num_tokens = len(self.token_ids)
-        if self.grammar is None or num_tokens > self.num_sent_tokens:
+    def may_go_on(self) -> bool:
+        """Its grammar, if it has one, says what its worker may sample next, or will have said it by then."""
+        if self.grammar is None:
             return True
-        return num_tokens == self.num_sent_tokens == self.grammar.mask_at
+        num_tokens, sent = len(self.token_ids), self.num_sent_tokens
+        if sent < num_tokens or sent == num_tokens == self.grammar.mask_at:
+            return True
+        return not self.grammar.slow_tokens and sent < self.max_total_tokens
 
     @property
     def order(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ them, and each step spends a budget on letting the second number catch up with t
     waiting ──admit──▶ prefilling ──all known tokens planned──▶ decoding ──length reached──▶ spent
        ▲                   │                                │      │                           │
        └──────preempt──────┴────────────────────────────────┴──────┘        results end a request
-                                                constrained: planned when the last token is known, and masked
+                                                constrained: too, but the mask may follow the plan
 
 `plan` may run ahead of the results. Short of blocks with a step in flight, it waits for that step's
 result, which is either relief or certainty: then it preempts.
@@ -17,11 +17,12 @@ from collections.abc import Iterable
 
 from protocol.messages import EngineFacts
 from protocol.options import CacheOptions, SchedulerOptions
+from protocol.steps import StepMasks
 
 from .clients import Client
 from .decode_batch import DecodeBatch
 from .kv_blocks import KVBlocks
-from .planned_step import Draft, PlannedStep
+from .planned_step import Draft, PlannedStep, mask_bytes
 from .request import Request, State
 from .suspects import Suspects
 from .waiting import WaitingQueue
@@ -68,6 +69,8 @@ class Scheduler:
         self.epoch = epoch
         self.facts = facts
         self.in_flight: deque[PlannedStep] = deque()
+        self._maskless: PlannedStep | None = None
+        self._mask_bytes = mask_bytes(facts.vocab_size)
         chunk = self.options.largest_chunk(facts.max_model_len)
         self.kv = KVBlocks(facts, chunk=chunk, caching=self._caching)
         self.free_slots = list(range(facts.max_num_seqs - 1, -1, -1))
@@ -134,12 +137,6 @@ class Scheduler:
         yield from self.spent
 
     @property
-    def some_are_behind(self) -> bool:
-        """Only requests with grammars are there, and not all of them can be planned."""
-        others = self.decoding or self.prefilling or self.waiting
-        return not others and not all(request.may_sample for request in self.constrained)
-
-    @property
     def num_running(self) -> int:
         return len(self.decoding) + len(self.prefilling) + len(self.constrained) + len(self.spent)
 
@@ -154,7 +151,7 @@ class Scheduler:
 
         At most `prompt_budget` tokens of new prompts share the step with decoding requests.
         """
-        if self.suspects and not self._turn_suspects():
+        if self._maskless is not None or (self.suspects and not self._turn_suspects()):
             return None
         grown = self._make_room()
         if grown is None:
@@ -163,7 +160,7 @@ class Scheduler:
         total = self.options.max_num_batched_tokens - num_decodes
         answering = num_decodes or self.constrained
         new = min(total, prompt_budget) if answering else total
-        draft = Draft(total, new, self._released, self.facts.vocab_size)
+        draft = Draft(num_decodes, total, new, self._released, self._mask_bytes)
         for request in grown:
             draft.grow(request)
         for request in (*self.constrained, *self.prefilling):
@@ -181,7 +178,16 @@ class Scheduler:
         last = [one for one in self._last.pop(self._step, ()) if one.last_step == self._step]
         step = draft.finish(self.epoch, self._step, lanes, tuple(last))
         self.in_flight.append(step)
+        self._maskless = step if step.masked and not step.plan.masks else None
         return step
+
+    def masks(self) -> StepMasks | None:
+        """Those that the newest step came without, once grammars have said what its rows may sample. Before,
+        no other step is planned."""
+        if (step := self._maskless) is None or (masks := step.masks(self._mask_bytes)) is None:
+            return None
+        self._maskless = None
+        return StepMasks(self.epoch, step.plan.step, masks)
 
     def settle(self, step: int) -> PlannedStep | None:
         """The result of the oldest step in flight is back. None: the number is not that step's."""
@@ -278,7 +284,7 @@ class Scheduler:
 
     def _plan_chunk(self, request: Request, draft: Draft) -> None:
         """Plan the next stretch of known tokens, if there is one and the draft has room for it."""
-        if not request.may_sample:
+        if not request.may_go_on:
             return
         forced = request.num_tokens - request.num_sent_tokens
         many_forced = forced >= _MANY_FORCED and forced >= self.num_running
@@ -292,7 +298,8 @@ class Scheduler:
             return
         fits = request.num_computed_tokens + count <= request.num_blocks * self.facts.block_size
         if not (room := count if fits else self._room_for(request, count)):
-            if request in self.constrained and not (self.in_flight and self.kv.pool.fenced):
+            sampling = request.num_sent_tokens > request.num_tokens
+            if request in self.constrained and not sampling and not (self.in_flight and self.kv.pool.fenced):
                 self._preempt(request)  # else blocks come back with a result
             return
         if many_forced:

@@ -13,6 +13,7 @@ from protocol.steps import (
     Profile,
     Reset,
     StepFailed,
+    StepMasks,
     StepPlan,
     StepResult,
     WorkerReady,
@@ -94,7 +95,7 @@ class WorkerGroup:
         self.num_epochs += 1
         self._send(Reset(self.epoch))
 
-    def dispatch(self, plan: StepPlan) -> None:
+    def dispatch(self, plan: StepPlan | StepMasks) -> None:
         """Send a plan. If the group is gone, so is the plan: its successor will begin a new epoch."""
         self._send(plan)
 

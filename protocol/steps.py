@@ -65,7 +65,17 @@ class StepPlan(Struct, frozen=True, array_like=True, tag="plan"):
     masked_rows: Column = b""
     """int32[m]: rows, of those that sample, which may only sample …"""
     masks: TableColumn = b""
-    """uint32[m, ceil(vocab_size / 32)]: … these tokens: bit i % 32 of word i // 32 stands for token i"""
+    """uint32[m, ceil(vocab_size / 32)]: … these tokens: bit i % 32 of word i // 32 stands for token i. Empty
+    although there are such rows: `StepMasks` follow, found out while the step computes"""
+
+
+class StepMasks(Struct, frozen=True, array_like=True, tag="masks"):
+    """What the masked rows of the last plan, which came without, may sample. No other plan comes before."""
+
+    epoch: Epoch
+    step: Step
+    masks: TableColumn
+    """As in StepPlan, of the plan's `masked_rows` in their order"""
 
 
 class Reset(Struct, frozen=True, array_like=True, tag="reset"):
@@ -89,7 +99,7 @@ class Profile(Struct, frozen=True, array_like=True, tag="profile"):
     start: bool
 
 
-EngineToWorker = StepPlan | Reset | LoadAdapter | Profile
+EngineToWorker = StepPlan | StepMasks | Reset | LoadAdapter | Profile
 
 
 # ── worker → engine core ────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ from protocol.errors import StartupError
 from protocol.messages import NO_TOKEN
 from protocol.options import ServeOptions
 from protocol.sockets import fingerprint
-from protocol.steps import Reset, StepFailed, StepPlan, StepResult
+from protocol.steps import Reset, StepFailed, StepMasks, StepPlan, StepResult
 from worker.worker import Runner
 
 from .flags import parse_serve
@@ -96,6 +96,8 @@ class Replay:
     _answers: dict[int, StepResult | str] = field(default_factory=dict)
     """By step: the result, or why there is none."""
     _rows: dict[int, list[Row]] = field(default_factory=dict)
+    _maskless: StepPlan | None = None
+    """A plan whose masks follow."""
     _failed: bool = False
 
     def feed(self, record: Record) -> None:
@@ -108,8 +110,13 @@ class Replay:
                 self._answers.clear()
                 self._failed = False
                 self.epochs += 1
+            case StepPlan() if record.masked_rows and not record.masks:
+                self._maskless = record
             case StepPlan():
                 self._execute(record)
+            case StepMasks():
+                assert self._maskless is not None
+                self._execute(msgspec.structs.replace(self._maskless, masks=record.masks))
             case StepResult():
                 self._compare(record)
             case StepFailed():

@@ -35,7 +35,7 @@ from protocol.messages import NO_TOKEN, EngineFacts
 from protocol.steps import SequenceStart, StepPlan, StepResult
 
 from .step_budget import StepBudget
-from .worker import Runner
+from .worker import MaskSource, Runner, carried
 
 VARIABLE, FOLDER_VARIABLE = "TERN_FAULTS", "TERN_FAULTS_DIR"
 TRIGGERS = {
@@ -186,7 +186,7 @@ class FaultyRunner:
     def spoil(self, blocks: Sequence[int]) -> None:
         self.runner.spoil(blocks)
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
         self._steps += 1
         self._follow(plan)
         slots = columns.unpack_ids(plan.scheduled_slots)
@@ -200,7 +200,7 @@ class FaultyRunner:
                 sick += rows
             else:
                 self._acts[fault.kind](fault)
-        result = self.runner.execute(plan)
+        result = self.runner.execute(plan, masks)
         if sick:
             result = self._sicken(result, sick, slots)
         for slot, count in zip(slots, columns.unpack_ids(plan.scheduled_counts), strict=True):

@@ -16,6 +16,7 @@ from protocol.errors import InternalError
 from protocol.steps import StepPlan
 
 from .kernels.sampling import SamplingKernels
+from .worker import MaskSource
 
 Ints = NDArray[np.int64]
 _WORD_BITS = 32
@@ -30,19 +31,20 @@ class Masks:
         self.bits = bits
 
     @classmethod
-    def of(cls, plan: StepPlan, sampling_rows: Ints, vocab_size: int) -> "Masks | None":
+    def of(cls, plan: StepPlan, source: MaskSource, sampling_rows: Ints, vocab_size: int) -> "Masks | None":
         """`sampling_rows`: the plan's row of each row of the logits. Raises InternalError."""
         if not plan.masked_rows:
             return None
         masked = np.frombuffer(plan.masked_rows, dtype=np.int32).astype(np.int64)
         row_bytes = -(-vocab_size // _WORD_BITS) * (_WORD_BITS // 8)
-        if len(plan.masks) != len(masked) * row_bytes:
-            raise InternalError(f"the plan has {len(plan.masks)} bytes of masks for {len(masked)} rows")
+        masks = source(plan)
+        if len(masks) != len(masked) * row_bytes:
+            raise InternalError(f"the plan has {len(masks)} bytes of masks for {len(masked)} rows")
         row_of = {row: i for i, row in enumerate(sampling_rows.tolist())}
         unknown = [row for row in masked.tolist() if row not in row_of]
         if unknown:
             raise InternalError(f"the plan masks rows that do not sample: {unknown}")
-        bits = np.frombuffer(plan.masks, dtype=np.uint8).reshape(len(masked), row_bytes)
+        bits = np.frombuffer(masks, dtype=np.uint8).reshape(len(masked), row_bytes)
         rows = np.array([row_of[row] for row in masked.tolist()], dtype=np.int64)
         return cls(rows, bits)
 

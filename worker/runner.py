@@ -44,6 +44,7 @@ from .sampler import Sampler
 from .step_budget import StepSizes
 from .threads import StepThreads, physical_cores
 from .weights import Report, Wants, load, random_part, reader
+from .worker import MaskSource, carried
 
 Ints = NDArray[np.int64]
 _WARM_UP_TOKENS = 24
@@ -122,7 +123,7 @@ class TorchRunner:
         self.cache.tensor[:, :, list(blocks)] = math.nan
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
         """One step. Raises InternalError for a plan that breaks the rules; then `reset` must follow."""
         batch = self.batch
         granted = batch.edit(plan)
@@ -145,7 +146,7 @@ class TorchRunner:
         prompts = self._prompt_logprobs(x, rows)
         vectors = self.pooling.pool(x, rows, self.model.states)
         ends = x if rows.last_tokens is None else x[rows.last_tokens]
-        result = self._sample(plan, rows, self.model.logits(ends), prompts)
+        result = self._sample(plan, masks, rows, self.model.logits(ends), prompts)
         self.threads.end()
         return instead_of_tokens(result, vectors) if vectors else result
 
@@ -175,7 +176,12 @@ class TorchRunner:
             raise RowsFailed((start.slot,), error) from error
 
     def _sample(
-        self, plan: StepPlan, rows: Rows, logits: Tensor, prompts: tuple[tuple[int, int, LogprobBlock], ...]
+        self,
+        plan: StepPlan,
+        source: MaskSource,
+        rows: Rows,
+        logits: Tensor,
+        prompts: tuple[tuple[int, int, LogprobBlock], ...],
     ) -> StepResult:
         batch, slots = self.batch, rows.sampling_slots
         likeliest, failed = self.sampler.examine(logits)
@@ -184,7 +190,7 @@ class TorchRunner:
         asked = self.reports.rows(slots)
         raw = logits[torch.from_numpy(asked)] if len(asked) else logits  # a copy: sampling edits
         plan_rows = rows.plan_rows[rows.sampling]
-        masks = Masks.of(plan, plan_rows, self.facts.vocab_size)
+        masks = Masks.of(plan, source, plan_rows, self.facts.vocab_size)
         positions = batch.num_tokens[slots] - batch.num_prompt[slots]
         tokens = self.sampler.sample(logits, slots, positions, masks, likeliest)
         stuck = np.flatnonzero(tokens.numpy() == NO_TOKEN)

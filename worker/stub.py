@@ -26,7 +26,7 @@ from protocol.messages import NO_TOKEN, EngineFacts, LogprobBlock
 from protocol.steps import SequenceStart, StepPlan, StepResult
 
 from .kv_layout import Window, lay_out
-from .worker import no_tokens
+from .worker import MaskSource, carried, no_tokens
 
 _EOS_ODDS = 61
 """One token in this many would be end-of-sequence, so that tests meet it."""
@@ -123,7 +123,7 @@ class StubRunner:
     def profile(self, start: bool) -> str:
         return "the stub has nothing to profile"
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
         sequences = self.sequences
         for slot in columns.unpack_ids(plan.released):
             del sequences[slot]
@@ -141,7 +141,7 @@ class StubRunner:
         for sequence, count in zip(rows, counts, strict=True):
             self._write(sequence, count)
 
-        masks = _masks(plan)
+        allowed = _allowed(plan.masked_rows, masks(plan)) if plan.masked_rows else {}
         token_ids = no_tokens(len(rows))
         logprobs = _Logprobs()
         prompts = []
@@ -155,7 +155,7 @@ class StubRunner:
             if sequence.embed:
                 vectors.append((row, _vector(word)))
                 continue
-            token = self._choose(word, sequence, masks.get(row))
+            token = self._choose(word, sequence, allowed.get(row))
             if token == NO_TOKEN:
                 failed.append((row, NoTokenAllowed.code))
                 token = 0
@@ -306,13 +306,13 @@ def _vector(word: int) -> bytes:
     return columns.pack(columns.FLOAT32, [number / length for number in numbers])
 
 
-def _masks(plan: StepPlan) -> dict[int, list[int]]:
+def _allowed(rows: bytes, masks: bytes) -> dict[int, list[int]]:
     """Row → the tokens that it may sample."""
-    masked = columns.unpack_ids(plan.masked_rows)
-    width = len(plan.masks) // max(len(masked), 1)
+    masked = columns.unpack_ids(rows)
+    width = len(masks) // len(masked)
     found = {}
     for place, row in enumerate(masked):
-        bits = int.from_bytes(plan.masks[place * width : (place + 1) * width], "little")
+        bits = int.from_bytes(masks[place * width : (place + 1) * width], "little")
         found[row] = [token for token, bit in enumerate(reversed(f"{bits:b}")) if bit == "1"]
     return found
 

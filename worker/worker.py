@@ -15,7 +15,8 @@ import sys
 import time
 import traceback
 from array import array
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, assert_never
 
 import zmq
@@ -33,6 +34,7 @@ from protocol.steps import (
     Profile,
     Reset,
     StepFailed,
+    StepMasks,
     StepPlan,
     StepResult,
     WorkerReady,
@@ -51,6 +53,20 @@ MOST_OUT_OF_MEMORY = 3
 """Steps in a row; then the process ends, as only a new one has its memory in one piece."""
 
 
+MaskSource = Callable[[StepPlan], bytes]
+"""What the plan's masked rows may sample, as in StepPlan.masks. Asked for once, when all is computed that
+needs no mask; may wait. Raises StepAbandoned."""
+
+
+def carried(plan: StepPlan) -> bytes:
+    """A MaskSource: of plans that are complete."""
+    return plan.masks
+
+
+class StepAbandoned(Exception):
+    """The engine core has gone, or has begun a new epoch, before it had said all about the step."""
+
+
 class Runner(Protocol):
     """What executes plans: the torch model, or the stub.
 
@@ -66,7 +82,7 @@ class Runner(Protocol):
     def reset(self) -> None:
         """Forget every sequence and all KV, and give back what only a step needed; keep the weights."""
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
         """Edit the resident batch, compute, sample."""
 
     def profile(self, start: bool) -> str:
@@ -104,6 +120,10 @@ class Worker:
         self.poller = zmq.Poller()
         self.poller.register(channel.fileno(), zmq.POLLIN)
         self.plans: Dealer[EngineToWorker, WorkerToEngine] | None = None
+        self.inbox: deque[tuple[EngineToWorker, bytes]] = deque()
+        """What has come over that link and is not done yet."""
+        self.waited_s = 0.0
+        """For the masks of the current step."""
         self.followers = [self._forwarding_socket(rank) for rank in self._follower_ranks()]
         if config.rank > 0:
             self.plans = Dealer(self.context, EngineToWorker)
@@ -132,19 +152,24 @@ class Worker:
             )
         )
         while not self.quitting:
-            self.progress.idle()
-            ready = dict(self.poller.poll())
-            if self.channel.fileno() in ready:
-                self._read_control()
-            if self.plans is not None and self.plans.socket in ready:
-                for message, body in self.plans.drain_frames():
-                    self._handle(message, body)
-                if self.plans.dropped_frames:
-                    raise ProtocolBroken("a message of the engine core cannot be read")
+            self._listen()
+            while self.inbox:
+                self._handle(*self.inbox.popleft())
         self.context.destroy(linger=0)
         self.channel.close()
 
     # ── messages ────────────────────────────────────────────────────────────────────────────────
+
+    def _listen(self) -> None:
+        """Wait until something comes."""
+        self.progress.idle()
+        ready = dict(self.poller.poll())
+        if self.channel.fileno() in ready:
+            self._read_control()
+        if self.plans is not None and self.plans.socket in ready:
+            self.inbox += self.plans.drain_frames()
+            if self.plans.dropped_frames:
+                raise ProtocolBroken("a message of the engine core cannot be read")
 
     def _read_control(self) -> None:
         try:
@@ -165,6 +190,8 @@ class Worker:
         match message:
             case StepPlan():
                 self._execute(message, body)
+            case StepMasks():
+                self.stale_messages += 1  # their step was abandoned
             case Reset():
                 self._begin(LONG_BUDGET_S, body)
                 self.runner.reset()
@@ -191,18 +218,42 @@ class Worker:
             return
         if self.step is not None and plan.step != self.step + 1:
             raise ProtocolBroken(f"step {plan.step} follows step {self.step}")
-        self.step = plan.step
+        self.step, self.waited_s = plan.step, 0.0
         num_tokens, context = self.sizes.of(plan)
         self._begin(self.budget.budget_s(num_tokens, context), body)
         begun = time.perf_counter()
         try:
-            result = self.runner.execute(plan)
+            result = self.runner.execute(plan, self._masks_of)
+        except StepAbandoned:
+            self.epoch = -1
+            self.runner.reset()
+            return
         except Exception as error:
             self._on_failure(plan, error)
             return
-        self.budget.record(num_tokens, context, time.perf_counter() - begun)
+        self.budget.record(num_tokens, context, time.perf_counter() - begun - self.waited_s)
         self.out_of_memory = 0
         self._answer(result)
+
+    def _masks_of(self, plan: StepPlan) -> bytes:
+        """A MaskSource. Waiting for the engine core is idleness, as between steps."""
+        if plan.masks:
+            return plan.masks
+        begun = time.perf_counter()
+        while not self.inbox:
+            self._listen()
+            if self.quitting or self.epoch != plan.epoch:
+                raise StepAbandoned
+        self.waited_s = time.perf_counter() - begun
+        match self.inbox[0][0]:
+            case StepMasks(plan.epoch, plan.step) as message:
+                _, body = self.inbox.popleft()
+                self._begin(self.budget.current_s, body)
+                return message.masks
+            case Reset():
+                raise StepAbandoned
+            case other:
+                raise ProtocolBroken(f"a {type(other).__name__} comes before the masks of step {plan.step}")
 
     def _on_failure(self, plan: StepPlan, error: Exception) -> None:
         """Answer and stay alive, or raise."""
@@ -239,6 +290,7 @@ class Worker:
             self.poller.unregister(self.plans.socket)
             self.plans.close()
         self.epoch, self.step = -1, None
+        self.inbox.clear()
         self.plans = Dealer(self.context, EngineToWorker)
         self.plans.connect(endpoint)
         self.poller.register(self.plans.socket, zmq.POLLIN)

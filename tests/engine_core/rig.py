@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msgspec import structs
+
 from engine_core.engine import Engine
 from engine_core.grammar import Hands, Inline
 from engine_core.invariants import check
@@ -11,7 +13,7 @@ from protocol.messages import PROTOCOL_VERSION, ClientMessage, EngineMessage
 from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.registry import Registry
 from protocol.sockets import fingerprint
-from protocol.steps import EngineToWorker, Reset, StepFailed, StepPlan, WorkerReady, WorkerToEngine
+from protocol.steps import EngineToWorker, Reset, StepFailed, StepMasks, StepPlan, WorkerReady, WorkerToEngine
 from protocol.stream import Parting, TokenStream
 from worker.stub import StubRunner
 
@@ -81,6 +83,8 @@ class Rig:
         """Token of a prompt → what happens to a step with such a sequence: "die", or a StepFailed's code."""
         self.deaths = 0
         self.plans: list[StepPlan] = []
+        self.maskless: StepPlan | None = None
+        """A plan whose masks follow."""
         self.registries: dict[bytes, Registry] = {}
         self.history: list[tuple[bytes, EngineMessage]] = []
         """All that clients were sent."""
@@ -114,8 +118,16 @@ class Rig:
         match message:
             case Reset():
                 self.runner.reset()
-                self.epoch = message.epoch
+                self.epoch, self.maskless = message.epoch, None
+            case StepPlan() if message.epoch == self.epoch and message.masked_rows and not message.masks:
+                self.maskless = message
+            case StepMasks() if message.epoch == self.epoch:
+                assert self.maskless is not None
+                assert self.maskless.step == message.step
+                complete, self.maskless = structs.replace(self.maskless, masks=message.masks), None
+                return self._work(complete)
             case StepPlan() if message.epoch == self.epoch:
+                assert self.maskless is None
                 self.plans.append(message)
                 result = self.runner.execute(message)
                 bad = [

@@ -283,7 +283,7 @@ class Later:
     def __init__(self) -> None:
         self.works: list[Callable[[], None]] = []
 
-    def do(self, work: Callable[[], None], *, slow: bool) -> None:
+    def do(self, work: Callable[[], None]) -> None:
         self.works.append(work)
 
     def catch_up(self, most: int | None = None) -> None:
@@ -347,19 +347,14 @@ def test_what_is_forced_on_many_at_once_finds_blocks() -> None:
         assert stream.finish is Finish.STOP
 
 
-def test_nothing_is_awaited_while_there_is_no_worker() -> None:
-    """Or the loop would spin until there is one."""
+def test_a_worker_may_die_while_it_waits_for_masks() -> None:
     hands = Later()
     rig = Rig(model=MODEL, hands=hands)
     rig.client(b"client")
     stream = rig.submit(b"client", PROMPT, params(), grammar=GRAMMAR)
-    while rig.engine.awaited_masks is None:
-        hands.catch_up(0 if rig.engine.grammars.patience(rig.now) else None)
+    while rig.maskless is None:
+        hands.catch_up(0 if stream.token_ids else None)
         rig.turn()
     rig.kill_worker()
-    rig.workers_wire.drain()
-    rig.turn()
-    assert rig.engine.next_deadline() is None
-    rig.start_worker()
     settle(rig, hands)
     check_valid(stream)

@@ -84,7 +84,7 @@ def test_any_world_ends_with_the_right_answers(seed: int, monkeypatch: pytest.Mo
         rig.now += draw.choice([0, 0.001, 0.003])
         rig.turn()
         hands.catch_up(draw.randrange(3))
-    while rig.turn() or hands.works or rig.engine.awaited_masks:
+    while rig.turn() or hands.works:
         hands.catch_up()
         rig.now += 0.003
     for task, stream in running:

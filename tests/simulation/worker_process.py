@@ -5,6 +5,8 @@ from functools import partial
 from random import Random
 from typing import assert_never
 
+from msgspec import structs
+
 from protocol import columns
 from protocol.errors import DEVICE_EXIT_CODE, InternalError, NumericalError, OutOfMemory
 from protocol.messages import NO_TOKEN, PROTOCOL_VERSION
@@ -15,6 +17,7 @@ from protocol.steps import (
     Profile,
     Reset,
     StepFailed,
+    StepMasks,
     StepPlan,
     StepResult,
     WorkerReady,
@@ -60,6 +63,8 @@ class Worker(Process):
         self._step_s = step_s
         self._epoch = -1
         self._step: int | None = None
+        self._maskless: StepPlan | None = None
+        """A plan whose masks follow."""
         self._out_of_memory = 0
         self._marks: dict[int, Mark] = {}
         """By slot."""
@@ -121,9 +126,16 @@ class Worker(Process):
                     self._forward(message)
                     self._forget()
                     self._epoch, self._step = message.epoch, None
+                case StepPlan() if message.masked_rows and not message.masks:
+                    self._maskless = message
                 case StepPlan():
                     if message.epoch == self._epoch:
                         self._begin(message)
+                case StepMasks():
+                    if message.epoch == self._epoch:
+                        assert self._maskless is not None
+                        assert message.step == self._maskless.step
+                        self._begin(structs.replace(self._maskless, masks=message.masks))
                 case Profile() | LoadAdapter():
                     raise AssertionError("nobody asked for that")
                 case _:

@@ -22,6 +22,7 @@ from worker.masks import Masks
 from worker.runner import TorchRunner
 from worker.sampler import Sampler
 from worker.stub import StubRunner
+from worker.worker import carried
 
 VOCAB, EOS = 40, (2, 3)
 
@@ -68,7 +69,7 @@ def test_only_what_is_allowed_is_sampled(wanted: list[SamplingParams], allowed: 
             one.start(slot, p, np.array([1, 7, 9], dtype=np.int32), 1)
     logits = torch.randn(len(wanted), VOCAB, generator=torch.Generator().manual_seed(seed)) * 10
     slots = np.arange(len(wanted))
-    masks = Masks.of(plan_with({0: allowed}), np.arange(len(wanted)), VOCAB)
+    masks = Masks.of(plan_with({0: allowed}), carried, np.arange(len(wanted)), VOCAB)
     positions = np.zeros(len(wanted), dtype=np.int64)
     tokens = sampler.sample(logits.clone(), slots, positions, masks).tolist()
     assert tokens[0] in allowed
@@ -83,7 +84,7 @@ def test_masks_that_do_not_fit_the_plan(masks: dict[int, set[int]], words: str) 
     if words == "bytes of masks":
         plan = structs.replace(plan, masks=plan.masks[:-4])
     with pytest.raises(InternalError, match=words):
-        Masks.of(plan, np.arange(3), VOCAB)
+        Masks.of(plan, carried, np.arange(3), VOCAB)
 
 
 def test_the_runner_masks_the_rows_that_the_plan_names(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from worker.failures import ProtocolBroken, RowsFailed
 from worker.faults import AcceleratorError, OutOfMemoryError
 from worker.step_budget import FLOOR_S, UNMEASURED_S
 from worker.stub import StubRunner
-from worker.worker import MOST_PLANS_AHEAD
+from worker.worker import MOST_PLANS_AHEAD, MaskSource, carried
 
 PROMPT = [5, 6, 7]
 
@@ -41,12 +41,12 @@ class Gate(StubRunner):
         self.open.set()
         self.steps = 0
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
         self.steps += 1
         assert self.open.wait(60)
         if self.errors and (error := self.errors.pop(0)) is not None:
             raise error
-        return super().execute(plan)
+        return super().execute(plan, masks)
 
 
 @pytest.fixture
