@@ -85,7 +85,7 @@ class Engine:
         self.last_result = 0.0
         self.cut_at: float | None = None
         """Since when the workers cannot be reached."""
-        self.grammars = Grammars(config.tokenizer, hands, clock)
+        self.grammars = Grammars(config.tokenizer, hands)
         self.desk = Desk(config, clients, self.meter, clock, self.grammars)
         self.observer = Observer(config.incarnation, clock, clients, self.desk, self.meter, self.workers)
         self.asked: dict[int, tuple[bytes, int]] = {}

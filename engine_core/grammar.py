@@ -82,12 +82,18 @@ class Job:
 class Hands(Protocol):
     """Who does the jobs that may take long."""
 
+    def worked_s(self) -> float:
+        """CPU time of the calling thread, so far."""
+
     def do(self, work: Callable[[], None]) -> None:
         """Now or later, here or elsewhere."""
 
 
 class Inline:
     """At once."""
+
+    def worked_s(self) -> float:
+        return 0.0
 
     def do(self, work: Callable[[], None]) -> None:
         work()
@@ -96,12 +102,11 @@ class Inline:
 class Grammars:
     """Of all requests of one engine core."""
 
-    def __init__(self, folder: str, hands: Hands, clock: Callable[[], float]) -> None:
-        """`folder` holds tokenizer.json; empty: there are no grammars. `clock`: seconds, in any thread."""
+    def __init__(self, folder: str, hands: Hands) -> None:
+        """`folder` holds tokenizer.json; empty: there are no grammars."""
         self.available = bool(folder)
         self._folder = folder
         self._hands = hands
-        self._clock = clock
         self._lock = threading.Lock()
         self._reader: GrammarReader | None = None
         self._vocabulary: tuple[int, tuple[int, ...]] | None = None
@@ -153,8 +158,8 @@ class Grammars:
     # ── also in other threads ───────────────────────────────────────────────────────────────────
 
     def _run(self, jobs: list[Job], facts: EngineFacts | None = None) -> None:
+        begun = self._hands.worked_s()
         for job in jobs:
-            begun, used = self._clock(), time.thread_time()
             try:
                 if job.grammar.follower is None:
                     assert facts is not None
@@ -162,7 +167,8 @@ class Grammars:
                 _follow(job, job.grammar.follower)
             except BaseException as error:  # the library's panics are no Exceptions
                 job.error = _explain(error, first=facts is not None)
-            job.seconds = min(self._clock() - begun, time.thread_time() - used)
+            now = self._hands.worked_s()
+            job.seconds, begun = now - begun, now
             self._done.append(job)
 
     def _read(self, text: str, facts: EngineFacts) -> "Follower":
@@ -220,6 +226,9 @@ class Threads:
 
     def fileno(self) -> int:
         return self._wake
+
+    def worked_s(self) -> float:
+        return time.thread_time()
 
     def clear(self) -> None:
         """It has been seen that something was done."""

@@ -228,6 +228,8 @@ class Worker:
             self.epoch = -1
             self.runner.reset()
             return
+        except ProtocolBroken:
+            raise
         except Exception as error:
             self._on_failure(plan, error)
             return

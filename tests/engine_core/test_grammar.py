@@ -283,6 +283,9 @@ class Later:
     def __init__(self) -> None:
         self.works: list[Callable[[], None]] = []
 
+    def worked_s(self) -> float:
+        return 0.0
+
     def do(self, work: Callable[[], None]) -> None:
         self.works.append(work)
 

@@ -41,6 +41,7 @@ from protocol.steps import (
     Reset,
     SequenceStart,
     StepFailed,
+    StepMasks,
     StepPlan,
     StepResult,
     WorkerReady,
@@ -123,6 +124,7 @@ SAMPLES: dict[str, tuple[Any, list[Any]]] = {
         EngineToWorker,
         [
             StepPlan(1, 2, IDS, IDS, IDS, (SequenceStart(1, IDS, 3, 0, IDS, SAMPLING),), IDS, IDS),
+            StepMasks(1, 2, IDS),
             Reset(3),
             LoadAdapter(1, "name", "path"),
             Profile(1, True),

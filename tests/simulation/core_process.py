@@ -22,7 +22,7 @@ from protocol.steps import (
 from .network import Agenda, Connection
 from .process import TURN_S, Process
 
-_QUICK_S, _SLOW_S, _PACE_S = (0.0, 0.0001, 0.004), (0.001, 0.02, 0.5), (0.0, 0.0, 0.0, 0.01)
+_BESIDE_S, _PACE_S = (0.001, 0.02, 0.5), (*[0.0] * 99, 0.01)
 _CHECK_EVERY = 8
 """Turns between two looks at the invariants."""
 
@@ -69,33 +69,27 @@ class Wire:
 
 
 class Beside:
-    """Hands that do what grammars need some time after they were asked to, and at a drawn pace."""
+    """Hands that do what takes long some time after they were asked to, and at a drawn pace."""
 
     def __init__(self, process: "EngineCore", draw: Random) -> None:
         self._process = process
         self._draw = draw
-        self._quick_at = 0.0
-        self._worked_s = self._pace_s = 0.0
-        """Of the present job, and how much more of it each look at the clock finds."""
+        self._worked_s = 0.0
 
-    def clock(self) -> float:
-        self._worked_s += self._pace_s
-        return self._process.agenda.now + self._worked_s
+    def worked_s(self) -> float:
+        self._worked_s += self._draw.choice(_PACE_S)
+        return self._worked_s
 
-    def do(self, work: Callable[[], None], *, slow: bool) -> None:
-        at = self._process.agenda.now + self._draw.choice(_SLOW_S if slow else _QUICK_S)
-        if not slow:
-            at = self._quick_at = max(self._quick_at, at)
+    def do(self, work: Callable[[], None]) -> None:
+        at = self._process.agenda.now + self._draw.choice(_BESIDE_S)
         self._process.agenda.at(at, b"grammar", partial(self._do, work))
 
     def _do(self, work: Callable[[], None]) -> None:
         process = self._process
         if process.alive and process.hung:
-            process.agenda.after(_QUICK_S[-1], b"grammar", partial(self._do, work))
+            process.agenda.after(_BESIDE_S[0], b"grammar", partial(self._do, work))
         elif process.alive:
-            self._pace_s = self._draw.choice(_PACE_S)
             work()
-            self._pace_s = self._worked_s = 0.0
             process.wake(process.agenda.now + TURN_S)
 
 
@@ -116,7 +110,7 @@ class EngineCore(Process):
         super().__init__(agenda, config.incarnation, on_exit)
         self.clients, self.workers = Wire(self), Wire(self)
         self.hands = Beside(self, draw)
-        self.engine = Engine(config, self.clients, self.workers, self.hands.clock, self.hands)
+        self.engine = Engine(config, self.clients, self.workers, lambda: agenda.now, self.hands)
         self.failed: dict[tuple[bytes, int], int] = {}
         """By peer and request: outputs that one that ended with an error had by then."""
         fail = self.engine.desk.fail

@@ -206,6 +206,7 @@ class Worker(Process):
     def _forget(self) -> None:
         self.runner.reset()
         self._marks.clear()
+        self._maskless = None
 
     def _spoiled(self, plan: StepPlan, result: StepResult) -> StepResult:
         """The rows of marked requests that sampled, or made a vector, have failed."""

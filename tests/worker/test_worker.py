@@ -11,7 +11,7 @@ from protocol import columns
 from protocol.control import Failed, Quit, Ready
 from protocol.progress import Board, Progress
 from protocol.sampling import SamplingParams
-from protocol.steps import Profile, Reset, StepFailed, StepPlan, StepResult, WorkerReply
+from protocol.steps import Profile, Reset, StepFailed, StepMasks, StepPlan, StepResult, WorkerReply
 from tests.worker.core import (
     Core,
     WorkerProcess,
@@ -221,6 +221,76 @@ def test_a_new_engine_core_begins_with_any_step(core: Core, run: Run, gate: Gate
     second.close()
 
 
+# ── masks that follow their plan ────────────────────────────────────────────────────────────────
+
+
+def maskless_plan(step: int, *, epoch: int = 1) -> StepPlan:
+    return msgspec.structs.replace(next_plan(step, epoch=epoch), masked_rows=columns.pack_ids([0]))
+
+
+def masks_of(step: int, token: int, *, epoch: int = 1) -> StepMasks:
+    """That token alone."""
+    return StepMasks(epoch, step, (1 << token).to_bytes(512 // 8, "little"))
+
+
+@pytest.mark.parametrize("soon", [True, False])
+def test_a_step_waits_idly_for_the_masks_that_follow_it(soon: bool, core: Core, run: Run, gate: Gate) -> None:
+    board = Board(1)
+    worker = run(gate, Progress())
+    worker.worker.progress._words = board._words
+    core.attach(worker.channel)
+    core.send(start_plan(1, PROMPT))
+    sampled(core)
+    core.send(maskless_plan(2))
+    if not soon:
+        wait_until(lambda: gate.steps == 2 and board.read(0).budget_s == 0)
+    core.send(masks_of(2, 77))
+    core.send(next_plan(3))
+    assert sampled(core) == [77]
+    sampled(core)
+    wait_until(lambda: board.read(0).budget_s == 0)
+    board.close()
+
+
+def test_a_step_is_abandoned_where_a_new_epoch_comes_instead_of_masks(
+    core: Core, run: Run, gate: Gate, tmp_path: Path
+) -> None:
+    worker = run(gate)
+    core.attach(worker.channel)
+    core.send(start_plan(1, PROMPT))
+    expected = sampled(core)
+    core.send(maskless_plan(2))
+    wait_until(lambda: gate.steps == 2)
+    core.send(Reset(2))
+    core.send(masks_of(2, 77))
+    core.send(start_plan(3, PROMPT, epoch=2))
+    assert sampled(core) == expected
+    core.send(maskless_plan(4, epoch=2))
+    wait_until(lambda: gate.steps == 4)
+    (tmp_path / "second").mkdir()
+    second = Core(tmp_path / "second")
+    second.attach(worker.channel, epoch=3)
+    second.send(start_plan(1, PROMPT, epoch=3))
+    assert sampled(second) == expected
+    second.send(maskless_plan(2, epoch=3))
+    wait_until(lambda: gate.steps == 6)
+    worker.channel.send(Quit())
+    assert worker.ended() is None
+    assert worker.worker.stale_messages == 1
+    second.close()
+
+
+def test_another_plan_before_the_masks_ends_the_worker(core: Core, run: Run, gate: Gate) -> None:
+    worker = run(gate)
+    core.attach(worker.channel)
+    core.send(start_plan(1, PROMPT))
+    core.send(maskless_plan(2))
+    core.send(next_plan(3))
+    error = worker.ended()
+    assert isinstance(error, ProtocolBroken)
+    assert str(error) == "a StepPlan comes before the masks of step 2"
+
+
 # ── two ranks ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -229,14 +299,20 @@ def test_each_rank_executes_every_plan_and_one_answers(core: Core, run: Run, tmp
     leader, follower = (run(gate, rank=rank, size=2) for rank, gate in enumerate(gates))
     core.attach(leader.channel)
     core.send(start_plan(1, PROMPT))
-    for step in range(2, 30):
+    for step in range(2, 28):
         core.send(next_plan(step))
-    for _ in range(1, 30):
+    for _ in range(1, 28):
         sampled(core)
-    wait_until(lambda: gates[1].steps == 29)
+    wait_until(lambda: gates[1].steps == 27)
+    core.send(maskless_plan(28))
+    core.send(masks_of(28, 77))
+    assert sampled(core) == [77]
+    wait_until(lambda: len(gates[1].sequences[0].token_ids) == len(PROMPT) + 28)
     kept = [gate.sequences[0].token_ids for gate in gates]
     assert kept[0] == kept[1]
     assert follower.worker.epoch == 1
+    core.send(maskless_plan(29))
+    wait_until(lambda: gates[1].steps == 29)
     core.send(Reset(2))
     wait_until(lambda: follower.worker.epoch == 2)
 
