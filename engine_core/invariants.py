@@ -21,7 +21,7 @@ def check(scheduler: Scheduler) -> None:
         assert request.num_tokens <= request.max_total_tokens
         assert computed < request.max_total_tokens, "computed past its last token"
         if request.is_decoding:
-            assert request in scheduler.due[request.due_step], "nobody will look at it when it is due"
+            assert request in scheduler.calendar.due[request.due_step], "nobody looks at it when it is due"
         _check_tables(scheduler.kv, request, computed)
     _check_blocks(scheduler)
     assert not slots & set(scheduler.free_slots), "a slot is both free and taken"

@@ -19,6 +19,7 @@ from protocol.messages import EngineFacts
 from protocol.options import CacheOptions, SchedulerOptions
 from protocol.steps import StepMasks
 
+from .calendar import Calendar
 from .clients import Client
 from .decode_batch import DecodeBatch
 from .kv_blocks import KVBlocks
@@ -51,10 +52,6 @@ class Scheduler:
         self.most_running = facts.max_num_seqs
         """Fewer after a step for which the device's memory did not suffice."""
         self.decoding = DecodeBatch()
-        self.due: dict[int, dict[Request, None]] = {}
-        """By step number: who needs a decision before that step is planned. Nobody else is looked at."""
-        self._last: dict[int, dict[Request, None]] = {}
-        """By step number: whose last token that fits it brings."""
         self.prefilling: dict[Request, None] = {}
         self.constrained: dict[Request, None] = {}
         self.spent: dict[Request, None] = {}
@@ -75,8 +72,7 @@ class Scheduler:
         self.kv = KVBlocks(facts, chunk=chunk, caching=self._caching)
         self.free_slots = list(range(facts.max_num_seqs - 1, -1, -1))
         self.decoding = DecodeBatch()
-        self.due.clear()
-        self._last.clear()
+        self.calendar = Calendar(facts.block_size)
         self.prefilling.clear()
         self.constrained.clear()
         self.spent.clear()
@@ -175,8 +171,8 @@ class Scheduler:
 
         self._step += 1
         self.decoding.advance()
-        last = [one for one in self._last.pop(self._step, ()) if one.last_step == self._step]
-        step = draft.finish(self.epoch, self._step, lanes, tuple(last))
+        last = self.calendar.take_last(self._step)
+        step = draft.finish(self.epoch, self._step, lanes, last)
         self.in_flight.append(step)
         self._maskless = step if step.masked and not step.plan.masks else None
         return step
@@ -212,10 +208,10 @@ class Scheduler:
         Returns those requests; None if that needs blocks which only a result in flight can bring.
         """
         step = self._step + 1
-        due = [request for request in self.due.get(step, ()) if request.due_step == step]
+        calendar = self.calendar
         growing: list[Request] = []
         kv, size, fence = self.kv, self.facts.block_size, self._fence
-        for request in due:
+        for request in calendar.due_at(step):
             computed = request.num_blocks * size
             if computed >= request.max_total_tokens - 1:  # the context, not the block
                 self._stop_decoding(request)
@@ -233,11 +229,11 @@ class Scheduler:
                 self._preempt(victim)
                 if victim in growing:
                     growing.remove(victim)
-        self.due.pop(step, None)
+        calendar.forget(step)
         for request in growing:
             computed = request.num_blocks * size
             kv.grow(request)
-            self._set_due_step(request, step, computed)
+            calendar.postpone(request, step, computed)
         return growing
 
     def _is_room_for(self, growing: int) -> bool:
@@ -258,27 +254,13 @@ class Scheduler:
 
     def _start_decoding(self, request: Request, step: int) -> None:
         """`step` is the last one that did not yet decode it."""
-        request.decoding_since = step
-        self._set_due_step(request, step + 1, request.num_computed_tokens)
+        self.calendar.begin(request, step)
         self.decoding.add(request, request.num_output_tokens)
-        request.last_step = step + request.max_total_tokens - request.num_tokens - 1
-        self._last.setdefault(request.last_step, {})[request] = None
 
     def _stop_decoding(self, request: Request) -> None:
         request.num_computed_tokens = self.num_computed_tokens(request)
         self.decoding.remove(request)
-        self._last.get(request.last_step, {}).pop(request, None)
-        request.due_step = -1
-
-    def _set_due_step(self, request: Request, step: int, computed: int) -> None:
-        """The step that would leave its last block, or go beyond its last token: by `step` it has computed
-        that many tokens, and one more with each."""
-        capacity, last = request.num_blocks * self.facts.block_size, request.max_total_tokens - 1
-        due = request.due_step = step + (capacity if capacity < last else last) - computed
-        if (others := self.due.get(due)) is not None:
-            others[request] = None  # perhaps again: before it was preempted it was due then, too
-        else:
-            self.due[due] = {request: None}
+        self.calendar.end(request)
 
     # ── inside: prompts ─────────────────────────────────────────────────────────────────────────
 
