@@ -35,17 +35,20 @@ def test_as_the_reference(native: Library, dtype: torch.dtype, dim: int, heads: 
         torch.testing.assert_close(mine, reference, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
-def test_soft_cap_and_sinks(native: Library) -> None:
-    seqs = Sequences([40], heads=4, kv_heads=2, dim=64)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_soft_cap_and_sinks(native: Library, dtype: torch.dtype) -> None:
+    seqs = Sequences([40], heads=4, kv_heads=2, dim=64, dtype=dtype)
     sinks = torch.tensor([0.0, 1.0, -2.0, 30.0])
     (got,) = seqs.step([(0, 10, 40)], kernels=native, soft_cap=1.5, sinks=sinks)
-    keys, values = (x[0].repeat_interleave(2, 1) for x in (seqs.keys, seqs.values))
-    scores = torch.einsum("qhd,khd->hqk", seqs.queries[0][10:], keys) / 8
+    (alone,) = seqs.step([(0, 39, 40)], kernels=native, soft_cap=1.5, sinks=sinks)
+    assert torch.equal(alone[0], got[-1])
+    keys, values = (x[0].repeat_interleave(2, 1).float() for x in (seqs.keys, seqs.values))
+    scores = torch.einsum("qhd,khd->hqk", seqs.queries[0][10:].float(), keys) / 8
     scores = 1.5 * (scores / 1.5).tanh()
     unseen = torch.arange(40) > torch.arange(10, 40)[:, None]
     scores = torch.cat((scores.masked_fill(unseen, -torch.inf), sinks[:, None, None].expand(4, 30, 1)), -1)
     expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., :-1], values).flatten(1)
-    torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-6)
+    torch.testing.assert_close(got, expected.to(dtype), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ static void attend_span(const work *w, const unit *u, const reach *it, const flo
     place places[2];
     for (int64_t begin = first_tile(layer, it, span, &places[0]); begin < end; begin += TILE, now = !now) {
         int64_t next = begin + TILE;
-        const place *here = &places[now], *ahead = few ? &places[!now] : NULL;
+        const place *here = &places[now], *ahead = few || w->pairs ? &places[!now] : NULL;
         if (next < end)
             locate(layer, it, next, 0, least(end - next, TILE), &places[!now]);
         else if (few && after)
@@ -128,7 +128,7 @@ static void load_queries(const work *w, const unit *u, const reach *it, float *q
         const char *from = w->query + place_of(w, u, it, row, w->query_stride);
 #if HAS_PAIRS
         for (int64_t i = 0; i < dim / 2 && w->pairs; i++)
-            memcpy((uint32_t *)q + query_place(row, i, dim), from + 4 * i, 4);
+            memcpy((uint32_t *)q + query_place(u->num_rows, row, i, dim), from + 4 * i, 4);
         if (w->pairs) continue;
 #endif
         for (int64_t d = 0; d < dim; d += CHUNK) {

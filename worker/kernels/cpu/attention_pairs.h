@@ -1,7 +1,8 @@
 /* One tile of attention in bfloat16, where the processor multiplies pairs of it (AVX512-BF16):
  *
- *     scores   lanes are keys:         keys are turned to [pair of dims][key], queries are [pair of dims][row]
- *     values   lanes are dims:         values are paired to [pair of positions][dim], weights are rounded to bf16
+ *     scores   few rows: lanes are keys; many: lanes are rows, as then 16 are softened at once
+ *              keys are turned to [pair of dims][key], queries are [block of 8 or 32][pair of dims][row]
+ *     values   lanes are dims: values are paired to [pair of positions][dim], weights are rounded to bf16
  *
  * Products are exact and sums are in float32, two products at a time. Turning and pairing cost about as much as
  * four rows, and spare each row its horizontal sums. A row's order of sums depends on absolute positions alone.
@@ -13,19 +14,25 @@
 #include "transpose.h"
 #define HAS_PAIRS 1
 
-enum { MOST_PAIRED_DIM = 256, ROWS_AT_ONCE = 8 };
+enum { MOST_PAIRED_DIM = 256, FEW = FEW_ROWS, MANY = 32 };
 
 INLINE int can_pair(const attention_layer *layer) {
     return layer->dtype == BF16 && layer->head_dim % CHUNK == 0 && layer->head_dim <= MOST_PAIRED_DIM;
 }
 
-INLINE vf dot_pairs(vi a, vi b, vf c) { return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b); }
+/* sum += a · b, by the instruction as it stands: with so many sums GCC 12 copies and spills them around its intrinsic. */
+#define ADD_PAIRS(sum, a, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
 INLINE vi load_pairs(const void *p) { return (vi)_mm512_loadu_si512(p); }
-INLINE vi repeat(uint32_t both) { return (vi)_mm512_set1_epi32((int32_t)both); }
+INLINE vi repeat(const uint32_t *both) {
+    vi all;
+    __asm__("vpbroadcastd %1, %0" : "=v"(all) : "m"(*both));
+    return all;
+}
 
-/* Where the queries' pair of dims of one row is: [rows / ROWS_AT_ONCE][pair of dims][row % ROWS_AT_ONCE]. */
-INLINE int64_t query_place(int64_t row, int64_t pair, int64_t dim) {
-    return row / ROWS_AT_ONCE * ROWS_AT_ONCE * (dim / 2) + pair * ROWS_AT_ONCE + row % ROWS_AT_ONCE;
+/* Where a pair of dims of one row of a unit's queries is. */
+INLINE int64_t query_place(int64_t num_rows, int64_t row, int64_t pair, int64_t dim) {
+    int64_t block = num_rows > FEW ? MANY : FEW;
+    return row / block * block * (dim / 2) + pair * block + row % block;
 }
 
 /* to [pair of dims][TILE keys] */
@@ -56,7 +63,7 @@ INLINE void pair_values(const place *here, int64_t dim, uint32_t *to) {
 /* Scores of `rows` queries and all keys of a tile. `ahead`: keys that are needed next, or NULL. */
 INLINE void paired_scores(const uint32_t *q, const uint32_t *k, const char *const *ahead, int64_t dim, const int rows,
                           float *out) {
-    vf s[ROWS_AT_ONCE][2];
+    vf s[FEW][2];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) s[r][0] = s[r][1] = (vf){};
     for (int64_t p = 0, at = 0; p < dim / 2; p++) {
@@ -67,75 +74,193 @@ INLINE void paired_scores(const uint32_t *q, const uint32_t *k, const char *cons
         vi a = load_pairs(k + p * TILE), b = load_pairs(k + p * TILE + LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-            vi x = repeat(q[p * ROWS_AT_ONCE + r]);
-            __asm__("" : "+v"(x));
-            s[r][0] = dot_pairs(x, a, s[r][0]);
-            s[r][1] = dot_pairs(x, b, s[r][1]);
+            vi x = repeat(q + p * FEW + r);
+            ADD_PAIRS(s[r][0], x, a);
+            ADD_PAIRS(s[r][1], x, b);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) store(out + r * TILE, s[r][0]), store(out + r * TILE + LANES, s[r][1]);
 }
 
-/* mixed = mixed · decay + Σ p v, of `rows` rows and `vectors` vectors of a head; p [row][TILE / 2];
+/* mixed = mixed · decay + Σ p v, of `rows` rows and `vectors` vectors of a head; a weight's pair is at
+ * p[row · of_row + pair · of_pair];
  * `ahead`: values that are needed next, or NULL */
-INLINE void mix_pairs(float *mixed, const uint32_t *p, const float *decay, const uint32_t *v, const char *const *ahead,
+INLINE void mix_pairs(float *mixed, const uint32_t *p, const int of_row, const int of_pair, const float *decay, const uint32_t *v, const char *const *ahead,
                       int64_t d, int64_t from, int64_t to, int64_t dim, const int rows, const int vectors) {
-    vf o[2][8];
-#pragma GCC unroll 2
+    vf o[3][8];
+#pragma GCC unroll 3
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int c = 0; c < vectors; c++) o[r][c] = load(mixed + r * dim + d + c * LANES) * splat(decay[r]);
     for (int64_t k = from; k < to; k++) {
-        vi weights[2];
-#pragma GCC unroll 2
-        for (int r = 0; r < rows; r++) weights[r] = repeat(p[r * (TILE / 2) + k]);
+        vi weights[3];
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++) weights[r] = repeat(p + r * of_row + k * of_pair);
 #pragma GCC unroll 8
         for (int c = 0; c < vectors; c++) {
             if (ahead) __builtin_prefetch(ahead[2 * k + c % 2] + 2 * d + c / 2 * 64, 0, 2);
             vi x = load_pairs(v + k * dim + d + c * LANES);
-#pragma GCC unroll 2
-            for (int r = 0; r < rows; r++) o[r][c] = dot_pairs(weights[r], x, o[r][c]);
+            IN_REGISTER(x);
+#pragma GCC unroll 3
+            for (int r = 0; r < rows; r++) ADD_PAIRS(o[r][c], weights[r], x);
         }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int c = 0; c < vectors; c++) store(mixed + r * dim + d + c * LANES, o[r][c]);
 }
 
-INLINE void mix_paired_heads(float *mixed, const uint32_t *p, const float *decay, const uint32_t *v,
+INLINE void mix_paired_heads(float *mixed, const uint32_t *p, const int of_row, const int of_pair, const float *decay, const uint32_t *v,
                              const char *const *ahead, int64_t from, int64_t to, int64_t dim, const int rows) {
     int64_t d = 0;
-    for (; d + 8 * LANES <= dim; d += 8 * LANES) mix_pairs(mixed, p, decay, v, ahead, d, from, to, dim, rows, 8);
-    for (; d < dim; d += CHUNK) mix_pairs(mixed, p, decay, v, ahead, d, from, to, dim, rows, 2);
+    for (; d + 8 * LANES <= dim; d += 8 * LANES) mix_pairs(mixed, p, of_row, of_pair, decay, v, ahead, d, from, to, dim, rows, 8);
+    for (; d < dim; d += CHUNK) mix_pairs(mixed, p, of_row, of_pair, decay, v, ahead, d, from, to, dim, rows, 2);
+}
+
+static __attribute__((noinline)) void few_rows(const rows_at *at, const attention_layer *layer, int64_t rows, const uint32_t *q, int64_t begin,
+                     const place *here, const place *next, const uint32_t *k, const uint32_t *v, state s) {
+    int64_t dim = layer->head_dim, first = here->from / 2, last = (here->to + 1) / 2;
+    const char *const *next_k = next ? next->k : NULL, *const *next_v = next ? next->v : NULL;
+    float p[FEW * TILE], decay[FEW];
+    uint32_t weights[FEW * TILE / 2];
+    if (rows > 4) paired_scores(q, k, next_k, dim, 8, p);
+    else if (rows > 2) paired_scores(q, k, next_k, dim, 4, p);
+    else paired_scores(q, k, next_k, dim, 2, p);
+    for (int64_t r = 0; r < rows; r++) {
+        decay[r] = soften_row(at, layer, r, begin, p + r * TILE, s);
+        __m512bh both = _mm512_cvtne2ps_pbh((__m512)load(p + r * TILE + LANES), (__m512)load(p + r * TILE));
+        _mm512_storeu_si512(weights + r * (TILE / 2), (__m512i)both);
+    }
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2)
+        mix_paired_heads(s.mixed + r * dim, weights + r * (TILE / 2), TILE / 2, 1, decay + r, v, r ? NULL : next_v, first, last, dim, 2);
+    if (r < rows) mix_paired_heads(s.mixed + r * dim, weights + r * (TILE / 2), TILE / 2, 1, decay + r, v, r ? NULL : next_v, first, last, dim, 1);
+}
+
+/* Scores of `keys` keys and `vectors` · 16 rows, to [key][MANY rows]. `ahead`: 16 keys or values that are needed next, or
+ * NULL. Sums want all registers: functions of their own. */
+INLINE void turned_scores(const uint32_t *q, const uint32_t *k, const char *const *ahead, int64_t dim, const int keys,
+                          const int vectors, float *out) {
+    vf s[16][2];
+#pragma GCC unroll 16
+    for (int j = 0; j < keys; j++) s[j][0] = s[j][1] = (vf){};
+    for (int64_t p = 0; p < dim / 2; p++, q += MANY, k += TILE) {
+        if (ahead) __builtin_prefetch(ahead[p % 16] + p / 16 * 64, 0, 2);
+        vi rows[2];
+#pragma GCC unroll 2
+        for (int i = 0; i < vectors; i++) {
+            rows[i] = load_pairs(q + i * LANES);
+            IN_REGISTER(rows[i]);
+        }
+#pragma GCC unroll 16
+        for (int j = 0; j < keys; j++) {
+            vi key = repeat(k + j);
+#pragma GCC unroll 2
+            for (int i = 0; i < vectors; i++) ADD_PAIRS(s[j][i], key, rows[i]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < keys; j++)
+#pragma GCC unroll 2
+        for (int i = 0; i < vectors; i++) store(out + j * MANY + i * LANES, s[j][i]);
+}
+
+static __attribute__((noinline)) void scores_of_32(const uint32_t *q, const uint32_t *k, const char *const *ahead,
+                                                   int64_t dim, float *out) {
+    turned_scores(q, k, ahead, dim, 12, 2, out);
+    turned_scores(q, k + 12, ahead ? ahead + 16 : NULL, dim, 12, 2, out + 12 * MANY);
+    turned_scores(q, k + 24, NULL, dim, 8, 2, out + 24 * MANY);
+}
+
+static __attribute__((noinline)) void scores_of_16(const uint32_t *q, const uint32_t *k, const char *const *ahead,
+                                                   int64_t dim, float *out) {
+    turned_scores(q, k, ahead, dim, 16, 1, out);
+    turned_scores(q, k + 16, ahead ? ahead + 16 : NULL, dim, 16, 1, out + 16 * MANY);
+}
+
+static __attribute__((noinline)) void mix_three(float *mixed, const uint32_t *p, const float *decay, const uint32_t *v,
+                                                int64_t from, int64_t to, int64_t dim) {
+    mix_paired_heads(mixed, p, 1, MANY, decay, v, NULL, from, to, dim, 3);
+}
+
+static __attribute__((noinline)) void mix_one(float *mixed, const uint32_t *p, const float *decay, const uint32_t *v,
+                                              int64_t from, int64_t to, int64_t dim) {
+    mix_paired_heads(mixed, p, 1, MANY, decay, v, NULL, from, to, dim, 1);
+}
+
+/* soften of up to 16 rows at once, with its order of sums. `seen`: of each row the first key and the end, or NULL: all. */
+static __attribute__((noinline)) void soften_rows(float *scores, const attention_layer *layer, const vi *seen, int64_t row, int64_t rows, state s, float *decay) {
+    __mmask16 some = first((int)rows);
+    vf top = splat(NOTHING), soft_cap = splat((float)layer->soft_cap);
+    for (int j = 0; j < TILE; j++) {
+        vf x = load(scores + j * MANY) * splat((float)layer->scale);
+        if (layer->soft_cap != 0) x = tanh_(x / soft_cap) * soft_cap;
+        if (seen) x = select_((seen[0] <= j) & (seen[1] > j), x, splat(NOTHING));
+        top = larger(x, top);
+        store(scores + j * MANY, x);
+    }
+    vf before = (vf)_mm512_maskz_loadu_ps(some, s.max + row), now = select_(top > before, top, before), t[LANES];
+#pragma GCC unroll 2
+    for (int j = 0; j < TILE; j++) {
+        vf p = exp_(load(scores + j * MANY) - now);
+        if (seen) p = select_((seen[0] <= j) & (seen[1] > j), p, (vf){});
+        store(scores + j * MANY, p);
+    }
+    for (int j = 0; j < LANES; j++) t[j] = load(scores + j * MANY) + load(scores + (j + LANES) * MANY);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int j = 0; j < half; j++) t[j] = t[j] + t[j + half];
+    vf less = exp_(before - now), sum = (vf)_mm512_maskz_loadu_ps(some, s.sum + row) * less + t[0];
+    _mm512_mask_storeu_ps(s.max + row, some, (__m512)now);
+    _mm512_mask_storeu_ps(s.sum + row, some, (__m512)sum);
+    store(decay, less);
+}
+
+/* A block of up to MANY rows from `row` on. */
+static __attribute__((noinline)) void many_rows(const rows_at *at, const attention_layer *layer, int64_t row, int64_t rows, const uint32_t *q,
+                      int64_t begin, const place *here, const char *const *ahead, const uint32_t *k, const uint32_t *v,
+                      state s) {
+    int64_t dim = layer->head_dim, from = here->from / 2, to = (here->to + 1) / 2, last = position_of(at, row + rows - 1);
+    float p[TILE * MANY] __attribute__((aligned(64))), decay[MANY];
+    uint32_t weights[TILE / 2 * MANY] __attribute__((aligned(64)));
+    (rows > LANES ? scores_of_32 : scores_of_16)(q, k, ahead, dim, p);
+    int all = position_of(at, row) + 1 >= begin + TILE && (!at->window || last + 1 - at->window <= begin);
+    for (int64_t i = 0; i < rows; i += LANES) {
+        vi seen[2] = {};
+        for (int j = 0; j < LANES && !all; j++) {
+            int64_t end = position_of(at, row + least(i + j, rows - 1)) + 1, start = at->window ? most(end - at->window, 0) : 0;
+            seen[0][j] = (int32_t)most(start - begin, 0), seen[1][j] = (int32_t)least(most(end - begin, 0), TILE);
+        }
+        soften_rows(p + i, layer, all ? NULL : seen, row + i, least(rows - i, LANES), s, decay + i);
+        for (int j = 0; j < TILE; j += 2) {
+            vi even = (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(p + j * MANY + i)));
+            vi odd = (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(p + (j + 1) * MANY + i)));
+            vi both = even | (odd << 16);
+            memcpy(weights + j / 2 * MANY + i, &both, sizeof both);
+        }
+    }
+    int64_t r = 0;
+    for (; r + 3 <= rows; r += 3) mix_three(s.mixed + (row + r) * dim, weights + r, decay + r, v, from, to, dim);
+    for (; r < rows; r++) mix_one(s.mixed + (row + r) * dim, weights + r, decay + r, v, from, to, dim);
 }
 
 static __attribute__((noinline)) void tile_pairs(const rows_at *at, const attention_layer *layer, int64_t num_rows, const float *q,
         int64_t begin, const place *here, const place *next, state s) {
-    int64_t dim = layer->head_dim, first = here->from / 2, last = (here->to + 1) / 2;
+    int64_t dim = layer->head_dim;
+    const uint32_t *queries = (const uint32_t *)q;
     uint32_t k[TILE / 2 * MOST_PAIRED_DIM] __attribute__((aligned(64)));
     uint32_t v[TILE / 2 * MOST_PAIRED_DIM] __attribute__((aligned(64)));
     turn_keys(here, dim, k);
     pair_values(here, dim, v);
-    for (int64_t row = 0; row < num_rows; row += ROWS_AT_ONCE) {
-        int64_t rows = least(num_rows - row, ROWS_AT_ONCE);
-        const uint32_t *queries = (const uint32_t *)q + query_place(row, 0, dim);
-        const char *const *next_k = next && !row ? next->k : NULL, *const *next_v = next && !row ? next->v : NULL;
-        float p[ROWS_AT_ONCE * TILE], decay[ROWS_AT_ONCE];
-        uint32_t weights[ROWS_AT_ONCE * TILE / 2];
-        if (rows > 4) paired_scores(queries, k, next_k, dim, 8, p);
-        else if (rows > 2) paired_scores(queries, k, next_k, dim, 4, p);
-        else paired_scores(queries, k, next_k, dim, 2, p);
-        for (int64_t r = 0; r < rows; r++) {
-            decay[r] = soften_row(at, layer, row + r, begin, p + r * TILE, s);
-            __m512bh both = _mm512_cvtne2ps_pbh((__m512)load(p + r * TILE + LANES), (__m512)load(p + r * TILE));
-            _mm512_storeu_si512(weights + r * (TILE / 2), (__m512i)both);
-        }
-        int64_t r = 0;
-        for (; r + 2 <= rows; r += 2)
-            mix_paired_heads(s.mixed + (row + r) * dim, weights + r * (TILE / 2), decay + r, v, r ? NULL : next_v, first, last, dim, 2);
-        if (r < rows) mix_paired_heads(s.mixed + (row + r) * dim, weights + r * (TILE / 2), decay + r, v, r ? NULL : next_v, first, last, dim, 1);
+    if (num_rows <= FEW) {
+        few_rows(at, layer, num_rows, queries, begin, here, next, k, v, s);
+        return;
+    }
+    for (int64_t row = 0; row < num_rows; row += MANY) {
+        const char *const *ahead = next && row < 2 * MANY ? (row ? next->v : next->k) : NULL;
+        const uint32_t *block = queries + query_place(num_rows, row, 0, dim);
+        many_rows(at, layer, row, least(num_rows - row, MANY), block, begin, here, ahead, k, v, s);
     }
 }
 
