@@ -137,9 +137,10 @@ typedef struct {
 
 /* `block` weights of a row, as they are multiplied. */
 static const void *convert(const Product *p, const Part *part, long row, long k, long block, float *to) {
-    float wide[K_BLOCK];
-    p->convert(p->w, part, row, k, block, p->w_bytes == 4 ? to : wide);
-    for (long i = 0; p->w_bytes == 2 && i < block; i++) ((bf16 *)to)[i] = float_to_bf16(wide[i]);
+    int halves = p->w->kind == NF4 ? 1 : 2; /* bytes, of a stored weight */
+    const char *ahead = (const char *)part->weight + (row + 2 * NR) * part->stride;
+    for (long at = k * halves / 2; at < (k + block) * halves / 2; at += 64) __builtin_prefetch(ahead + at, 0, 2);
+    p->convert(p->w, part, row, k, block, to, p->w_bytes == 4 ? F32 : BF16);
     return to;
 }
 
