@@ -7,6 +7,8 @@
 `plan_reading` makes it for any endpoint; an endpoint puts it into its Wish.
 """
 
+from typing import NamedTuple
+
 import msgspec
 from msgspec import Struct
 
@@ -65,10 +67,25 @@ class Formats(Struct, frozen=True):
             tools, reasoning, framing, told, {mark: one for mark, one in known.items() if one is not None}
         )
 
+    def can_end_reasoning(self, begin: Begins) -> bool:
+        """Whether a grammar can make an answer that begins so go on from its reasoning; or there is none."""
+        if self.framing is not None:
+            return self.framing.thought_end in self.token_ids
+        return begin is Begins.NEVER or (
+            self.reasoning is not None and self.reasoning.close in self.token_ids
+        )
+
     def lark(self, mark: str) -> str:
         """A mark in a grammar."""
         token_id = self.token_ids.get(mark)
         return literal(mark) if token_id is None else f"<[{token_id}]>"
+
+
+class Budget(NamedTuple):
+    """So many tokens of reasoning at most; `param` asks for it."""
+
+    num_tokens: int
+    param: str
 
 
 def plan_reading(
@@ -80,11 +97,13 @@ def plan_reading(
     split_reasoning: bool = True,
     show_reasoning: bool = True,
     going_on: str | None = None,
+    budget: "Budget | None" = None,
     param: str = "tools",
 ) -> "Reading | None":
     """None: the answers are plain text. `prompt` is what they go on from. Raises InvalidRequest for `param`.
 
-    `going_on`: the text of the last message, if the answers go on with it.
+    `going_on`: the text of the last message, if the answers go on with it. `budget`: where the reasoning is
+    cut, and the answer goes on.
 
     `split_reasoning`: off, it stays in the text. `show_reasoning`: off, it is dropped. Ids of calls follow
     from `response_id`. Calls that are forced can be had of any model; for calls of its own accord it has to
@@ -105,7 +124,12 @@ def plan_reading(
         begin = begins(formats.reasoning, prompt, going_on)
     if not use.callable and begin is Begins.NEVER and formats.framing is None:
         return None
-    return Reading(formats, use, begin, response_id, show_reasoning, going_on is not None, param)
+    if budget is not None and not formats.can_end_reasoning(begin):
+        what = (
+            f"{budget.param}: it cannot be enforced, as the mark that ends this model's reasoning is no token"
+        )
+        raise Unsupported(f"{what}; leave it out", param=budget.param)
+    return Reading(formats, use, begin, response_id, show_reasoning, going_on is not None, budget, param)
 
 
 class Reading:
@@ -119,11 +143,13 @@ class Reading:
         response_id: str,
         show: bool,
         going_on: bool,
+        budget: "Budget | None",
         param: str,
     ) -> None:
         self._formats = formats
         self._framing = formats.framing
         self._going_on = going_on
+        self._budget = budget
         self._tools = use.callable
         self._forced = use.choice == "required"
         self._strict = any(tool.strict for tool in self._tools)
@@ -170,13 +196,18 @@ class Reading:
         """
         lead, rules = self._lead()
         text = self._before_text()
+        limit = self._budget if lead else None
+        if not self._tools and answer is None and limit is not None:
+            return _framed(f"start: {lead}{text}TEXT?\n{rules}TEXT: {FREE_TEXT}", (), None, limit.param)
         if not self._tools:
             if answer is None or not (lead or text):
                 return answer
             return _framed(f"start: {lead}{text}@answer\n{rules}", (), answer, answer.param)
-        if answer is None and not self._forced and not self._strict:
+        if answer is None and not self._forced and not self._strict and limit is None:
             return None
         param = self._param if answer is None or self._forced else answer.param
+        if answer is None and not self._forced and not self._strict and limit is not None:
+            param = limit.param
         enforced, calls = self._calls(param)
         rules += calls.lark
         if self._forced:
@@ -219,13 +250,14 @@ class Reading:
         return f"{self._framing.before_text(self._formats.lark)} "
 
     def _lead(self) -> tuple[str, str]:
+        budget = self._budget.num_tokens if self._budget is not None else None
         if self._framing is not None and self._format is self._framing:
-            return ("", "") if self._going_on else self._framing.before_answer(self._formats.lark)
+            return ("", "") if self._going_on else self._framing.before_answer(self._formats.lark, budget)
         reasoning = self._formats.reasoning
         if reasoning is None or self._begin is Begins.NEVER:
             return "", ""
         return before_answer(
-            self._begin, self._formats.lark(reasoning.open), self._formats.lark(reasoning.close)
+            self._begin, self._formats.lark(reasoning.open), self._formats.lark(reasoning.close), budget
         )
 
     def _arguments(self, tool: Tool) -> ToolArguments:

@@ -52,12 +52,12 @@ def begins(marks: Marks, prompt: str, going_on: str | None = None) -> Begins:
     return Begins.NEVER if end.endswith(marks.close) else Begins.PERHAPS
 
 
-def before_answer(begin: Begins, opened: str, closed: str) -> tuple[str, str]:
-    """Lark: what comes before the answer, and the rules for it. The marks are Lark, too."""
+def before_answer(begin: Begins, opened: str, closed: str, budget: int | None = None) -> tuple[str, str]:
+    """Lark: what comes before the answer, and the rules for it. The marks are Lark, too; see thought_rule."""
     if begin is Begins.NEVER:
         return "", ""
     head = "thought" if begin is Begins.INSIDE else f"({opened} thought)?"
-    return f"{head} GAP? ", f"{thought_rule(closed)}GAP: /\\n{{1,2}}/\n"
+    return f"{head} GAP? ", f"{thought_rule(closed, budget)}GAP: /\\n{{1,2}}/\n"
 
 
 class PlainReader:

@@ -249,6 +249,15 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "then kept apart from its answer; auto: as its chat template shows"
         ),
     ] = "auto"
+    sse_keep_alive_interval: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1e6,
+            description="seconds after which a stream that has nothing to say sends a ping, so that proxies "
+            "do not cut it; 0: never",
+        ),
+    ] = 15.0
     request_timeout: Annotated[
         float, Meta(ge=0, le=1e6, description="seconds that a request may take, queue included; 0: no limit")
     ] = 0.0

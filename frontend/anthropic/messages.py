@@ -31,6 +31,7 @@ class Messages(TurnEndpoint[MessagesRequest]):
     """The endpoint that answers."""
 
     numbered = False
+    ping = b'event: ping\ndata: {"type": "ping"}\n\n'
 
     def __init__(self, service: Service) -> None:
         super().__init__(service, MessagesRequest, MESSAGES)
@@ -42,6 +43,10 @@ class Messages(TurnEndpoint[MessagesRequest]):
         offered = offered_tools(request.tools, request.tool_choice)
         chat = chat_messages(request.system, request.messages)
         prompt = await _prompt(self.service, request, chat, offered.use, facts)
+        budget = request.thinking_budget
+        if budget is not None and budget.num_tokens >= request.max_tokens:
+            what = f"{budget.param}: expected less than max_tokens, got {budget.num_tokens}"
+            raise InvalidRequest(what, param=budget.param)
         room = facts.max_model_len - len(prompt.token_ids)
         fields = GenerationFields(
             temperature=request.temperature,
@@ -70,6 +75,7 @@ class Messages(TurnEndpoint[MessagesRequest]):
             terms.response_id,
             show_reasoning=request.shows_thinking,
             going_on=last_text(chat) if request.goes_on else None,
+            budget=request.thinking_budget,
         )
         wish = await self.constrained(structs.replace(wish, reading=reading), request.constraint, facts)
 

@@ -14,6 +14,7 @@ from ..openai.prompting import reasoning_variables
 from ..openai.refused import Refusal
 from ..openai.structured import NULL, text_of
 from ..openai.turn import TurnFields, acceptances, refusals
+from ..reading import Budget
 from .content import AnthropicMessage, ContentBlock
 from .tools import AnthropicTool, AnthropicToolChoice
 
@@ -30,10 +31,9 @@ class OutputConfig(Struct, frozen=True, kw_only=True):
 
 
 class Thinking(Struct, frozen=True, kw_only=True):
-    """`budget_tokens` is a target that nothing enforces but max_tokens."""
-
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    """Where the thinking is cut, and the answer goes on."""
     display: Literal["summarized", "omitted"] | None = None
 
 
@@ -63,6 +63,13 @@ class CountFields(TurnFields, frozen=True, kw_only=True):
         """What the model says to itself is of interest."""
         given = self.thinking
         return given is None or (given.type != "disabled" and given.display != "omitted")
+
+    @property
+    def thinking_budget(self) -> Budget | None:
+        given = self.thinking
+        if given is None or given.type == "disabled" or given.budget_tokens is None:
+            return None
+        return Budget(given.budget_tokens, "thinking.budget_tokens")
 
     @property
     def goes_on(self) -> bool:
@@ -113,6 +120,7 @@ MESSAGES: dict[str, Refusal] = (
     | PROMPT
     | {
         "max_completion_tokens": Refusal("use `max_tokens`"),
+        "thinking_token_budget": Refusal("use `thinking.budget_tokens`"),
         "stop": Refusal("use `stop_sequences`", ([], "")),
         "repetition_penalty": Refusal("it is none of this API's; use /v1/chat/completions", (1,)),
         "response_format": _FORMAT,
@@ -134,5 +142,4 @@ ACCEPTED: dict[str, str] = acceptances(MessagesRequest, MESSAGES) | {
     "inference_geo": "there is one place",
     "speed": "there is one",
     "user_profile_id": "a label of the caller's; keys are the tenants here",
-    "thinking.budget_tokens": "nothing but `max_tokens` ends the thinking",
 }

@@ -1,13 +1,14 @@
 """POST /v1/chat/completions: messages in. What comes out is in chat_events.py."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import structs
+from msgspec import Meta, structs
 
 from protocol.errors import InvalidRequest
 from protocol.messages import EngineFacts
+from protocol.sampling import MAX_TOKENS
 
-from ..reading import plan_reading
+from ..reading import Budget, plan_reading
 from ..service import Service
 from ..streams import Generation, Prompt, Wish
 from .chat_events import ChatEvents
@@ -33,6 +34,8 @@ class ChatRequest(GenerationFields, frozen=True, kw_only=True):
     """none, auto, required, or an object that names a function or some of them."""
     parallel_tool_calls: bool | None = None
     """false: one call at most."""
+    thinking_token_budget: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    """Where the reasoning is cut, and the answer goes on."""
     include_reasoning: bool | None = None
     """false: the reasoning is dropped."""
     separate_reasoning: bool | None = None
@@ -68,6 +71,7 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
             defaults=reasoning_variables(request.reasoning_effort),
         )
         check_not_empty([prompt], "messages")
+        budget = request.thinking_token_budget
         reading = plan_reading(
             self.service.formats,
             use,
@@ -76,6 +80,7 @@ class ChatCompletions(GeneratingEndpoint[ChatRequest]):
             split_reasoning=request.separate_reasoning is not False,
             show_reasoning=request.include_reasoning is not False,
             going_on=last_text(request.messages) if request.continue_final_message else None,
+            budget=None if budget is None else Budget(budget, "thinking_token_budget"),
         )
         answer = request.max_completion_tokens or request.max_tokens
         (prompt,) = truncated([prompt], request, facts, answer)

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from protocol.messages import EngineFacts
 from protocol.sampling import NOT_WITH_GRAMMAR
 
+from ..keep_alive import KeepAlive
 from ..responses import send_json
 from ..service import Service
 from ..streams import Generation, Prompt, Wish
@@ -97,10 +98,11 @@ class GeneratingEndpoint(Endpoint[Fields]):
                 await send_json(send, await response.whole())
                 return
             stream = EventStream if terms.key is None else ResumableStream
-            await stream(
-                send,
-                generation,
-                response,
-                include_usage=request.include_usage,
-                continuous_usage=request.continuous_usage,
-            ).run()
+            async with KeepAlive(send, self.service.options.sse_keep_alive_interval) as alive:
+                await stream(
+                    alive,
+                    generation,
+                    response,
+                    include_usage=request.include_usage,
+                    continuous_usage=request.continuous_usage,
+                ).run()

@@ -47,7 +47,6 @@ GENERATION: dict[str, Refusal] = {
     "mirostat": Refusal(_SAMPLER, (0,)),
     "dry_multiplier": Refusal(_SAMPLER, (0, 0.0)),
     "xtc_probability": Refusal(_SAMPLER, (0, 0.0)),
-    "thinking_token_budget": Refusal("use `max_tokens`"),
     "lora_path": Refusal("name the adapter as `model`"),
     "repeat_penalty": Refusal("use `repetition_penalty`", (1, 1.0)),
     "do_sample": Refusal("use `temperature`", (True,)),
@@ -75,6 +74,7 @@ COMPLETIONS: dict[str, Refusal] = GENERATION | {
     "max_completion_tokens": Refusal("use `max_tokens`"),
     "top_logprobs": Refusal("use `logprobs`", (0,)),
     "tools": Refusal("use /v1/chat/completions", ([],)),
+    "thinking_token_budget": Refusal("use /v1/chat/completions"),
 }
 
 EMBEDDINGS: dict[str, Refusal] = {

@@ -16,6 +16,7 @@ from protocol.messages import EngineFacts
 
 from ..answer import Piece
 from ..grammars import Constraint
+from ..keep_alive import COMMENT, KeepAlive
 from ..outbox import Outbox, Position
 from ..responses import EVENT_STREAM_HEADERS, LAST_WORDS, send_json
 from ..streams import Generation, Prompt, Wish
@@ -58,6 +59,7 @@ _CHAT_ONLY = (
     "add_generation_prompt",
     "continue_final_message",
     "add_special_tokens",
+    "thinking_token_budget",
 )
 
 
@@ -102,6 +104,8 @@ class TurnEndpoint(Endpoint[Fields]):
 
     numbered: bool
     """Its events have a `sequence_number`."""
+    ping = COMMENT
+    """What an idle stream says."""
 
     @abstractmethod
     async def plan(self, request: Fields, facts: EngineFacts, terms: Terms) -> Turn:
@@ -125,7 +129,8 @@ class TurnEndpoint(Endpoint[Fields]):
             writer = turn.begin(generation, outbox)
             if request.stream:
                 scope.setdefault("state", {})[LAST_WORDS] = writer.last_words
-                await _stream(send, generation, writer, outbox)
+                async with KeepAlive(send, self.service.options.sse_keep_alive_interval, self.ping) as alive:
+                    await _stream(alive, generation, writer, outbox)
             else:
                 async for piece in generation.choices[0]:
                     writer.write(piece)

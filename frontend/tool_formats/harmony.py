@@ -125,6 +125,7 @@ class HarmonyReader(CallReader):
 class Harmony(FramingFormat):
     name = "openai"
     marks = (START, CHANNEL, CONSTRAIN, MESSAGE, END, CALL)
+    thought_end = END
 
     def reader(self, tools: Sequence[Tool], new_id: Callable[[int], str], *, single: bool) -> HarmonyReader:
         return self.whole_reader(tools, new_id, single=single, show=True, going_on=False)
@@ -147,6 +148,7 @@ class Harmony(FramingFormat):
     def before_text(self, mark: Mark) -> str:
         return f'{mark(CHANNEL)} "{FINAL}" {mark(MESSAGE)}'
 
-    def before_answer(self, mark: Mark) -> tuple[str, str]:
+    def before_answer(self, mark: Mark, budget: int | None) -> tuple[str, str]:
         again = f'{mark(START)} "{ROLE}"'
-        return f'({mark(CHANNEL)} "{ANALYSIS}" {mark(MESSAGE)} thought {again})? ', thought_rule(mark(END))
+        lead = f'({mark(CHANNEL)} "{ANALYSIS}" {mark(MESSAGE)} thought {again})? '
+        return lead, thought_rule(mark(END), budget)

@@ -62,9 +62,12 @@ class FramingFormat(ToolFormat):
         """Of one answer, also if there are no tools. `show`: the reasoning is of interest. `going_on`: it
         begins within a text that the client began."""
 
+    thought_end: ClassVar[str]
+    """The mark that ends the reasoning."""
+
     @abstractmethod
-    def before_answer(self, mark: Mark) -> tuple[str, str]:
-        """Lark: the reasoning that may stand before everything else, and the rules for it."""
+    def before_answer(self, mark: Mark, budget: int | None) -> tuple[str, str]:
+        """Lark: the reasoning that may stand before everything else, and its rules. See thought_rule."""
 
     @abstractmethod
     def before_text(self, mark: Mark) -> str:
@@ -76,12 +79,18 @@ def literal(text: str) -> str:
     return json.dumps(text)
 
 
-def thought_rule(closed: str) -> str:
-    """The rule `thought`: whatever comes before the mark, which is Lark, and the mark."""
+def thought_rule(closed: str, budget: int | None = None) -> str:
+    """The rule `thought`: whatever comes before the mark, which is Lark, and the mark. With a budget, the
+    mark comes after so many tokens at the latest; it has to be a token then."""
     if closed.startswith('"'):
+        assert budget is None, "plan_reading has seen to that"
         return f"thought[lazy]: /(.|\\n)*/ {closed}\n"
     # a token by its id is no part of a terminal, nor does free text match it
-    return f"thought: THOUGHT? {closed}\nTHOUGHT: /(.|\\n)+/\n"
+    if budget is None:
+        return f"thought: some_thought? {closed}\nsome_thought: /(.|\\n)+/\n"
+    if not budget:
+        return f"thought: {closed}\n"
+    return f"thought: some_thought? {closed}\nsome_thought[max_tokens={budget}]: /(.|\\n)+/\n"
 
 
 def alternatives(names: Sequence[str], key: str) -> str:

@@ -14,6 +14,7 @@ another is asked for it, behind the last event that was written.
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Self
 
 import msgspec
@@ -25,6 +26,7 @@ from protocol.messages import EngineFacts
 
 from ...idempotency import Key
 from ...jobs import BLOCK_END, JobEvents, Jobs
+from ...keep_alive import KeepAlive
 from ...response_store import document_name
 from ...responses import EVENT_STREAM_HEADERS, send_body, send_json
 from ...service import Service
@@ -108,24 +110,34 @@ class Background:
         with source or _Done(await self._stored_events(tenant, response_id)) as events:
             if events.what and not msgspec.json.decode(events.what, type=Order).request.stream:
                 raise self._no_events(response_id, "it was created without stream: true")
-            await send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM_HEADERS]})
-            last = b""
-            while True:
-                over = events.is_over
-                blocks = events.take()
-                if wanted := [block for block in blocks if _number(block) > starting_after]:
-                    body = b"".join(_without_id(block) + BLOCK_END for block in wanted)
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-                if blocks:
-                    last = _name(blocks[-1])
-                elif over:
-                    break
-                else:
-                    self.resume(tenant, response_id)
-                    await asyncio.sleep(LOOK_AGAIN_S)
+            async with KeepAlive(send, self._service.options.sse_keep_alive_interval) as alive:
+                await alive(
+                    {"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM_HEADERS]}
+                )
+                async for block in self._blocks(events, tenant, response_id):
+                    if _number(block) > starting_after:
+                        body = _without_id(block) + BLOCK_END
+                        await alive({"type": "http.response.body", "body": body, "more_body": True})
+                await alive({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _blocks(
+        self, events: "JobEvents | _Done", tenant: str, response_id: str
+    ) -> AsyncIterator[bytes]:
+        """All of them, as they come. Raises ResponseNotFound when they end because it is deleted."""
+        last = b""
+        while True:
+            over = events.is_over
+            blocks = events.take()
+            for block in blocks:
+                yield block
+                last = _name(block)
+            if not blocks and over:
+                break
+            if not blocks:
+                self.resume(tenant, response_id)
+                await asyncio.sleep(LOOK_AGAIN_S)
         if last not in LAST_EVENTS:
-            raise self._past.not_found(response_id)  # any more: it was deleted
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            raise self._past.not_found(response_id)
 
     def _check(self, request: ResponsesRequest, terms: Terms) -> None:
         if request.store is False or not self._service.response_store.enabled:

@@ -12,7 +12,8 @@ from frontend.grammar_messages import JsonStyle
 from frontend.grammar_texts import make_text
 from frontend.grammars import Constraint
 from frontend.parts import Part, TextPart, ToolCallArguments, ToolCallStart
-from frontend.reading import Formats, Reading, plan_reading
+from frontend.reading import Budget, Formats, Reading, plan_reading
+from frontend.reasoning import MARKS, Begins
 from frontend.tool_formats.formats import FORMATS, format_named
 from frontend.tool_formats.tool_format import FramingFormat, ToolFormat
 from frontend.tools import Tool, ToolUse
@@ -216,3 +217,47 @@ def test_escapes_of_json_in_a_pythonic_call() -> None:
     world = World("pythonic", tokens=True)
     text = r'[get_weather(city="\/ \ud83d\udc26 \u00e9", days=[])]'
     assert calls_of(world.reading("auto"), text)[1] == [("get_weather", {"city": "/ 🐦 é", "days": []})]
+
+
+@pytest.mark.parametrize("begin", [Begins.INSIDE, Begins.PERHAPS])
+@pytest.mark.parametrize("tools", [(), TOOLS[1:]], ids=["alone", "tools"])
+def test_reasoning_is_cut_at_its_budget(begin: Begins, tools: tuple[Tool, ...]) -> None:
+    world = World("hermes", tokens=True)
+    marks = MARKS["think"]
+    world.backend.add_special_tokens([marks.open, marks.close])
+    world.tokenizer = LLTokenizer(world.backend.to_str(), n_vocab=world.backend.get_vocab_size(), eos_token=0)
+    ids = {**world.formats.token_ids}
+    ids |= {mark: world.backend.token_to_id(mark) for mark in (marks.open, marks.close)}
+    formats = Formats(world.format, marks, None, True, ids)
+    prompt = marks.open if begin is Begins.INSIDE else ""
+    opened = "" if begin is Begins.INSIDE else marks.open
+
+    def constrained(num_tokens: int) -> Constraint:
+        budget = Budget(num_tokens, "thinking.budget_tokens")
+        reading = plan_reading(formats, ToolUse(tools=tools), prompt, "r", budget=budget)
+        assert reading is not None
+        constraint = reading.constrain(None)
+        assert constraint is not None
+        assert constraint.param == ("tools" if tools else budget.param)
+        return constraint
+
+    assert world.accepts(constrained(4), f"{opened}abcd{marks.close}South.")
+    assert not world.accepts(constrained(3), f"{opened}abcd{marks.close}South.")
+    assert world.accepts(constrained(3), f"{opened}{marks.close}\n\nSouth.")
+    assert world.accepts(constrained(0), f"{opened}{marks.close}South.")
+    assert not world.accepts(constrained(0), f"{opened}a{marks.close}South.")
+    if begin is Begins.PERHAPS:
+        assert world.accepts(constrained(3), "South."), "it need not reason at all"
+    if tools:
+        call = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+        assert world.accepts(constrained(4), f"{opened}abcd{marks.close}{call}")
+
+
+def test_a_budget_where_it_cannot_be_enforced_is_refused() -> None:
+    world = World("hermes", tokens=False)
+    formats = Formats(None, MARKS["think"], None, True, world.formats.token_ids)
+    budget = Budget(10, "thinking_token_budget")
+    with pytest.raises(Unsupported, match="thinking_token_budget: it cannot be enforced"):
+        plan_reading(formats, ToolUse(), "<think>", "r", budget=budget)
+    assert plan_reading(formats, ToolUse(), "<think></think>", "r", budget=budget) is None
+    assert plan_reading(Formats(None, None, None, True, {}), ToolUse(), "", "r", budget=budget) is None
