@@ -59,8 +59,9 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/completions": Endpoint(CompletionRequest, refused.COMPLETIONS, accepted.COMPLETIONS),
     "/v1/responses": Endpoint(responses.ResponsesRequest, responses.RESPONSES, responses.ACCEPTED),
     "/v1/messages": Endpoint(messages.MessagesRequest, messages.MESSAGES, messages.ACCEPTED),
+    "/v1/messages/count_tokens": Endpoint(messages.CountFields, messages.PROMPT, messages.COUNT_ACCEPTED),
     "/v1/embeddings": Endpoint(EmbeddingRequest, refused.EMBEDDINGS, accepted.EMBEDDINGS),
-    "/tokenize": Endpoint(TokenizeRequest, {}, {}),
+    "/tokenize": Endpoint(TokenizeRequest, {}, accepted.TOKENIZE),
     "/detokenize": Endpoint(DetokenizeRequest, {}, {}),
 }
 

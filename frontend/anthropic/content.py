@@ -4,6 +4,7 @@ assistant   thinking, text, tool_use … ─▶ reasoning_content, content, tool
 user        tool_result … ─▶ tool messages;  text … ─▶ a user message after them
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -30,13 +31,21 @@ class ContentBlock(Struct, frozen=True, kw_only=True):
     is_error: bool | None = None
 
 
+class SystemBlock(Struct, frozen=True, kw_only=True):
+    """A piece of the system message."""
+
+    type: str
+    """text."""
+    text: str | None = None
+
+
 class AnthropicMessage(Struct, frozen=True):
     role: Literal["user", "assistant", "system"]
     content: str | list[ContentBlock]
 
 
 def chat_messages(
-    system: str | list[ContentBlock] | None, messages: list[AnthropicMessage]
+    system: str | list[SystemBlock] | None, messages: list[AnthropicMessage]
 ) -> list[ChatMessage]:
     """Raises InvalidRequest, which names the block at fault."""
     check_num_parts([message.content for message in messages], "messages")
@@ -122,7 +131,7 @@ def _blocks(message: AnthropicMessage) -> list[ContentBlock]:
     return message.content if isinstance(message.content, list) else []
 
 
-def _text(content: str | list[ContentBlock], where: str) -> Content:
+def _text(content: str | Sequence[ContentBlock | SystemBlock], where: str) -> Content:
     if isinstance(content, str):
         return content
     texts = []

@@ -15,7 +15,7 @@ from ..openai.refused import Refusal
 from ..openai.structured import NULL, text_of
 from ..openai.turn import TurnFields, acceptances, refusals
 from ..reading import Budget
-from .content import AnthropicMessage, ContentBlock
+from .content import AnthropicMessage, SystemBlock
 from .tools import AnthropicTool, AnthropicToolChoice
 
 
@@ -41,7 +41,7 @@ class CountFields(TurnFields, frozen=True, kw_only=True):
     """What a prompt is made of."""
 
     messages: Annotated[list[AnthropicMessage], Meta(min_length=1, max_length=MOST_MESSAGES)]
-    system: str | list[ContentBlock] | None = None
+    system: str | list[SystemBlock] | None = None
     tools: list[AnthropicTool] | None = None
     """Kinds that only Anthropic's models know are skipped, as `skipped_tools` in the message says."""
     tool_choice: AnthropicToolChoice | None = None
@@ -143,3 +143,23 @@ ACCEPTED: dict[str, str] = acceptances(MessagesRequest, MESSAGES) | {
     "speed": "there is one",
     "user_profile_id": "a label of the caller's; keys are the tenants here",
 }
+
+_ANSWER = "it concerns the answer, not the prompt"
+
+COUNT_ACCEPTED: dict[str, str] = {
+    "stream": "a count comes whole",
+    "max_tokens": _ANSWER,
+    "stop_sequences": _ANSWER,
+    "temperature": _ANSWER,
+    "tool_choice.name": _ANSWER,
+    "tool_choice.disable_parallel_tool_use": _ANSWER,
+    "tools[].strict": _ANSWER,
+    "thinking.budget_tokens": _ANSWER,
+    "thinking.display": _ANSWER,
+    "output_config.format": _ANSWER,
+    "output_config.format.type": _ANSWER,
+    "output_config.format.schema": _ANSWER,
+    "metadata": "it holds a label of the caller's",
+    "cache_control": "prefixes are cached anyway",
+}
+"""Of /v1/messages/count_tokens."""

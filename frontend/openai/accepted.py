@@ -34,11 +34,20 @@ GENERATION: dict[str, str] = {
 }
 """Of every endpoint that generates."""
 
-CHAT: dict[str, str] = GENERATION | {
-    "verbosity": "a hint to OpenAI's own models; no template reads it",
-}
+MESSAGES: dict[str, str] = {"messages[].tool_calls[].type": "all calls are of functions"}
+"""Wherever there are messages."""
+
+CHAT: dict[str, str] = (
+    GENERATION
+    | MESSAGES
+    | {
+        "verbosity": "a hint to OpenAI's own models; no template reads it",
+    }
+)
 
 COMPLETIONS: dict[str, str] = GENERATION
+
+TOKENIZE: dict[str, str] = MESSAGES | {"tools[].function.strict": "it concerns the answer, not the prompt"}
 
 EMBEDDINGS: dict[str, str] = {
     "user": _LABEL,

@@ -1,4 +1,5 @@
-"""The README's commands, taken from it and run as written; only port and folder are the test's own."""
+"""The commands of the README and of docs/quickstart.md, taken from them and run as written; only port and
+folder are the test's own."""
 
 import json
 import os
@@ -22,19 +23,20 @@ if TYPE_CHECKING:
     Launcher = Callable[[Path], Callable[..., Program]]
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"(?:<!-- run: (?P<name>[\w-]+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", README, re.S)
+QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
+BLOCK = re.compile(r"(?:<!-- run: (?P<name>[\w-]+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.S)
 DEADLINE_S = 120
 
 
-def shell(marker: str) -> str:
+def shell(marker: str, page: str = README) -> str:
     """The shell block that contains the marker."""
-    [block] = [text for _, kind, text in BLOCKS if kind == "sh" and marker in text]
+    [block] = [text for _, kind, text in BLOCK.findall(page) if kind == "sh" and marker in text]
     return str(block)
 
 
 def script(name: str) -> str:
     """The Python block with this name."""
-    [block] = [text for found, kind, text in BLOCKS if kind == "python" and found == name]
+    [block] = [text for found, kind, text in BLOCK.findall(README) if kind == "python" and found == name]
     return str(block)
 
 
@@ -139,3 +141,35 @@ def test_the_worker_is_killed_as_shown_and_the_server_serves_on(server: Server) 
 def test_every_folder_is_on_the_map() -> None:
     for folder in ("protocol", "frontend", "engine_core", "worker", "scripts", "models", "tests", "docs"):
         assert re.search(rf"^\| \[?{folder}\b", README, re.M), folder
+
+
+# ── docs/quickstart.md ──────────────────────────────────────────────────────────────────────────
+
+
+def test_the_quickstart_begins_and_kills_as_the_readme_does() -> None:
+    for marker in ("./scripts/serve\n", "kill -9"):
+        assert shell(marker, QUICKSTART) == shell(marker)
+
+
+def test_the_first_question_of_the_quickstart_is_answered(server: Server) -> None:
+    command = shell("curl", QUICKSTART).replace(":8000/", f":{server.port}/")
+    answer = json.loads(server.run(["bash", "-c", command]))
+    assert "Tern" in answer["choices"][0]["message"]["content"]
+    with httpx2.Client(timeout=DEADLINE_S) as client:
+        for page in ("", "/live"):
+            assert f"http://127.0.0.1:8000{page})" in QUICKSTART
+            assert client.get(f"http://127.0.0.1:{server.port}{page}").status_code == 200
+
+
+def test_the_doctor_looks_at_a_model_as_shown(server: Server) -> None:
+    [command] = [line for line in shell("tern doctor", QUICKSTART).splitlines() if "doctor" in line]
+    assert "tern-mini" in server.run(
+        ["bash", "-c", command.replace("path/to/checkpoint", "models/tern-mini")]
+    )
+
+
+def test_every_option_of_the_quickstart_is_one(server: Server) -> None:
+    options = set(re.findall(r"(?<=[\s`])--[a-z-]+", QUICKSTART))
+    assert {"--max-model-len", "--ssl-keyfile", "--frontends", "--quantization"} <= options
+    known = server.run(["tern", "serve", "--help"])
+    assert [one for one in options if f"{one} " not in known and f"{one}," not in known] == []
