@@ -42,7 +42,7 @@ class Case(NamedTuple):
     beside: dict[str, Any]
     value: Any
     at: int = -1
-    """Of the messages, the one that it is a member of."""
+    """Of the messages or items, the one that it is a member of."""
 
 
 def chat(*messages: dict[str, Any]) -> dict[str, Any]:
@@ -155,9 +155,9 @@ RESPONSES = {
     "input[].summary[].type": Case(items(SPOKEN, THOUGHT), "image"),
     "input[].summary[].text": Case(items(SPOKEN, THOUGHT), "t"),
     "input[].summary[].refusal": Case(items(SPOKEN, UNTHINKABLE), "t"),
-    "input[].call_id": Case(items(SPOKEN, CALLED), "c2"),
-    "input[].name": Case(items(SPOKEN, CALLED), "go"),
-    "input[].arguments": Case(items(SPOKEN, CALLED), '{"a": 1}'),
+    "input[].call_id": Case(items(SPOKEN, CALLED, FOUND), "c2", 1),
+    "input[].name": Case(items(SPOKEN, CALLED, FOUND), "go", 1),
+    "input[].arguments": Case(items(SPOKEN, CALLED, FOUND), '{"a": 1}', 1),
     "input[].output": Case(items(SPOKEN, CALLED, FOUND), "z"),
     "input[].output[].type": Case(items(SPOKEN, CALLED, FOUND), "input_image"),
     "input[].output[].text": Case(items(SPOKEN, CALLED, FOUND), "z"),
@@ -267,7 +267,7 @@ def changed(field: str, case: Case) -> dict[str, Any]:
     *way, last = _STEP.findall(field)
     place: Any = body
     for name, many in way:
-        place = place[name][case.at if name == "messages" else -1] if many else place[name]
+        place = place[name][case.at if name in ("messages", "input") else -1] if many else place[name]
     if value is None:
         del place[last[0]]
     else:
