@@ -87,6 +87,15 @@ class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             ge=0, description="bytes for KV per worker; 0: a share of what is free", extra={"unit": "bytes"}
         ),
     ] = 0
+    gpu_memory_utilization: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="share of a GPU's memory that its worker may take: weights, what a step needs, KV in "
+            "all the rest",
+        ),
+    ] = 0.9
     num_kv_blocks: Annotated[
         int,
         Meta(
@@ -157,7 +166,13 @@ class ParallelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Literal["torch", "stub"],
         Meta(description="stub: a model that is a hash, without torch, for tests and overhead measurements"),
     ] = "torch"
-    device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="where the workers compute")] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Meta(
+            description="where the workers compute; cuda: each on an NVIDIA GPU of its own, of compute "
+            "capability 8.0 or newer; auto: there, if there are enough of them, else on the CPU"
+        ),
+    ] = "auto"
     threads: Annotated[
         int, Meta(ge=0, description="CPU threads per worker; 0: the physical cores, shared among workers")
     ] = 0
@@ -169,8 +184,16 @@ class ParallelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         ),
     ] = "auto"
     enforce_eager: Annotated[
-        bool, Meta(description="call each kernel from Python: play no recorded steps")
+        bool, Meta(description="call each kernel from Python: play no recorded steps, capture no graphs")
     ] = False
+    batch_invariant: Annotated[
+        Literal["auto", "on"],
+        Meta(
+            description="on: a request's numbers are the same to the bit whatever runs beside it, however it "
+            "is cut into steps; on the CPU they are, with the kernels in C; on a GPU it costs speed; auto: "
+            "what is fastest"
+        ),
+    ] = "auto"
 
 
 class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -41,16 +41,19 @@ PACKAGES = ("msgspec", "pyzmq", "starlette", "uvicorn", "uvloop", "httptools", "
             "jinja2", "llguidance", "prometheus-client", "transformers", "numpy")  # fmt: skip
 LEAST_FILES = 4096
 LEAST_MEMORY = 1 << 30
+LEAST_CAPABILITY = (8, 0)
+"""Of a GPU, as worker/devices.py has it, which needs torch."""
 TORCH_TIMEOUT_S = 120
 ASK_TORCH = """
 import json, torch
 gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
 try:
     import triton
     triton = triton.__version__
 except ImportError:
     triton = ""
-print(json.dumps({"torch": torch.__version__, "gpus": gpus, "triton": triton}))
+print(json.dumps({"torch": torch.__version__, "gpus": gpus, "capabilities": capabilities, "triton": triton}))
 """
 Verdict = Literal["ok", "warning", "failure"]
 COLOURS: dict[Verdict, str] = {"ok": GREEN, "warning": YELLOW, "failure": RED}
@@ -69,6 +72,7 @@ class _Torch(Struct, frozen=True):
     torch: str
     gpus: list[str]
     triton: str
+    capabilities: list[tuple[int, int]] = []
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -168,7 +172,10 @@ def torch(executable: str) -> Iterator[Finding]:
         yield Finding("GPU", "none: the model is computed on the CPU")
     else:
         with_triton = f", Triton {found.triton}" if found.triton else ", without Triton"
-        remedy = "this version computes on the CPU; scripts/gpu_check tests the kernels for GPUs"
+        usable = bool(found.triton) and all(one >= LEAST_CAPABILITY for one in found.capabilities)
+        remedy = "--device auto computes there, which has not run on a GPU yet: try scripts/gpu_check, or cpu"
+        if not usable:
+            remedy = "--device auto computes on the CPU: a GPU needs Triton, and compute capability 8.0"
         yield Finding("GPU", f"{', '.join(found.gpus)}{with_triton}", "warning", remedy)
 
 

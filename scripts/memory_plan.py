@@ -6,7 +6,7 @@ which knows the model's layers, counts exactly (worker/kv_cache.py) and fits the
 
 from protocol.errors import OutOfMemory, StartupError
 from protocol.options import ModelOptions, ServeOptions
-from worker.memory import set_aside
+from worker.memory import gpu_driver, set_aside
 
 from .quantities import amount
 from .stored_sizes import DTYPE_BYTES, ROUNDED_BYTES, Config, read_config, weights_bytes
@@ -17,7 +17,7 @@ STORED_BYTES = 4
 
 def check(options: ServeOptions, available: int) -> None:
     """Raises OutOfMemory or StartupError, with the numbers and the options that change them. What cannot be
-    read here is left to the worker, which says what is wrong with it."""
+    read here is left to the worker, which says what is wrong with it; so is what a GPU's memory may hold."""
     model = options.model
     config = read_config(model.model)
     if options.parallel.worker == "stub" or config is None:
@@ -28,7 +28,7 @@ def check(options: ServeOptions, available: int) -> None:
             f"--max-model-len {model.max_model_len} is longer than the model's {longest} positions",
             hint=f"use at most {longest}, or leave it out",
         )
-    if model.load_format == "dummy":
+    if model.load_format == "dummy" or (options.parallel.device != "cpu" and gpu_driver()):
         return
     weights = weights_bytes(model, config)
     if weights > available:

@@ -139,11 +139,15 @@ def curl(serving: Serving) -> str:
 def _memory(serving: Serving, facts: Mapping[str, str], memory: Memory) -> str:
     """The KV cache is taken as it fills: what is free then is told, not what is free now."""
     weights, cache = (serving.workers * int(facts.get(name, 0)) for name in ("weights_bytes", "kv_bytes"))
-    rows = [
-        ("weights", weights, ""),
-        ("KV cache", cache, ""),
-        ("free", max(memory.available - cache, 0), f"  of {amount(memory.total)}, when the KV cache is full"),
-    ]
+    if facts.get("device", "cpu") != "cpu":
+        rows = [("weights", weights, "  of the GPUs"), ("KV cache", cache, "")]
+    else:
+        free = f"  of {amount(memory.total)}, when the KV cache is full"
+        rows = [
+            ("weights", weights, ""),
+            ("KV cache", cache, ""),
+            ("free", max(memory.available - cache, 0), free),
+        ]
     indent = f"\n{' ' * 12}"
     return indent.join(f"{name:<10}{amount(count):>10}{note}" for name, count, note in rows)
 

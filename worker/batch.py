@@ -1,7 +1,7 @@
 """The resident batch: what the worker remembers of each sequence, edited by step plans.
 
-Per slot: the known tokens, how many of them are computed, a block table of each KV group, and on the device
-the newest token. Sequences enter whole, then only changes arrive. Knows no model and no sampling parameters.
+Per slot: the known tokens, how many of them are computed, a block table of each KV group, and the newest
+token. Sequences enter whole, then only changes arrive. Knows no model and no sampling parameters.
 
 A step's rows are put into an order of our own, so that attention finds like next to like:
 
@@ -68,7 +68,8 @@ class Batch:
         self.num_prompt: Ints = np.zeros(max_num_seqs, dtype=np.int64)
         self.occupied = np.zeros(max_num_seqs, dtype=np.bool_)
         self.newest = torch.zeros(max_num_seqs, dtype=torch.int64)
-        """Newest token of each slot, on the device: a step may compute it before the host has seen it."""
+        """Newest token of each slot. A device keeps its own: a step may compute it before the host has seen
+        it."""
         self._sent: list[Int32s | None] = [None] * max_num_seqs
         """Token ids as they came; newer ones exist only on the device and are computed one by one."""
         self._arranged: tuple[bytes, bytes, Rows] | None = None
@@ -234,11 +235,13 @@ class Batch:
         assert stop <= len(sent)
         return sent[start:stop].astype(np.int64)
 
-    def advance(self, rows: Rows, sampled: Tensor) -> None:
-        """The step is computed: `sampled` are the new tokens of `rows.sampling`."""
+    def advance(self, rows: Rows, sampled: Tensor | None = None) -> None:
+        """The step is computed, or launched: `sampled` are the new tokens of `rows.sampling`, unless these
+        live elsewhere."""
         self.num_computed[rows.slots] += rows.counts
         self.num_tokens[rows.sampling_slots] += 1
-        self.newest[rows.slots_on_device] = sampled
+        if sampled is not None:
+            self.newest[rows.slots_on_device] = sampled
 
     # ── rules ───────────────────────────────────────────────────────────────────────────────────
 

@@ -1,25 +1,76 @@
-"""Which device a worker computes on, and the kernels that it brings."""
+"""Which device a worker computes on: the CPU, or a GPU of its own. Knows no model.
 
-from typing import Literal
+auto    a GPU for each worker if there are enough that can serve, else the CPU, and says why when GPUs idle
+cuda    as auto, but refused, with what was found, instead of falling back
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from protocol.errors import StartupError
+from protocol.options import ParallelOptions
 
-from .kernels.device import DeviceKernels
+if TYPE_CHECKING:
+    from .gpu.gpu import GPU
 
 CPU = torch.device("cpu")
+LEAST_CAPABILITY = (8, 0)
+"""Ampere: bfloat16, and asynchronous copies, which all kernels are built on."""
 
 
-def kernels_of(asked: Literal["auto", "cpu", "cuda"]) -> DeviceKernels | None:
-    """None: the CPU. Raises StartupError for what cannot be served on.
+class Found(NamedTuple):
+    """What is here."""
 
-    A GPU would bring kernels/triton/device.py. Its kernels are compiled and interpreted, and layers call them
-    in the tests; until they have run on a GPU, this says so instead of serving with them.
-    """
-    if asked == "cuda":
-        raise StartupError(
-            "--device cuda: the GPU kernels of this build have never run on a GPU, so it serves on the CPU",
-            hint="use --device cpu; scripts/gpu_check tests the kernels on a machine with a GPU",
-        )
+    names: Sequence[str]
+    """Of the GPUs that torch can use."""
+    capabilities: Sequence[tuple[int, int]]
+    cuda: str | None
+    """Version that torch is built with."""
+    triton: bool
+
+
+def choose(options: ParallelOptions, rank: int) -> "GPU | None":
+    """None: the CPU. Raises StartupError for what cannot be served on."""
+    if options.device == "cpu":
+        return None
+    found = look()
+    why_not = refusal(found, options.tensor_parallel_size)
+    if why_not is None:
+        from .gpu.gpu import GPU  # which needs Triton
+
+        return GPU.open(rank, invariant=options.batch_invariant == "on")
+    if options.device == "cuda":
+        raise StartupError(f"--device cuda: {why_not}", hint="use --device cpu, or auto")
+    if found.names and rank == 0:
+        print(f"tern: the model is computed on the CPU: {why_not}", file=sys.stderr, flush=True)
+    return None
+
+
+def look() -> Found:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Found(
+        names=[torch.cuda.get_device_name(i) for i in range(count)],
+        capabilities=[torch.cuda.get_device_capability(i) for i in range(count)],
+        cuda=torch.version.cuda,
+        triton=importlib.util.find_spec("triton") is not None,
+    )
+
+
+def refusal(found: Found, wanted: int) -> str | None:
+    """Why so many workers cannot each have a GPU; None: they can."""
+    if not found.names:
+        built = f"built with CUDA {found.cuda}" if found.cuda else "built without CUDA"
+        return f"torch {torch.__version__} ({built}) finds no NVIDIA GPU that it can use"
+    if wanted > len(found.names):
+        return f"--tensor-parallel-size {wanted} needs as many GPUs, and {len(found.names)} can be used"
+    for name, capability in list(zip(found.names, found.capabilities, strict=True))[:wanted]:
+        if capability < LEAST_CAPABILITY:
+            least, here = (".".join(map(str, numbers)) for numbers in (LEAST_CAPABILITY, capability))
+            return f"{name} has compute capability {here}, and the kernels need {least} or newer"
+    if not found.triton:
+        return "the kernels need Triton, which is not installed (pip install triton)"
     return None

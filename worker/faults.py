@@ -34,6 +34,7 @@ from protocol.errors import NumericalError, StartupError
 from protocol.messages import NO_TOKEN, EngineFacts
 from protocol.steps import SequenceStart, StepPlan, StepResult
 
+from .launched import Done, Launched
 from .step_budget import StepBudget
 from .worker import MaskSource, Runner, carried
 
@@ -185,6 +186,9 @@ class FaultyRunner:
 
     def spoil(self, blocks: Sequence[int]) -> None:
         self.runner.spoil(blocks)
+
+    def launch(self, plan: StepPlan, masks: MaskSource = carried) -> Launched:
+        return Done(self.execute(plan, masks))
 
     def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
         self._steps += 1

@@ -8,20 +8,22 @@
 
 A step's tokens are overwritten by the next step, so `keep` first copies them, on the main stream, to one of
 DEPTH buffers on the device; the side stream takes them to the host from there. A buffer is used again only
-after the host has collected what was in it, so no stream ever has to wait for a copy.
+after the host has collected what was in it, so no stream ever has to wait for a copy. What else a step leaves
+for the host is memory of its own, which is held until it is collected.
 
 Steps that are not all decodes run outside of graphs, between them, on the same stream.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-DEPTH = 2
-"""Steps launched and not yet collected."""
+from .launched import DEPTH
+
 MOST_PADDING = 1 / 8
 """Of a large step: sizes are no further apart than this share."""
 
@@ -29,6 +31,9 @@ MOST_PADDING = 1 / 8
 class Event(Protocol):
     def synchronize(self) -> None:
         """The host waits until what was before it on its stream is done."""
+
+    def query(self) -> bool:
+        """Whether it is, without waiting."""
 
 
 class Stream(Protocol):
@@ -104,59 +109,87 @@ class StepsAhead:
         """`tokens` int64 [max_rows]: where every step leaves what it sampled."""
         self._device, self._tokens = device, tokens
         self._kept = [torch.empty_like(tokens) for _ in range(DEPTH)]
-        self._hosts = [torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=pinned) for _ in range(DEPTH)]
-        self._launched: list[tuple[int, int, Event]] = []
-        """(buffer, rows, event after its copy), oldest first"""
+        self._hosts = [
+            torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=pinned, device="cpu")
+            for _ in range(DEPTH)
+        ]
+        self._launched: list[_Launched] = []
+        """Oldest first."""
         self._next = 0
 
     def __len__(self) -> int:
         """Steps to be collected."""
         return len(self._launched)
 
-    def launch(self, step: Callable[[], None], rows: int) -> None:
-        """`step` launches on the main stream. At most DEPTH may be under way: collect first."""
+    def launch(self, step: Callable[[], Sequence[Tensor] | None], rows: int) -> None:
+        """`step` launches on the main stream, and returns what else the host is to have of it: tensors that
+        no later step writes to. At most DEPTH may be under way: collect first."""
         if len(self._launched) == DEPTH:
             raise RuntimeError(f"{DEPTH} steps are under way; collect one before launching another")
         device, buffer = self._device, self._next
+        more = step() or ()
         self._next = (self._next + 1) % DEPTH
-        step()
         with device.on(device.main):
             self._kept[buffer].copy_(self._tokens)
         device.side.wait(device.main.record())
         with device.on(device.side):
             self._hosts[buffer].copy_(self._kept[buffer], non_blocking=True)
-        self._launched.append((buffer, rows, device.side.record()))
+            there = [tensor.to("cpu", non_blocking=True) for tensor in more]  # pinned, by torch
+        self._launched.append(_Launched(buffer, rows, more, there, device.side.record()))
 
-    def collect(self) -> Tensor:
-        """int64 [rows] of the oldest step, on the host, once it is there. The caller's own copy."""
-        buffer, rows, copied = self._launched[0]
-        copied.synchronize()
+    def ready(self) -> bool:
+        """Whether the oldest step's results are there, so that `collect` does not wait."""
+        return self._launched[0].copied.query()
+
+    def collect(self) -> tuple[Tensor, Sequence[Tensor]]:
+        """int64 [rows] of the oldest step, on the host, once it is there, and what else it left. The caller's
+        own copies."""
+        oldest = self._launched[0]
+        oldest.copied.synchronize()
         del self._launched[0]
-        return self._hosts[buffer][:rows].clone()
+        return self._hosts[oldest.buffer][: oldest.rows].clone(), oldest.there
+
+    def abandon(self) -> None:
+        """Wait for all that is under way, and forget it."""
+        while self._launched:
+            self.collect()
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    buffer: int
+    rows: int
+    more: Sequence[Tensor]
+    """On the device: the copy may not have happened yet."""
+    there: Sequence[Tensor]
+    copied: Event
 
 
 class CudaDevice:
-    """Device, by torch.cuda. Everything of a worker runs on `main`."""
+    """Device, by torch.cuda, of the process's current GPU. `main` becomes the stream of all that this thread
+    does: weights are loaded on it, and steps need no wait for them."""
 
     def __init__(self) -> None:
         self.main, self.side = CudaStream(), CudaStream()
+        self.main.stream.wait_stream(torch.cuda.current_stream())
+        torch.cuda.set_stream(self.main.stream)
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self.main.stream):
+        # Not `torch.cuda.graph`, which collects garbage each time: seconds for all sizes. NCCL's own threads
+        # may ask for their events meanwhile, so only this thread's calls are watched.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
             body()
-
-        def replay() -> None:
-            with torch.cuda.stream(self.main.stream):
-                graph.replay()
-
-        return replay
+        finally:
+            graph.capture_end()
+        return graph.replay  # on the current stream, which is main
 
     def on(self, stream: Stream) -> AbstractContextManager[object]:
         assert isinstance(stream, CudaStream)
-        return torch.cuda.stream(stream.stream)
+        return nullcontext() if stream is self.main else torch.cuda.stream(stream.stream)
 
 
 class CudaStream:

@@ -7,6 +7,7 @@ block behind the last is the null block: always zero, it fills unused places of 
 Memory is touched when a block is granted, not before.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class KVCache:
 
     def blank(self, blocks: NDArray[np.int32]) -> None:
         """Zero blocks that are granted, for torch's kernels: what a failed sequence left may be NaN."""
-        self.tensor.index_fill_(2, torch.from_numpy(blocks.astype(np.int64)), 0)
+        self.tensor.index_fill_(2, torch.from_numpy(blocks.astype(np.int64)).to(self.tensor.device), 0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class KVBudget:
     """--max-model-len, or 0."""
     available_bytes: int
     """Memory that this rank may still take."""
+    for_kv: Callable[[int], int] = set_aside
+    """What of it, when no size is given."""
 
 
 def fit(budget: KVBudget) -> tuple[int, int]:
@@ -104,7 +107,7 @@ def _affordable(budget: KVBudget, limit: int) -> tuple[int, str]:
             )
         memory = options.kv_cache_memory
         return memory // budget.block_bytes, f"and --kv-cache-memory is {_mib(memory)}"
-    memory = set_aside(budget.available_bytes)
+    memory = budget.for_kv(budget.available_bytes)
     each = blocks_of(budget.groups, limit, budget.chunk, options.block_size)
     useful = budget.max_num_seqs * each
     share = f"and {_mib(memory)} are set aside of {_mib(budget.available_bytes)} available"

@@ -5,11 +5,10 @@ filters.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from msgspec import structs
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,9 +51,13 @@ class LogprobReports:
 
     def block(self, logits: Tensor, chosen: Tensor, plan_rows: Ints, slots: Ints) -> LogprobBlock:
         """Raw logits [n, vocab] and tokens [n] of the slots that asked; as wide as the widest wish."""
+        return self.ranked(logits, chosen, slots).block(plan_rows)
+
+    def ranked(self, logits: Tensor, chosen: Tensor, slots: Ints) -> "Ranked":
+        """The same, where the logits are."""
         token_ids = [self._token_ids[slot] for slot in slots.tolist()]
         width = max(int(self._widths[slots].max()), *map(len, token_ids))
-        return _block(logits, chosen, plan_rows, width, token_ids)
+        return _ranked(logits, chosen, width, token_ids)
 
     def prompt_rows(self, slots: Ints) -> Ints:
         """Which of these slots want a report on their prompt."""
@@ -62,45 +65,54 @@ class LogprobReports:
 
     def prompt_block(self, model: GivesLogits, x: Tensor, there: Tensor, slot: int) -> LogprobBlock:
         """Hidden states [n, hidden] and the tokens [n] that stand one position later; rows 0 … n-1."""
+        return self.prompt_ranked(model, x, there, slot).block(np.arange(len(x)))
+
+    def prompt_ranked(self, model: GivesLogits, x: Tensor, there: Tensor, slot: int) -> "Ranked":
+        """The same, where the hidden states are."""
         length, width = max(LOGITS_AT_ONCE // model.vocab_size, 1), int(self._prompt_widths[slot])
-        rows = np.arange(len(x))
-        blocks = [
-            _ranked(model.logits(x[i : i + length]), there[i : i + length], rows[i : i + length], width)
-            for i in range(0, len(x), length)
-        ]
+        stretches = []
+        for i in range(0, len(x), length):
+            logits, tokens = model.logits(x[i : i + length]), there[i : i + length]
+            likelier = (logits > logits.gather(1, tokens.unsqueeze(1))).sum(-1)
+            stretches.append((*_ranked(logits, tokens, width)[:3], likelier + 1))
+        return Ranked(*(torch.cat(columns) for columns in zip(*stretches, strict=True)))
+
+
+class Ranked(NamedTuple):
+    """Log-probabilities of n rows."""
+
+    chosen: Tensor
+    """[n, 1]"""
+    ids: Tensor
+    """[n, width]"""
+    values: Tensor
+    """[n, width]"""
+    ranks: Tensor | None = None
+    """[n]"""
+
+    def block(self, rows: Ints) -> LogprobBlock:
+        """These are on the host by now; `rows` [n] is what they are of."""
         return LogprobBlock(
-            rows=b"".join(b.rows for b in blocks),
-            width=blocks[0].width,
-            chosen=b"".join(b.chosen for b in blocks),
-            top_ids=b"".join(b.top_ids for b in blocks),
-            top_values=b"".join(b.top_values for b in blocks),
-            ranks=b"".join(b.ranks for b in blocks),
+            rows=rows.astype(np.uint32).tobytes(),
+            width=self.values.shape[1],
+            chosen=_bytes(self.chosen, np.float32),
+            top_ids=_bytes(self.ids, np.int32),
+            top_values=_bytes(self.values, np.float32),
+            ranks=b"" if self.ranks is None else _bytes(self.ranks, np.uint32),
         )
 
 
-def _ranked(logits: Tensor, chosen: Tensor, rows: Ints, width: int) -> LogprobBlock:
-    likelier = (logits > logits.gather(1, chosen.unsqueeze(1))).sum(-1)
-    return structs.replace(_block(logits, chosen, rows, width), ranks=_bytes(likelier + 1, np.uint32))
-
-
-def _block(
-    logits: Tensor, chosen: Tensor, rows: Ints, width: int, token_ids: Sequence[tuple[int, ...]] = ()
-) -> LogprobBlock:
+def _ranked(logits: Tensor, chosen: Tensor, width: int, token_ids: Sequence[tuple[int, ...]] = ()) -> Ranked:
     """`token_ids` of each row that come before the likeliest, as far as there are such."""
     logprobs = torch.log_softmax(logits, dim=-1)
     at_chosen = logprobs.gather(1, chosen.unsqueeze(1))
     values, ids = logprobs.topk(min(width, logits.shape[1]), dim=-1)
     for row, wanted in enumerate(token_ids):
         if wanted:
-            first = torch.tensor([token for token in wanted if token < logits.shape[1]][: ids.shape[1]])
+            known = [token for token in wanted if token < logits.shape[1]][: ids.shape[1]]
+            first = torch.tensor(known, device=ids.device)
             ids[row, : len(first)], values[row, : len(first)] = first, logprobs[row, first]
-    return LogprobBlock(
-        rows=rows.astype(np.uint32).tobytes(),
-        width=values.shape[1],
-        chosen=_bytes(at_chosen, np.float32),
-        top_ids=_bytes(ids, np.int32),
-        top_values=_bytes(values, np.float32),
-    )
+    return Ranked(at_chosen, ids, values)
 
 
 def _bytes(column: Tensor, kind: type[np.number[Any]]) -> bytes:

@@ -39,6 +39,12 @@ def _numbers(path: Path) -> dict[str, int]:
     return {name: int(number) for name, number, *_ in map(str.split, lines)}
 
 
+def gpu_driver(device: Path = Path("/dev/nvidiactl")) -> bool:
+    """Whether an NVIDIA driver is loaded, so that a model may be served from other memory than the
+    machine's."""
+    return device.exists()
+
+
 def total_memory(proc: Path = Path("/proc")) -> int:
     """Bytes of the machine."""
     return _numbers(proc / "meminfo")["MemTotal:"] * 1024

@@ -20,7 +20,7 @@ from protocol.errors import NumericalError, StartupError
 from protocol.messages import NO_TOKEN
 from protocol.steps import StepResult
 
-from .batch import Rows
+from .batch import Ints, Rows
 
 Kind = Literal["last", "mean"]
 States = Callable[[Tensor], Tensor]
@@ -51,6 +51,10 @@ class Pooling:
         """A sequence enters."""
         self._wanted[slot] = embed
         self._sums.pop(slot, None)
+
+    def wants(self, slots: Ints) -> bool:
+        """Whether any of these is to become a vector."""
+        return bool(self._wanted[slots].any())
 
     def pool(self, x: Tensor, rows: Rows, states: States) -> dict[int, Tensor]:
         """Hidden states [tokens, hidden] of a step → float32[hidden] of each sequence that is complete with

@@ -26,6 +26,7 @@ from protocol.messages import NO_TOKEN, EngineFacts, LogprobBlock
 from protocol.steps import SequenceStart, StepPlan, StepResult
 
 from .kv_layout import Window, lay_out
+from .launched import Done, Launched
 from .worker import MaskSource, carried, no_tokens
 
 _EOS_ODDS = 61
@@ -122,6 +123,9 @@ class StubRunner:
 
     def profile(self, start: bool) -> str:
         return "the stub has nothing to profile"
+
+    def launch(self, plan: StepPlan, masks: MaskSource = carried) -> Launched:
+        return Done(self.execute(plan, masks))
 
     def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
         sequences = self.sequences

@@ -25,6 +25,7 @@ from protocol.errors import StartupError
 from .checkpoint import StoredTensor, TensorPart
 from .kernels.cpu.library import Library
 from .kernels.device import DeviceKernels
+from .kernels.matrices import HostMatrices, Matrices
 from .quantization.format import Formats
 from .quantization.unquantized import Unquantized
 
@@ -117,6 +118,9 @@ class Scope:
         self.formats = wants.formats
         self.kernels = wants.kernels
         self.device = wants.device
+        self.matrices: Matrices = (
+            HostMatrices(wants.kernels) if wants.device is None else wants.device.matrices
+        )
 
     def __truediv__(self, name: str) -> "Scope":
         return Scope(self._wants, f"{self._prefix}{name}.")

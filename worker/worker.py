@@ -6,8 +6,9 @@ The leader forwards each message's own bytes to the other ranks before it starts
 engine core that dies never leaves half of the group inside a collective. All ranks execute every plan;
 only the leader answers.
 
-The progress board is told what the loop is at, with a budget; a step's own follows its size. A step that
-fails is answered, unless other ranks wait in it or the device is lost: then the process ends, see
+On a device the next step is launched before the last one's result is there, and results are answered as they
+come. The progress board is told what the loop is at, with a budget; a step's own follows its size. A step
+that fails is answered, unless other ranks wait in it or the device is lost: then the process ends, see
 failures.py.
 """
 
@@ -17,6 +18,7 @@ import traceback
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, assert_never
 
 import zmq
@@ -43,6 +45,7 @@ from protocol.steps import (
 )
 
 from .failures import ProtocolBroken, RowsFailed, is_device_error, is_out_of_memory
+from .launched import DEPTH, Launched
 from .step_budget import StepBudget, StepSizes
 
 LONG_BUDGET_S = 120.0
@@ -82,8 +85,11 @@ class Runner(Protocol):
     def reset(self) -> None:
         """Forget every sequence and all KV, and give back what only a step needed; keep the weights."""
 
+    def launch(self, plan: StepPlan, masks: MaskSource = carried) -> Launched:
+        """Edit the resident batch, and start to compute and sample. At most DEPTH may be under way."""
+
     def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
-        """Edit the resident batch, compute, sample."""
+        """The same, and wait for the result."""
 
     def profile(self, start: bool) -> str:
         """Start or stop a trace; on stop, the path of its file."""
@@ -116,6 +122,9 @@ class Worker:
         """Steps in a row."""
         self.stale_messages = 0
         self.quitting = False
+        self.launched: deque[_Step] = deque()
+        """Under way, oldest first."""
+        self.last_result = 0.0
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.poller = zmq.Poller()
         self.poller.register(channel.fileno(), zmq.POLLIN)
@@ -155,15 +164,18 @@ class Worker:
             self._listen()
             while self.inbox:
                 self._handle(*self.inbox.popleft())
+            self._collect()
         self.context.destroy(linger=0)
         self.channel.close()
 
     # ── messages ────────────────────────────────────────────────────────────────────────────────
 
     def _listen(self) -> None:
-        """Wait until something comes."""
-        self.progress.idle()
-        ready = dict(self.poller.poll())
+        """Wait until something comes; while steps are under way, only look, as a device tells that one is
+        done only when it is asked."""
+        if not self.launched:
+            self.progress.idle()
+        ready = dict(self.poller.poll(0 if self.launched else None))
         if self.channel.fileno() in ready:
             self._read_control()
         if self.plans is not None and self.plans.socket in ready:
@@ -194,6 +206,7 @@ class Worker:
                 self.stale_messages += 1  # their step was abandoned
             case Reset():
                 self._begin(LONG_BUDGET_S, body)
+                self.launched.clear()
                 self.runner.reset()
                 self.epoch, self.step = message.epoch, None
             case Profile():
@@ -218,14 +231,21 @@ class Worker:
             return
         if self.step is not None and plan.step != self.step + 1:
             raise ProtocolBroken(f"step {plan.step} follows step {self.step}")
-        self.step, self.waited_s = plan.step, 0.0
+        self.step = plan.step
+        if len(self.launched) == DEPTH:
+            self._take(self.launched[0])
+            if plan.epoch != self.epoch:  # it failed, and this one builds on it
+                return
+        self.waited_s = 0.0
         num_tokens, context = self.sizes.of(plan)
-        self._begin(self.budget.budget_s(num_tokens, context), body)
+        budget_s = self.budget.budget_s(num_tokens, context)
+        self._begin(sum(step.budget_s for step in self.launched) + budget_s, body)
         begun = time.perf_counter()
         try:
-            result = self.runner.execute(plan, self._masks_of)
+            launched = self.runner.launch(plan, self._masks_of)
         except StepAbandoned:
             self.epoch = -1
+            self.launched.clear()
             self.runner.reset()
             return
         except ProtocolBroken:
@@ -233,7 +253,29 @@ class Worker:
         except Exception as error:
             self._on_failure(plan, error)
             return
-        self.budget.record(num_tokens, context, time.perf_counter() - begun - self.waited_s)
+        step = _Step(plan, launched, num_tokens, context, budget_s, begun + self.waited_s)
+        self.launched.append(step)
+        self._collect()
+
+    def _collect(self) -> None:
+        """Answer what is done."""
+        while self.launched and self.launched[0].launched.ready():
+            self._take(self.launched[0])
+
+    def _take(self, step: "_Step") -> None:
+        """Answer the oldest step, and wait for it if need be."""
+        try:
+            result = step.launched.result()
+        except Exception as error:
+            self._on_failure(step.plan, error)
+            return
+        self.launched.popleft()
+        now = time.perf_counter()
+        seconds = now - max(step.begun, self.last_result)  # it began when its forerunner was done
+        self.last_result = now
+        self.budget.record(step.num_tokens, step.context, seconds)
+        if self.launched:
+            self.progress.busy(sum(step.budget_s for step in self.launched))
         self.out_of_memory = 0
         self._answer(result)
 
@@ -243,7 +285,10 @@ class Worker:
             return plan.masks
         begun = time.perf_counter()
         while not self.inbox:
-            self._listen()
+            if self.launched:
+                self._take(self.launched[0])  # whose tokens the masks follow from
+            else:
+                self._listen()
             if self.quitting or self.epoch != plan.epoch:
                 raise StepAbandoned
         self.waited_s = time.perf_counter() - begun
@@ -275,6 +320,7 @@ class Worker:
         print(f"worker: step {plan.step} failed: {message}", file=sys.stderr, flush=True)
         self.epoch = -1  # plans already on their way build on this one
         error.__traceback__ = None  # its frames hold the step's tensors
+        self.launched.clear()
         self.runner.reset()
         self._answer(StepFailed(plan.epoch, plan.step, slots, code, message))
 
@@ -317,6 +363,19 @@ class Worker:
         socket.setsockopt(zmq.SNDHWM, MOST_PLANS_AHEAD)
         socket.bind(self._forwarding_endpoint(rank))
         return socket
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Under way."""
+
+    plan: StepPlan
+    launched: Launched
+    num_tokens: int
+    context: float
+    budget_s: float
+    begun: float
+    """Without what it waited for masks."""
 
 
 def no_tokens(count: int) -> "array[int]":

@@ -151,8 +151,8 @@ def _distributions(options: ModelOptions, texts: Sequence[Text]) -> tuple[int, l
             parallel=ParallelOptions(),
         )
         runner = TorchRunner(config, lambda *_: None)
-    recorder = Recorder(runner.model)
-    runner.model = cast(Model, recorder)
+    recorder = Recorder(runner.served.model)
+    runner.served.model = cast(Model, recorder)
     found = []
     for text in texts:
         recorder.given.clear()

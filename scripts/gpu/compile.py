@@ -127,6 +127,8 @@ def _launch(kernel: "JITFunction[Any]", args: tuple[object, ...], kwargs: dict[s
         if parameter.is_constexpr or value is None:
             found.constants[parameter.name] = value
             found.signature[parameter.name] = "constexpr"
+        elif parameter.do_not_specialize:
+            found.signature[parameter.name] = "i32"
         else:
             _specialize(found, index, parameter.name, value)
     function = kernel.fn

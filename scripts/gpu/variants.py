@@ -21,8 +21,8 @@ from worker.kernels.triton import (
     prefill_attention,
     rope_kv,
     sampling,
+    step_rows,
 )
-from worker.kernels.triton.advance import DecodeInputs, advance
 from worker.kernels.triton.decode_attention import DecodePlan, Scores
 from worker.kernels.triton.gemv import gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
@@ -168,19 +168,22 @@ def _sampling() -> Iterator[Variant]:
     i32 = torch.int32
     logits, floats = empty(ROWS, vocab, dtype=FP32), empty(ROWS, dtype=FP32)
     ints, longs = empty(ROWS, dtype=i32), empty(ROWS, dtype=torch.int64)
-    few_ids, few = empty(ROWS, 4, dtype=i32), empty(ROWS, 4, dtype=FP32)
+    few_ids, few = empty(slots, 1024, dtype=i32), empty(slots, 1024, dtype=FP32)
+    counts = empty(slots, vocab, dtype=i32)
     p = sampling.Parameters(
         temperature=floats, top_k=ints, top_p=floats, min_p=floats, repetition=floats, presence=floats,
-        frequency=floats, seeds=longs, positions=longs, min_tokens=ints, ends=few_ids, bias_ids=few_ids,
-        bias_values=few,
+        frequency=floats, seeds=longs, num_prompt=ints, min_tokens=ints, ends=few_ids, num_ends=ints,
+        bias_ids=few_ids, bias_values=few, num_biases=ints, counts=counts,
+        prompts=empty(slots, vocab, dtype=INT8),
     )  # fmt: skip
-    mask, prompts = empty(ROWS, vocab // 32, dtype=i32), empty(slots, vocab, dtype=INT8)
-    penalized = partial(sampling.edit, counts=empty(slots, vocab, dtype=i32), prompts=prompts, slots=ints)
-    yield Variant("plain", partial(sampling.edit, logits, p))
-    yield Variant("mask and penalties", partial(penalized, logits, p, mask=mask))
-    yield Variant("any row", partial(sampling.sample, logits, p))
-    inputs = DecodeInputs(longs, longs, ints, longs, empty(ROWS, 512, dtype=i32))
-    yield Variant("next inputs", partial(advance, inputs, longs, 16, 1 << 20))
+    rows = sampling.SampledRows(ints, ints, ints, empty(ROWS, vocab // 32, dtype=i32), ints)
+    yield Variant("any rows", partial(sampling.edit, logits, p, rows))
+    yield Variant("any row", partial(sampling.sample, logits, p, rows, longs))
+    inputs = step_rows.DecodeRows.empty(1, ROWS, 512, logits.device)
+    state = empty(slots, dtype=torch.int64), empty(slots, dtype=i32)
+    tables = empty(1, slots, 512, dtype=i32)
+    yield Variant("slots to rows", partial(step_rows.begin, inputs, ROWS, *state, tables, 32, 1000))
+    yield Variant("tokens to slots", partial(step_rows.end, ints, longs, *state, counts, advance=True))
     yield Variant("64 numbers", partial(uniforms, longs, longs))
     yield Variant("20 likeliest", partial(logprobs.top_logprobs, logits, longs, 20))
 

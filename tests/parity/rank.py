@@ -27,7 +27,7 @@ def sample(checkpoint: Path, group_dir: Path, rank: int, size: int) -> dict[str,
         "greedy": greedy.outputs,
         "seeded": seeded.outputs,
         "logprobs": [[row[token] for token in range(vocab)] for row in rows],
-        "kv_heads": runner.model.num_kv_heads,
+        "kv_heads": runner.served.model.num_kv_heads,
     }
 
 

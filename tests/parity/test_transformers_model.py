@@ -35,7 +35,7 @@ def test_declared_families_take_this_path_when_asked(family: str, tmp_path: Path
     model_type, changes = FAMILIES[family]
     folder = write_checkpoint(tmp_path / "model", model_type, **changes)
     driver = load(folder, model_impl="transformers")
-    assert type(driver.runner.model) is TransformersModel
+    assert type(driver.runner.served.model) is TransformersModel
     assert_equal(driver, Reference(folder), OUTPUTS)
 
 
@@ -87,7 +87,7 @@ def test_dynamic_frequencies_stay_the_default_within_the_trained_length(tmp_path
 
 def test_bfloat16(gemma2: Path, load: Load) -> None:
     driver = load(gemma2, dtype="bfloat16")
-    assert driver.runner.cache.tensor.dtype == torch.bfloat16
+    assert driver.runner.served.cache.tensor.dtype == torch.bfloat16
     ((output,),) = driver.run([driver.add(tokens(20))], 1)
     assert 0 <= output < VOCAB_SIZE
 

@@ -140,3 +140,10 @@ def test_a_reader_that_has_gone_away_is_no_error() -> None:
             raise BrokenPipeError
 
     Terminal({}, out=Gone(), err=Gone()).show("anyone?")
+
+
+def test_the_memory_of_gpus_is_not_the_machines() -> None:
+    text = banner(SERVING, {**FACTS, "device": "NVIDIA H100"}, {}, "ready", MEMORY)
+    assert "(float32 on NVIDIA H100, 12.0 MiB of weights)" in text
+    assert "of the GPUs" in text
+    assert "when the KV cache is full" not in text

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from worker.graphs import DEPTH, DecodeGraphs, StepsAhead, sizes
+from worker.graphs import DecodeGraphs, StepsAhead, sizes
+from worker.launched import DEPTH
 
 
 class FakeEvent:
@@ -21,6 +22,9 @@ class FakeEvent:
 
     def synchronize(self) -> None:
         self._device.run_until(lambda: self.reached)
+
+    def query(self) -> bool:
+        return self.reached
 
 
 class FakeStream:
@@ -151,8 +155,8 @@ def test_every_result_is_its_own_steps(seed: int) -> None:
     results: list[Tensor] = []
     for number in range(1, 12):
         launch(number)
-        results.append(ahead.collect())
-    results.append(ahead.collect())
+        results.append(ahead.collect()[0])
+    results.append(ahead.collect()[0])
     assert [result.tolist() for result in results] == [[number] * 2 for number in range(12)]
     assert len(ahead) == 0
 

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from protocol.errors import StartupError
 from tests.worker.driver import quiet
+from worker.kernels import packed_matrix
+from worker.kernels.packed_matrix import PackedMatrix
 from worker.layers.linear import Weight
 from worker.parallel import Group, Span, whole
-from worker.quantization import unquantized
-from worker.quantization.unquantized import PackedMatrix
 from worker.weights import Wants, load, random_part
 
 
@@ -31,7 +31,7 @@ def linear(dtype: torch.dtype, *, bias: bool) -> tuple[Weight, Tensor, Tensor]:
 def test_rows_are_multiplied_alike_in_every_form(
     dtype: torch.dtype, bias: bool, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unquantized, "SMALL_BYTES", 1 << 20 if small else 0)
+    monkeypatch.setattr(packed_matrix, "SMALL_BYTES", 1 << 20 if small else 0)
     layer, weight, offset = linear(dtype, bias=bias)
     tolerance = 1e-4 if dtype == torch.float32 else 0.3  # sums of 40 products of about 1
     for count in (1, 3, 4, 9, 64):
@@ -42,7 +42,7 @@ def test_rows_are_multiplied_alike_in_every_form(
 
 
 def test_a_large_weight_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unquantized, "SMALL_BYTES", 0)
+    monkeypatch.setattr(packed_matrix, "SMALL_BYTES", 0)
     matrix = PackedMatrix(torch.randn(8, 40), None)
     assert (matrix.plain is None) == (matrix.packed is not None)
 

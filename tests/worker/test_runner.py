@@ -50,7 +50,7 @@ def test_facts(model: Path, tmp_path: Path) -> None:
     assert facts.weights_bytes > 4 * 96 * 64 * 2
     assert [name for name, _, _ in phases][:3:2] == ["preparing kernels", "reading the checkpoint"]
     assert phases[-1][0] == "warming up"
-    assert ("loading weights", "15/15 weights", 1.0) in phases
+    assert ("loading weights", "15/15", 1.0) in phases
     same = TorchRunner(worker_config(model, tmp_path, load_format="dummy"), quiet)
     assert same.model_fingerprint == runner.model_fingerprint
 
@@ -119,7 +119,7 @@ def test_a_row_that_is_not_finite_fails_alone(driver: Driver) -> None:
     healthy, sick = driver.add(PROMPT), driver.add(PROMPT[::-1])
     expected = driver.run([driver.add(PROMPT)], 12)[0]
     driver.run([healthy, sick], 3)
-    driver.runner.cache.tensor[:, :, sick.blocks[0]] = math.nan
+    driver.runner.served.cache.tensor[:, :, sick.blocks[0]] = math.nan
     result = driver.step({sick: 1, healthy: 1})
     assert result.failed_rows == ((0, "numerical_error"),)
     assert (sick.failure, healthy.failure) == ("numerical_error", "")
@@ -162,7 +162,7 @@ def test_a_sequence_whose_start_fails_is_named(driver: Driver, monkeypatch: pyte
     def start(slot: int, *_: object) -> None:
         raise ValueError("no such parameter")
 
-    monkeypatch.setattr(driver.runner.sampler, "start", start)
+    monkeypatch.setattr(driver.runner.steps, "start", start)
     seq = driver.add(PROMPT)
     with pytest.raises(RowsFailed, match="no such parameter") as caught:
         driver.step({seq: 7})
@@ -182,7 +182,7 @@ def test_a_fault_makes_one_row_sick(model: Path, tmp_path: Path) -> None:
     marked.token_ids.append(0)
     driver.step({other: 1, marked: 1})
     assert marked.failure == "numerical_error"
-    inner = runner.runner.cache.tensor
+    inner = runner.runner.served.cache.tensor
     assert inner[:, :, marked.blocks[1:]].isnan().all(), "the token stands in the second block"
     assert inner[:, :, marked.blocks[0]].isfinite().all()
     assert driver.run([other], 8) == healthy.run([healthy.add(PROMPT[:-1])], 8)

@@ -43,8 +43,8 @@ def driver(folder: Path, *, cpu_kernels: str = "native", eager: bool = False, **
 
 
 def rows_played(driver: Driver) -> list[int]:
-    assert isinstance(driver.runner.model, Decoder)
-    tapes = driver.runner.model.tapes
+    assert isinstance(driver.runner.served.model, Decoder)
+    tapes = driver.runner.served.model.tapes
     return [] if tapes is None else tapes.rows
 
 

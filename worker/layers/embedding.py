@@ -48,8 +48,7 @@ class Embedding:
         return self.group.all_reduce(x.masked_fill(elsewhere.unsqueeze(1), 0))
 
     def _take(self, tensors: Sequence[Tensor]) -> None:
-        device = None if self.scope.device is None else self.scope.device.device
-        self.weight = tensors[0].to(device, self.scope.dtype)
+        self.weight = self.scope.matrices.place(tensors[0].to(self.scope.dtype))
 
 
 class Head:
@@ -77,7 +76,7 @@ class Head:
             self.weight = Weight([(scope, [span])], whole(size), role="head")
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = self.weight.multiply(x, out_dtype=torch.float32).cpu()  # where sampling is
+        logits = self.weight.multiply(x, out_dtype=torch.float32)
         if self.missing:
             logits = F.pad(logits, (0, self.missing))
         logits = self.group.all_gather(logits)

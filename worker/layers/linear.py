@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.combined_matrix import StackedMatrix
 from ..kernels.matmul import Matrix
 from ..parallel import Group, Span, whole
-from ..quantization.combined import StackedMatrix
 from ..quantization.format import Cut, Format, Role
 from ..weights import Scope
 
@@ -53,7 +53,9 @@ class Weight:
             for name in form.surplus:
                 place.allow(name)
         place = rows[0][0]
-        self._dtype, self._kernels, self._device = place.dtype, place.kernels, place.device
+        self._dtype, self._matrices = place.dtype, place.matrices
+        for form in self._formats:
+            self._matrices.check(form.kind)
         wanted = [list(f.parts(cut)) for f, cut in zip(self._formats, self._cuts, strict=True)]
         self._counts = [len(parts) for parts in wanted]
         pairs = zip(self._formats, self._cuts, strict=True)
@@ -79,10 +81,7 @@ class Weight:
             _, cuts, parts = zip(*same, strict=True)
             below = above + sum(cut.rows.length for cut in cuts)
             its_bias = None if bias is None else bias[above:below]
-            if self._device is not None:
-                matrices.append(self._device.matrix(parts, its_bias))
-            else:
-                matrices.append(form.join(parts, cuts, its_bias, self._kernels))
+            matrices.append(form.join(parts, cuts, its_bias, self._matrices))
             above = below
         self.matrix = matrices[0] if len(matrices) == 1 else StackedMatrix(matrices)
 

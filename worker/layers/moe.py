@@ -47,12 +47,12 @@ class SparseMLP:
             weights /= weights.sum(-1, keepdim=True)
         by_expert = chosen.flatten().argsort(stable=True)
         rows = by_expert // self.top_k
-        inputs, outputs = x[rows], torch.empty(len(rows), x.shape[1], dtype=x.dtype)
+        inputs, outputs = x[rows], x.new_empty(len(rows), x.shape[1])
         begin = 0
         for expert, count in enumerate(chosen.flatten().bincount(minlength=len(self.experts)).tolist()):
             if count:
                 outputs[begin : begin + count] = self.experts[expert](inputs[begin : begin + count])
                 begin += count
         weighted = outputs * weights.flatten()[by_expert].unsqueeze(1)  # float32
-        mixed = torch.zeros(x.shape).index_add_(0, rows, weighted).to(x.dtype)
+        mixed = torch.zeros(x.shape, device=x.device).index_add_(0, rows, weighted).to(x.dtype)
         return self.group.all_reduce(mixed).add_(residual)

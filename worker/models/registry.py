@@ -135,8 +135,6 @@ def build(
             f"architectures {list(header.architectures)} are not declared; Tern declares {', '.join(MODELS)}",
             hint="use --model-impl transformers, or auto",
         )
-    if device is not None and (header.quantization_config or options.quantization != "none"):
-        raise StartupError("quantized weights are served on the CPU only", hint="use --device cpu")
     dtype = resolve_dtype(options.dtype, header)
 
     def cache(scheme: str) -> Cache:

@@ -28,8 +28,8 @@ from torch import Tensor
 from protocol.errors import StartupError
 
 from ..checkpoint import DTYPES, StoredTensor, TensorPart, read_header
-from ..kernels.cpu.library import Library
 from ..kernels.matmul import Matrix
+from ..kernels.matrices import Kind, Matrices
 from ..mapped_file import MappedFile
 from ..parallel import Group
 from .format import Cut, Format, Role
@@ -171,6 +171,10 @@ class Cached:
 
     surplus: ClassVar[Sequence[str]] = ()
 
+    @property
+    def kind(self) -> Kind:
+        return self.rounded.kind
+
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         self.cache.announce()
         return [part._replace(needed=not self.cache.hit) for part in self.rounded.parts(cut)]
@@ -185,9 +189,9 @@ class Cached:
         return part
 
     def join(
-        self, parts: Sequence[Any], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+        self, parts: Sequence[Any], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
-        return self.rounded.join(parts, cuts, bias, kernels)
+        return self.rounded.join(parts, cuts, bias, matrices)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
         return self.rounded.num_bytes(cut, dtype)

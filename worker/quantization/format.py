@@ -7,7 +7,7 @@
                                                           └─ num_bytes, before anything is read
 
 Formats are stateless and frozen: parts whose formats are equal can be joined. Multiplication is the business
-of kernels/matmul.py.
+of the device's matrices (kernels/matrices.py).
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,9 @@ from torch import Tensor
 from protocol.errors import StartupError
 
 from ..checkpoint import FLOATS, TensorPart
-from ..kernels.cpu.library import Library
 from ..kernels.matmul import Matrix
+from ..kernels.matrices import Kind as MatrixKind
+from ..kernels.matrices import Matrices
 from ..parallel import Span, whole
 
 Part = TypeVar("Part")
@@ -82,8 +83,12 @@ class Cut(NamedTuple):
 class Kind(Protocol[Given]):
     """What parts of a matrix are made into."""
 
+    @property
+    def kind(self) -> MatrixKind:
+        """Which of a device's matrices."""
+
     def join(
-        self, parts: Sequence[Given], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+        self, parts: Sequence[Given], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
         """Parts of equal formats, one under the other."""
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from protocol.errors import StartupError
 
 from ..checkpoint import StoredTensor, TensorPart
-from ..kernels.cpu.library import Library
-from ..kernels.matmul import FP8Matrix, FP8Part, Matrix
+from ..kernels.matmul import FP8Part, Matrix
+from ..kernels.matrices import Kind, Matrices
 from ..parallel import whole
 from .format import Cut, Format, Role
 from .unquantized import Unquantized
@@ -38,6 +38,8 @@ class FP8:
     """Name of the tensor of scales."""
     block: tuple[int, int] | Literal["tensor", "channel"]
     surplus: Sequence[str] = ("input_scale",)
+
+    kind: ClassVar[Kind] = "fp8"
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         weight = cut.tensor("weight", cut.rows, cut.columns, dtypes=(torch.float8_e4m3fn,), kept=True)
@@ -61,9 +63,9 @@ class FP8:
         return FP8Part(weight, scales.contiguous(), (rows, columns))
 
     def join(
-        self, parts: Sequence[FP8Part], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+        self, parts: Sequence[FP8Part], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
-        return FP8Matrix(parts, bias=bias, kernels=kernels)
+        return matrices.fp8(parts, bias)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
         (rows, columns), (n, k) = self._block(cut), cut.sizes

@@ -12,7 +12,7 @@ x is put in the same order before each product.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ from torch import Tensor
 from protocol.errors import StartupError
 
 from ..checkpoint import TensorPart
-from ..kernels.cpu.library import Library
-from ..kernels.matmul import INT4_ZERO, Int4Matrix, Int4Part, Matrix, pack_int4
-from .combined import ReorderedMatrix, StackedMatrix, SumMatrix
+from ..kernels.combined_matrix import ReorderedMatrix, StackedMatrix, SumMatrix
+from ..kernels.matmul import INT4_ZERO, Int4Part, Matrix, pack_int4
+from ..kernels.matrices import Kind, Matrices
 from .format import Cut
 
 GROUP_UNIT = 32
@@ -76,6 +76,8 @@ class Grouped:
 
     storage: Storage
 
+    kind: ClassVar[Kind] = "int4"
+
     @property
     def surplus(self) -> Sequence[str]:
         return self.storage.surplus
@@ -96,7 +98,7 @@ class Grouped:
         return GroupedPart((_part(codes & 15, scales, whole % 16), high), order)
 
     def join(
-        self, parts: Sequence[GroupedPart], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+        self, parts: Sequence[GroupedPart], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
         order = parts[0].order
         if any(not _same(part.order, order) for part in parts):
@@ -104,16 +106,16 @@ class Grouped:
                 [None] * len(cuts) if bias is None else torch.split(bias, [cut.rows.length for cut in cuts])
             )
             return StackedMatrix(
-                [self.join([p], [c], b, kernels) for p, c, b in zip(parts, cuts, biases, strict=True)]
+                [self.join([p], [c], b, matrices) for p, c, b in zip(parts, cuts, biases, strict=True)]
             )
         columns = cuts[0].columns.length
         group = self.storage.group or columns
         low, *high = [
-            Int4Matrix(nibbles, columns, group, bias=None if i else bias, kernels=kernels)
+            matrices.int4(nibbles, None if i else bias, columns=columns, group=group)
             for i, nibbles in enumerate(zip(*(part.nibbles for part in parts), strict=True))
         ]
         matrix: Matrix = SumMatrix(low, high[0]) if high else low
-        return matrix if order is None else ReorderedMatrix(matrix, order)
+        return matrix if order is None else ReorderedMatrix(matrix, matrices.place(order))
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
         rows, columns = cut.sizes

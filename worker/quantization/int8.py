@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import TensorPart
-from ..kernels.cpu.library import Library
-from ..kernels.matmul import Int8Matrix, Int8Part, Matrix
+from ..kernels.matmul import Int8Part, Matrix
+from ..kernels.matrices import Kind, Matrices
 from ..parallel import whole
 from .format import Cut
 
@@ -22,6 +22,7 @@ class Int8:
     per_row: bool = True
     """Otherwise one scale for all."""
 
+    kind: ClassVar[Kind] = "int8"
     surplus: ClassVar[Sequence[str]] = ()
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
@@ -36,9 +37,9 @@ class Int8:
         return Int8Part(weight, scales.float().flatten().expand(len(weight)).contiguous())
 
     def join(
-        self, parts: Sequence[Int8Part], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+        self, parts: Sequence[Int8Part], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
-        return Int8Matrix(parts, quantize_input=self.quantize_input, bias=bias, kernels=kernels)
+        return matrices.int8(parts, bias, quantize_input=self.quantize_input)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
         rows, columns = cut.sizes

@@ -18,19 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoint import TensorPart
-from ..kernels.cpu.library import Library
 from ..kernels.matmul import (
     NF4,
     FP8Part,
-    Int4Matrix,
     Int4Part,
     Int8Part,
     Matrix,
-    NF4Matrix,
     NF4Part,
     pack_int4,
     pack_nf4,
 )
+from ..kernels.matrices import Kind as MatrixKind
+from ..kernels.matrices import Matrices
 from .format import Cut, Format, Kind, Role
 from .fp8 import FP8
 from .int8 import Int8
@@ -61,6 +60,10 @@ class Rounded:
 
     surplus: ClassVar[Sequence[str]] = ()
 
+    @property
+    def kind(self) -> MatrixKind:
+        return self.target.kind
+
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         return [part._replace(kept=False) for part in Unquantized().parts(cut)]
 
@@ -69,9 +72,9 @@ class Rounded:
         return self.round(weight.t() if cut.transposed else weight)
 
     def join(
-        self, parts: Sequence[Any], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+        self, parts: Sequence[Any], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
-        return self.target.join(parts, cuts, bias, kernels)
+        return self.target.join(parts, cuts, bias, matrices)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
         return self.target.num_bytes(cut, dtype)
@@ -155,10 +158,12 @@ def round_nf4(weight: Tensor) -> NF4Part:
 class Int4:
     """A Kind: groups of INT4_GROUP."""
 
+    kind: ClassVar[MatrixKind] = "int4"
+
     def join(
-        self, parts: Sequence[Int4Part], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+        self, parts: Sequence[Int4Part], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
-        return Int4Matrix(parts, cuts[0].columns.length, INT4_GROUP, bias=bias, kernels=kernels)
+        return matrices.int4(parts, bias, columns=cuts[0].columns.length, group=INT4_GROUP)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
         return _grouped_bytes(cut, INT4_GROUP)
@@ -168,10 +173,12 @@ class Int4:
 class NF4Kind:
     """A Kind: groups of NF4_GROUP."""
 
+    kind: ClassVar[MatrixKind] = "nf4"
+
     def join(
-        self, parts: Sequence[NF4Part], cuts: Sequence[Cut], bias: Tensor | None, kernels: Library | None
+        self, parts: Sequence[NF4Part], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
-        return NF4Matrix(parts, cuts[0].columns.length, NF4_GROUP, bias=bias, kernels=kernels)
+        return matrices.nf4(parts, bias, columns=cuts[0].columns.length, group=NF4_GROUP)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
         return _grouped_bytes(cut, NF4_GROUP)

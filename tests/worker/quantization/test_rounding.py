@@ -12,6 +12,7 @@ from tests.parity.reference import write_checkpoint
 from tests.worker.driver import quiet, worker_config
 from tests.worker.quantization.checkpoints import logprobs
 from worker.kernels.matmul import DenseMatrix, Int8Matrix, dequantize_fp8, dequantize_int4, dequantize_nf4
+from worker.kernels.packed_matrix import PackedMatrix
 from worker.quantization.rounding import (
     INT4_GROUP,
     NF4_GROUP,
@@ -21,7 +22,6 @@ from worker.quantization.rounding import (
     round_int8,
     round_nf4,
 )
-from worker.quantization.unquantized import PackedMatrix
 from worker.runner import TorchRunner
 
 ROUNDED = {
@@ -71,7 +71,7 @@ def test_memory_is_what_was_promised(scheme: Scheme, tmp_path: Path) -> None:
     """And the head is rounded to 8 bits unless it is asked to stay; the fingerprint tells."""
     folder = write_checkpoint(tmp_path / "model", tie_word_embeddings=True)
     runner = loaded(folder, tmp_path, quantization=scheme)
-    head: Any = runner.model.lm_head  # type: ignore[attr-defined]
+    head: Any = runner.served.model.lm_head  # type: ignore[attr-defined]
     assert isinstance(head.weight.matrix, Int8Matrix) == (scheme != "fp8")
     other = loaded(folder, tmp_path, quantization=scheme, quantize_head=False)
     head = other.model.lm_head  # type: ignore[attr-defined]

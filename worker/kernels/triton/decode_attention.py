@@ -18,6 +18,7 @@ Not done here: several queries per sequence (prefill_attention.py), and merging 
 save the third launch.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ SPLIT = 256
 TILE = 64
 """Tokens of one matrix product, whatever the block size."""
 NO_WINDOW = 1 << 30
+MOST_AT_ONCE = 256
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -60,8 +62,20 @@ class DecodePlan:
         self.stats = torch.empty(max_items, num_heads, 2, dtype=torch.float32, device=device)
         """Largest score (in powers of two) and sum of weights."""
 
+    def sharing(self) -> "DecodePlan":
+        """Another plan, of another window, over the same room: one layer attends at a time."""
+        other = copy(self)
+        other.starts = torch.zeros_like(self.starts)
+        return other
 
-@triton.jit
+    def width(self, rows: int) -> int:
+        """Power of two ≥ rows. One kernel serves all numbers of rows up to MOST_AT_ONCE of a plan."""
+        most: int = triton.next_power_of_2(min(len(self.starts) - 1, MOST_AT_ONCE))
+        width: int = triton.next_power_of_2(rows)
+        return max(width, most)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
 def _plan(
     lens_ptr,  # int32 [rows]
     starts_ptr,  # out int32 [rows + 1]
@@ -77,7 +91,7 @@ def _plan(
     tl.store(starts_ptr, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _attend(
     query_ptr,  # [rows, num_heads, DIM], rows query_stride apart
     cache_ptr,  # [2, num_blocks, num_kv_heads, BLOCK_SIZE, DIM]
@@ -204,7 +218,7 @@ def _merge(
 def plan_decode(plan: DecodePlan, context_lens: Tensor, window: int = NO_WINDOW) -> None:
     """Fill `plan` for int32 context_lens [rows]. Once per step, for all layers of this window."""
     rows = len(context_lens)
-    width = triton.next_power_of_2(rows)
+    width = plan.width(rows)
     _plan[(1,)](context_lens, plan.starts, rows, window, SPLIT=SPLIT, ROWS=width, num_warps=4)
 
 
@@ -233,7 +247,7 @@ def decode_attention(
         scores.window, scores.scale, scores.soft_cap,
         GROUP=group, GROUP_WIDTH=max(triton.next_power_of_2(group), 16), DIM=dim, WIDTH=width,
         BLOCK_SIZE=block_size, SPLIT=SPLIT, TILE=TILE if query.element_size() < 4 else TILE // 2,
-        SOFT_CAP=scores.soft_cap > 0, ROWS=triton.next_power_of_2(rows), num_warps=4, num_stages=2,
+        SOFT_CAP=scores.soft_cap > 0, ROWS=plan.width(rows), num_warps=4, num_stages=2,
     )  # fmt: skip
     out = torch.empty(rows, num_heads * dim, dtype=query.dtype, device=query.device)
     _merge[(rows, num_heads)](

@@ -1,15 +1,16 @@
-"""The Triton kernels as layers call them: DeviceKernels of ../device.py.
+"""The Triton kernels as layers call them: DeviceKernels of ../device.py, and the steps that they are given.
 
-    plan    a step's layout → device tensors, once; rows that decode and rows with chunks apart
-    layer   rope_kv → decode_attention of the first rows, prefill_attention of the others
+    TritonPlanner  where a step's inputs lie on the device → TritonStep, one for each KV group
+    layer          rope_kv → decode_attention of the first rows, prefill_attention of the others
 
-The layout of a step comes from the host, as it does for steps that are not captured in a graph. Weights are
-of 32 or 16 bits here; the products on fewer bits (matmul.py, int4_matmul.py) are not reached from layers yet.
+Where a row's numbers must not depend on its company (`invariant`), all rows go through prefill_attention: a
+token is computed there by the same sums whether it comes alone, with others, or in a chunk.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,17 +20,16 @@ from torch import Tensor
 from ...kv_layout import Window
 from .. import activation as torch_activation
 from ..activation import Activation
-from ..attention import StepLayout
-from ..device import AttentionKernel, NormKernel, StepPlanner
-from ..matmul import Matrix
+from ..device import AttentionKernel, NormKernel
 from ..native_attention import HeadNorms as LayerHeadNorms
 from .activation import activate
 from .decode_attention import NO_WINDOW, SPLIT, DecodePlan, Scores, decode_attention, plan_decode
-from .matmul import matmul
+from .matrices import TritonMatrices
 from .norm import norm
 from .paged import PagedKV
 from .prefill_attention import prefill_attention
 from .rope_kv import HeadNorms, rope_kv
+from .step_rows import DecodeRows
 
 _ACTIVATIONS: dict[Activation, Activation] = {
     torch_activation.silu_and_multiply: activate,
@@ -41,8 +41,9 @@ _ACTIVATIONS: dict[Activation, Activation] = {
 class TritonKernels:
     """DeviceKernels of an NVIDIA GPU; of the CPU, where Triton interprets."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, invariant: bool = False) -> None:
+        self.device, self.invariant = device, invariant
+        self.matrices = TritonMatrices(device, invariant=invariant)
         self._processors = 1
         if device.type == "cuda":
             self._processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -62,74 +63,92 @@ class TritonKernels:
         heads = None if norms is None else HeadNorms(norms.query, norms.key, norms.eps)
         return TritonAttention(num_heads, scale, heads, self._processors)
 
-    def matrix(self, parts: Sequence[Tensor], bias: Tensor | None) -> Matrix:
-        weight = torch.cat([part.to(self.device) for part in parts])
-        return TritonMatrix(weight, None if bias is None else bias.to(self.device))
 
-    def planner(self, block_size: int, windows: Sequence[Window]) -> StepPlanner:
-        return TritonPlanner(self.device, block_size, windows)
+class Part(Protocol):
+    """Some of a step's rows, which follow each other."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def attend(self, query: Tensor, kv: PagedKV, scores: Scores, processors: int) -> Tensor:
+        """query [num_tokens, num_heads, head_dim] → [num_tokens, num_heads * head_dim]"""
 
 
-class TritonMatrix:
-    """A Matrix."""
+class Room:
+    """Of decode attention: made for the largest step when its first layer comes, and then used by all."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight, bias
-        self.shape = (weight.shape[0], weight.shape[1])
+    def __init__(self, limits: "Limits", device: torch.device) -> None:
+        self._limits, self._device = limits, device
+        self._plans: dict[tuple[int, int, int], DecodePlan] = {}
 
-    def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        add = None if add is None else add.contiguous()
-        return matmul(x, self.weight, bias=self.bias, add=add, out_dtype=out_dtype)
+    def plan(self, group: int, num_heads: int, head_dim: int) -> DecodePlan:
+        """Of a KV group. All share the memory for partial results, as one layer attends at a time."""
+        key = (group, num_heads, head_dim)
+        if key not in self._plans:
+            alike = [plan for (_, *shape), plan in self._plans.items() if shape == [num_heads, head_dim]]
+            rows, items, _ = self._limits
+            self._plans[key] = (
+                alike[0].sharing() if alike else DecodePlan(rows, items, num_heads, head_dim, self._device)
+            )
+        return self._plans[key]
+
+
+@dataclass(slots=True)
+class Decodes:
+    """A Part: rows with one query each. Made anew for each step and KV group."""
+
+    tables: Tensor
+    """int32 [n, width]"""
+    lens: Tensor
+    """int32 [n]"""
+    room: Room
+    group: int
+    _plan: DecodePlan | None = None
+    """Once it is filled."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.lens)
+
+    def attend(self, query: Tensor, kv: PagedKV, scores: Scores, processors: int) -> Tensor:
+        plan = self.room.plan(self.group, query.shape[1], query.shape[2])
+        if plan is not self._plan:
+            plan_decode(plan, self.lens, scores.window)
+            self._plan = plan
+        programs = max(2 * processors // kv.cache.shape[2], 1)
+        return decode_attention(query, kv, self.tables, self.lens, plan, scores, num_programs=programs)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """A Part: rows with any number of queries."""
+
+    num_tokens: int
+    query_start: Tensor
+    """int32 [n + 1]"""
+    tables: Tensor
+    lens: Tensor
+    most_rows: int
+
+    def attend(self, query: Tensor, kv: PagedKV, scores: Scores, processors: int) -> Tensor:
+        return prefill_attention(
+            query, kv, self.tables, self.query_start, self.lens, scores, most_rows=self.most_rows
+        )
 
 
 class TritonStep:
-    """A step's layout on the device, for the layers of one KV group."""
+    """A step's layout on the device, for the layers of one KV group. Made anew for each step."""
 
-    def __init__(
-        self, planner: "TritonPlanner", layout: StepLayout, tables: NDArray[np.int32], window: Window
-    ) -> None:
-        def put(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(planner.device, dtype)
+    def __init__(self, kv_slots: Tensor, rows: Tensor, window: int, parts: Sequence[Part]) -> None:
+        """`kv_slots` int64 [tokens]; `rows` int64, 0 … tokens - 1: of each token in the step's rotations."""
+        self.kv_slots, self.rows, self.window, self.parts = kv_slots, rows, window, parts
+        self._rotations: Tensor | None = None
 
-        size, positions = planner.block_size, layout.positions
-        blocks = tables[layout.token_rows, positions // size].astype(np.int64)
-        self.slots = put(blocks * size + positions % size, torch.int64)
-        self.rows = torch.arange(len(positions), device=planner.device)
-        """Of each token in the step's cosines and sines."""
-        self.tables = put(tables, torch.int32)
-        self.lens = put(layout.context_lens, torch.int32)
-        self.num_decodes = layout.num_decodes
-        self.window = NO_WINDOW if window is None else window
-        query_start = layout.query_start[layout.num_decodes :] - layout.num_decodes
-        self.query_start = put(query_start, torch.int32)
-        lens = layout.context_lens[: layout.num_decodes]
-        first = np.maximum(lens - self.window, 0) // SPLIT
-        self._num_items = int((-(-lens // SPLIT) - first).sum())
-        self._plan: DecodePlan | None = None
-
-    def decode_plan(self, num_heads: int, head_dim: int) -> DecodePlan:
-        """Of the rows that decode, made with the step's first layer."""
-        if self._plan is None:
-            device = self.lens.device
-            self._plan = DecodePlan(self.num_decodes, self._num_items, num_heads, head_dim, device)
-            plan_decode(self._plan, self.lens[: self.num_decodes], self.window)
-        return self._plan
-
-
-class TritonPlanner:
-    def __init__(self, device: torch.device, block_size: int, windows: Sequence[Window]) -> None:
-        self.device, self.block_size, self.windows = device, block_size, windows
-
-    def plan(self, layout: StepLayout, block_tables: NDArray[np.int32]) -> Sequence[TritonStep]:
-        return [
-            TritonStep(self, layout, tables, window)
-            for window, tables in zip(self.windows, block_tables, strict=True)
-        ]
-
-    def release(self) -> None:
-        pass
-
-    needs_blank_blocks = False
+    def rotations(self, cos: Tensor | None, sin: Tensor | None) -> Tensor | None:
+        """[tokens, 2, rotary_dim], put together with the step's first layer."""
+        if self._rotations is None and cos is not None and sin is not None:
+            self._rotations = torch.cat((cos, sin), 1)
+        return self._rotations
 
 
 class TritonAttention:
@@ -142,19 +161,75 @@ class TritonAttention:
     def __call__(
         self, qkv: Tensor, cache: Tensor, step: TritonStep, cos: Tensor | None, sin: Tensor | None
     ) -> Tensor:
-        kv, decodes = PagedKV(cache), step.num_decodes
-        table = None if cos is None or sin is None else torch.cat((cos, sin), 1)
-        queries = rope_kv(qkv, step.rows, step.slots, table, kv, self._num_heads, self._norms)
+        kv, rotations = PagedKV(cache), step.rotations(cos, sin)
+        queries = rope_kv(qkv, step.rows, step.kv_slots, rotations, kv, self._num_heads, self._norms)
         scores = Scores(self._scale, step.window)
-        mixed = []
-        if decodes:
-            plan = step.decode_plan(self._num_heads, qkv.shape[2])
-            programs = max(2 * self._processors // cache.shape[2], 1)
-            lens, tables = step.lens[:decodes], step.tables[:decodes]
-            mixed.append(
-                decode_attention(queries[:decodes], kv, tables, lens, plan, scores, num_programs=programs)
-            )
-        if decodes < len(step.lens):
-            lens, tables = step.lens[decodes:], step.tables[decodes:]
-            mixed.append(prefill_attention(queries[decodes:], kv, tables, step.query_start, lens, scores))
+        mixed, begin = [], 0
+        for part in step.parts:
+            query = queries[begin : begin + part.num_tokens]
+            mixed.append(part.attend(query, kv, scores, self._processors))
+            begin += part.num_tokens
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+class Limits(NamedTuple):
+    """Of any step."""
+
+    rows: int
+    """That decode."""
+    tokens: int
+    items: int
+    """Splits of decode attention, see decode_attention.py; longer sequences take other steps."""
+
+
+class ChunkInputs(NamedTuple):
+    """Of the rows of a mixed step that do not decode, on the device."""
+
+    query_start: Tensor
+    """int32 [n + 1]"""
+    tables: Tensor
+    """int32 [groups, n, width]"""
+    lens: Tensor
+    """int32 [n]"""
+    kv_slots: Sequence[Tensor]
+    """int64 [tokens], of each group"""
+
+
+class TritonPlanner:
+    """Lays out steps. Owns the room that decode attention needs."""
+
+    def __init__(self, kernels: TritonKernels, windows: Sequence[Window], limits: Limits) -> None:
+        """`windows`: of each KV group."""
+        self._invariant, self._limits = kernels.invariant, limits
+        self._windows = [NO_WINDOW if window is None else window for window in windows]
+        self._room = Room(limits, kernels.device)
+        self._rows = torch.arange(limits.tokens, device=kernels.device)
+        self._starts = torch.arange(limits.rows + 1, dtype=torch.int32, device=kernels.device)
+
+    def fits(self, context_lens: NDArray[np.int64]) -> bool:
+        """Whether there is room to decode sequences so long in one step."""
+        return self._invariant or int((-(-context_lens // SPLIT)).sum()) <= self._limits.items
+
+    def plan(
+        self, inputs: DecodeRows, count: int, chunks: ChunkInputs | None = None, *, roomy: bool = True
+    ) -> list[TritonStep]:
+        """A step of the first `count` rows, and of chunks after them, for each KV group. Looks only at where
+        the inputs are, not at what they are. Not `roomy`: rows that do not fit take prefill's slower way."""
+        found = []
+        for group, window in enumerate(self._windows):
+            kv_slots = inputs.kv_slots[group, :count]
+            parts: list[Part] = [self._decodes(inputs, group, count, roomy)] if count else []
+            if chunks is not None:
+                new, tables = chunks.kv_slots[group], chunks.tables[group]
+                kv_slots = torch.cat((kv_slots, new)) if count else new
+                most = self._limits.rows
+                parts.append(Chunks(len(new), chunks.query_start, tables, chunks.lens, most))
+            assert len(kv_slots) <= len(self._rows), "a step of more tokens than any may have"
+            found.append(TritonStep(kv_slots, self._rows[: len(kv_slots)], window, parts))
+        return found
+
+    def _decodes(self, inputs: DecodeRows, group: int, count: int, roomy: bool) -> Part:
+        tables, lens = inputs.block_tables[group, :count], inputs.context_lens[:count]
+        if self._invariant or not roomy:
+            return Chunks(count, self._starts[: count + 1], tables, lens, self._limits.rows)
+        return Decodes(tables, lens, self._room, group)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .matmul import WAVES, add_parts, finish
+from .matmul import FEW_ROWS, WAVES, add_parts, finish
 
 ZERO = 8.0
 
@@ -36,7 +36,7 @@ def _weights(
     return ((codes.to(tl.float32) - 8.0) * scale[:, None]).to(DTYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _int4_matmul(
     x_ptr,  # [M, K], rows x_stride apart
     packed_ptr,  # uint8 [N, ⌈K / 64⌉ · 32]
@@ -100,17 +100,19 @@ def int4_matmul(
     *,
     bias: Tensor | None = None,
     add: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    invariant: bool = False,
 ) -> Tensor:
     """x [M, K], packed uint8 [N, ⌈K / 64⌉ · 32], scales and zeros float32 [N, ⌈K / group⌉] → [M, N].
 
-    `group`: a multiple of 32, or K.
+    `group`: a multiple of 32, or K. The result has `out_dtype`, or x's; `invariant` as in matmul.py.
     """
     (m, k), (n, row_bytes) = x.shape, packed.shape
-    tile_m, tile_n, warps = (16, 64, 4) if m <= 16 else (64, 128, 8)
+    tile_m, tile_n, warps = (16, 64, 4) if m <= 16 and not invariant else (64, 128, 8)
     tile_bytes = 64 if group % 128 == 0 or group >= k else 32
-    parts = max(min(WAVES // -(-n // 64), row_bytes // 256), 1) if m <= 64 else 1
+    parts = max(min(WAVES // -(-n // 64), row_bytes // 256), 1) if m <= FEW_ROWS or invariant else 1
     part_bytes = triton.cdiv(triton.cdiv(row_bytes, parts), 64) * 64
-    y = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    y = torch.empty(m, n, dtype=out_dtype or x.dtype, device=x.device)
     out = y if parts == 1 else torch.empty(parts, m, n, dtype=torch.float32, device=x.device)
     _int4_matmul[(triton.cdiv(n, tile_n), triton.cdiv(m, tile_m), parts)](
         x, packed, scales, zeros, bias, add, out, m, n, k, x.stride(0), row_bytes, scales.shape[1], group,

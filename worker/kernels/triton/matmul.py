@@ -12,9 +12,12 @@ Four-bit weights are in int4_matmul.py.
 A matrix with few rows of output tiles would leave most multiprocessors idle, so K is cut into parts whose
 sums are added up, in order, by a second kernel:
 
-    parts = f(N, K)        never of the number of rows, so that a row's sums do not depend on its company
+    parts = f(N, K)        never of the number of rows
 
-The tiles follow from the shape by rule. On a GPU, choose() is where measured choices belong.
+The tiles follow from the shape by rule. On a GPU, choose() is where measured choices belong. Three sizes of
+tiles serve different numbers of rows, and many rows are not cut into parts, so a row's last bits depend on
+which of them it is in. `invariant`: one size of tiles, and parts, for all, at a cost that was not measured
+yet.
 """
 
 from typing import NamedTuple
@@ -30,6 +33,9 @@ WAVES = 264
 """Programs that fill an H100 or H200 twice."""
 LEAST_PART = 512
 """Columns of K in a part."""
+FEW_ROWS = 64
+INVARIANT_ROWS = 64
+"""Whose tiles serve all numbers of rows, where these must not matter."""
 
 
 class Tiles(NamedTuple):
@@ -65,7 +71,7 @@ def finish(
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _matmul(
     x_ptr,  # [M, K], rows x_stride apart
     w_ptr,  # [N, K]
@@ -131,7 +137,7 @@ def _matmul(
         tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _add_parts(
     parts_ptr,  # float32 [PARTS, M, N]
     x_scales_ptr,  # float32 [M], or None
@@ -182,6 +188,7 @@ def matmul(
     bias: Tensor | None = None,
     add: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    invariant: bool = False,
 ) -> Tensor:
     """x [M, K], weight [N, K] → [M, N] in `out_dtype`, or x's (which then must not be of 8 bits).
 
@@ -189,10 +196,10 @@ def matmul(
     """
     (m, k), n = x.shape, len(weight)
     blocks = w_scales is not None and w_scales.dim() == 2
-    tiles = choose(m, x.element_size())
+    tiles = choose(INVARIANT_ROWS if invariant else m, x.element_size())
     if blocks and tiles.k > BLOCK:
         tiles = tiles._replace(k=BLOCK)
-    parts = parts_of(n, k) if m <= 64 else 1
+    parts = parts_of(n, k) if m <= FEW_ROWS or invariant else 1
     part_size = -(-k // parts) if parts > 1 else k
     part_size = -(-part_size // BLOCK) * BLOCK
     y = torch.empty(m, n, dtype=out_dtype or x.dtype, device=x.device)

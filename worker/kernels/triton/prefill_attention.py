@@ -23,7 +23,7 @@ from .decode_attention import LOG2_E, Scores
 from .paged import PagedKV, cache_rows, gather_reference
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _prefill(
     query_ptr,  # [tokens, num_heads, DIM], tokens query_stride apart
     cache_ptr,  # [2, num_blocks, num_kv_heads, BLOCK_SIZE, DIM]
@@ -123,11 +123,13 @@ def prefill_attention(
     context_lens: Tensor,
     scores: Scores,
     *,
+    most_rows: int = 1,
     sinks: Tensor | None = None,
 ) -> Tensor:
     """query [tokens, num_heads, head_dim] → [tokens, num_heads * head_dim].
 
-    query_start int32 [rows + 1], context_lens int32 [rows]: a row's queries are its last positions.
+    query_start int32 [rows + 1], context_lens int32 [rows]: a row's queries are its last positions. One
+    kernel serves all numbers of rows up to `most_rows`.
     """
     tokens, num_heads, dim = query.shape
     _, num_blocks, num_kv_heads, block_size, _ = kv.cache.shape
@@ -142,7 +144,7 @@ def prefill_attention(
         scores.window, scores.scale, scores.soft_cap,
         GROUP=group, QUERIES=queries, M=m, DIM=dim, WIDTH=width, BLOCK_SIZE=block_size,
         TILE=key_tile(width, query.element_size()), SOFT_CAP=scores.soft_cap > 0,
-        ROWS=triton.next_power_of_2(rows),
+        ROWS=triton.next_power_of_2(max(rows, most_rows)),
         num_warps=8 if m * width >= 128 * 128 else 4, num_stages=2,
     )  # fmt: skip
     return out

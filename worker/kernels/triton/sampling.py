@@ -1,7 +1,8 @@
 """From logits to a token without sorting the vocabulary: one program per row, every row with parameters of
-its own, so that one captured graph serves any mixture of requests.
+its own slot, so that one captured graph serves any mixture of requests.
 
-    edit     grammar's bitmask → bias → no end before min_tokens → penalties → ÷ temperature   in float32
+    edit     is the row finite? · grammar's bitmask → bias → no end before min_tokens → penalties →
+             ÷ temperature                                                                     in float32
     greedy   the likeliest, the first of equals
     floors   top-k, then top-p of what top-k left, then min-p: the least logit that is kept; ties are kept
     draw     inverse of the cumulative distribution, in the order of the vocabulary, at one uniform number
@@ -13,6 +14,9 @@ float64.
 A floor is found by its bits: logits are mapped to integers of the same order, and a digit of four bits at a
 time is fixed by counting (top-k) or weighing (top-p) the logits in each of its 16 values. Eight passes over
 a row, which after the first come out of L2, instead of a sort; none if no filter is asked for.
+
+A row whose logits were not finite gets NOT_FINITE for a token, one that may sample nothing NO_TOKEN, and one
+without a slot is left alone.
 
 Sums of weights are float32 here and in sampler.py, in different orders: a token whose cumulative weight
 lies within rounding of top_p may be kept by one and not by the other.
@@ -34,9 +38,13 @@ DIGIT_BITS = tl.constexpr(4)
 BINS = tl.constexpr(16)
 
 
+NO_TOKEN = tl.constexpr(-1)
+NOT_FINITE = tl.constexpr(-2)
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Of each row, on the device. All [rows] unless said otherwise."""
+    """Of each slot, on the device. All [slots] unless said otherwise."""
 
     temperature: Tensor
     """float32; 0: greedy"""
@@ -54,16 +62,40 @@ class Parameters:
     """float32; 0: none. Per time in the output"""
     seeds: Tensor
     """int64: the bits of the unsigned seed"""
-    positions: Tensor
-    """int64: number of output tokens before this one"""
+    num_prompt: Tensor
+    """int32: tokens before the first output"""
     min_tokens: Tensor
     """int32: outputs before which no end may come"""
     ends: Tensor
-    """int32 [rows, most ends]: tokens that end; -1: none"""
+    """int32 [slots, most ends]: tokens that end; -1: none"""
+    num_ends: Tensor
+    """int32"""
     bias_ids: Tensor
-    """int32 [rows, most biases]: -1: none"""
+    """int32 [slots, most biases]: -1: none"""
     bias_values: Tensor
-    """float32 [rows, most biases]"""
+    """float32 [slots, most biases]"""
+    num_biases: Tensor
+    """int32"""
+    counts: Tensor
+    """int32 [slots, vocab]: times in the output; right for slots with penalties"""
+    prompts: Tensor
+    """int8 [slots, vocab]: whether in the prompt, likewise"""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """The rows of logits that are sampled."""
+
+    slots: Tensor
+    """int32 [rows]; -1: the row only pads"""
+    lens: Tensor
+    """int32 [rows]: tokens of the sequence before the one that is sampled"""
+    mask_rows: Tensor
+    """int32 [rows]: the row's mask; -1: none"""
+    masks: Tensor
+    """int32 [masks, ⌈vocab / 32⌉]: bit i of word w allows token 32 w + i"""
+    broken: Tensor
+    """int32 [rows]: scratch of edit for sample"""
 
 
 @triton.jit
@@ -81,49 +113,59 @@ def _unordered(key):
 @triton.jit
 def _edit(
     logits_ptr,  # float32 [rows, vocab], edited in place
-    counts_ptr,  # int32 [slots, vocab], times in the output; or None: no row is penalized
-    prompts_ptr,  # int8 [slots, vocab], whether in the prompt
-    slots_ptr,  # int32 [rows], -1: not penalized
-    mask_ptr,  # int32 [rows, ⌈vocab / 32⌉], bit i of word w allows token 32 w + i; or None
-    bias_ids_ptr,  # int32 [rows, num_biases]
+    row_slots_ptr,  # int32 [rows]
+    lens_ptr,  # int32 [rows]
+    mask_rows_ptr,  # int32 [rows]
+    masks_ptr,  # int32 [masks, ⌈vocab / 32⌉]
+    broken_ptr,  # int32 [rows], 0; set where a logit is not finite
+    counts_ptr,  # int32 [slots, vocab]
+    prompts_ptr,  # int8 [slots, vocab]
+    bias_ids_ptr,  # int32 [slots, most_biases]
     bias_values_ptr,
-    ends_ptr,  # int32 [rows, num_ends]
+    num_biases_ptr,
+    ends_ptr,  # int32 [slots, most_ends]
+    num_ends_ptr,
     min_tokens_ptr,
-    positions_ptr,
+    num_prompt_ptr,
     repetition_ptr,
     presence_ptr,
     frequency_ptr,
     temperature_ptr,
     vocab,
     mask_stride,
-    num_biases,
-    num_ends,
+    most_biases,
+    most_ends,
     TILE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(row_slots_ptr + row).to(tl.int64)
+    if slot < 0:
+        return
     tokens = tl.program_id(1) * TILE + tl.arange(0, TILE)
     there = tokens < vocab
     x = tl.load(logits_ptr + row * vocab + tokens, mask=there, other=0.0)
-    if mask_ptr is not None:
-        words = tl.load(mask_ptr + row * mask_stride + tokens // 32, mask=there, other=0)
+    if tl.sum((tl.abs(x) < float("inf")).to(tl.int32), axis=0) < TILE:  # a NaN is not below either
+        tl.store(broken_ptr + row, 1)
+    mask_row = tl.load(mask_rows_ptr + row).to(tl.int64)
+    if mask_row >= 0:
+        words = tl.load(masks_ptr + mask_row * mask_stride + tokens // 32, mask=there, other=0)
         x = tl.where(((words >> (tokens % 32)) & 1) != 0, x, -float("inf"))
-    for i in range(num_biases):
-        token = tl.load(bias_ids_ptr + row * num_biases + i)
-        x += tl.where(tokens == token, tl.load(bias_values_ptr + row * num_biases + i), 0.0)
-    if tl.load(positions_ptr + row) < tl.load(min_tokens_ptr + row):
-        for i in range(num_ends):
-            x = tl.where(tokens == tl.load(ends_ptr + row * num_ends + i), -float("inf"), x)
-    if counts_ptr is not None:
-        slot = tl.load(slots_ptr + row).to(tl.int64)
-        mine = tokens < tl.where(slot >= 0, vocab, 0)
-        count = tl.load(counts_ptr + slot * vocab + tokens, mask=mine, other=0)
-        prompted = tl.load(prompts_ptr + slot * vocab + tokens, mask=mine, other=0) != 0
-        repetition = tl.load(repetition_ptr + row)
+    for i in range(tl.load(num_biases_ptr + slot)):
+        token = tl.load(bias_ids_ptr + slot * most_biases + i)
+        x += tl.where(tokens == token, tl.load(bias_values_ptr + slot * most_biases + i), 0.0)
+    if tl.load(lens_ptr + row) - tl.load(num_prompt_ptr + slot) < tl.load(min_tokens_ptr + slot):
+        for i in range(tl.load(num_ends_ptr + slot)):
+            x = tl.where(tokens == tl.load(ends_ptr + slot * most_ends + i), -float("inf"), x)
+    repetition, presence = tl.load(repetition_ptr + slot), tl.load(presence_ptr + slot)
+    frequency = tl.load(frequency_ptr + slot)
+    if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):
+        count = tl.load(counts_ptr + slot * vocab + tokens, mask=there, other=0)
+        prompted = tl.load(prompts_ptr + slot * vocab + tokens, mask=there, other=0) != 0
         scaled = tl.where(x > 0, x / repetition, x * repetition)
         x = tl.where((count > 0) | prompted, scaled, x)
-        x -= tl.load(frequency_ptr + row) * count
-        x -= tl.where(count > 0, tl.load(presence_ptr + row), 0.0)
-    temperature = tl.load(temperature_ptr + row)
+        x -= frequency * count
+        x -= tl.where(count > 0, presence, 0.0)
+    temperature = tl.load(temperature_ptr + slot)
     x = tl.where(temperature > 0, x / tl.where(temperature > 0, temperature, 1.0), x)
     tl.store(logits_ptr + row * vocab + tokens, x, mask=there)
 
@@ -167,17 +209,26 @@ def _floor(
 @triton.jit
 def _sample(
     x_ptr,  # float32 [rows, vocab], edited
+    row_slots_ptr,  # int32 [rows]
+    lens_ptr,  # int32 [rows]
+    broken_ptr,  # int32 [rows]
     temperature_ptr,
     top_k_ptr,
     top_p_ptr,
     min_p_ptr,
     seeds_ptr,
-    positions_ptr,
+    num_prompt_ptr,
     tokens_ptr,  # out int64 [rows]
     vocab,
     TILE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(row_slots_ptr + row).to(tl.int64)
+    if slot < 0:
+        return
+    if tl.load(broken_ptr + row) != 0:
+        tl.store(tokens_ptr + row, NOT_FINITE)
+        return
     x_ptr += row * vocab
     offsets = tl.arange(0, TILE)
     best = -float("inf")
@@ -189,10 +240,10 @@ def _sample(
         likeliest = tl.where(here > best, first, likeliest)
         best = tl.maximum(best, here)
     token = likeliest
-    if (tl.load(temperature_ptr + row) > 0) & (best > -float("inf")):
+    if (tl.load(temperature_ptr + slot) > 0) & (best > -float("inf")):
         floor = -float("inf")
         least_key = tl.full([], -0x80000000, tl.int32)
-        top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
+        top_k, top_p, min_p = tl.load(top_k_ptr + slot), tl.load(top_p_ptr + slot), tl.load(min_p_ptr + slot)
         limited = (top_k > 0) & (top_k < vocab)
         total = 0.0
         if limited:
@@ -212,7 +263,8 @@ def _sample(
         for start in range(0, vocab, TILE):
             x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
             everything += tl.sum(tl.where(x >= floor, tl.exp(x - best), 0.0).to(tl.float64), axis=0)
-        target = uniform(tl.load(seeds_ptr + row), tl.load(positions_ptr + row)) * everything
+        position = (tl.load(lens_ptr + row) - tl.load(num_prompt_ptr + slot)).to(tl.int64)
+        target = uniform(tl.load(seeds_ptr + slot), position) * everything
         before = tl.zeros([], tl.float64)
         found = tl.full([], -1, tl.int32)
         last = likeliest
@@ -227,40 +279,31 @@ def _sample(
                 last = tl.where(possible >= 0, start + possible, last)
                 before += tl.sum(shares, axis=0)
         token = tl.where(found >= 0, found, last)
+    token = tl.where(best > -float("inf"), token, NO_TOKEN)
     tl.store(tokens_ptr + row, token.to(tl.int64))
 
 
-def edit(
-    logits: Tensor,
-    p: Parameters,
-    *,
-    mask: Tensor | None = None,
-    counts: Tensor | None = None,
-    prompts: Tensor | None = None,
-    slots: Tensor | None = None,
-) -> None:
-    """logits float32 [rows, vocab], in place. mask int32 [rows, ⌈vocab / 32⌉]: the allowed tokens.
-
-    For penalties: counts int32 and prompts int8 [slots, vocab], slots int32 [rows] (-1: no penalties).
-    """
-    rows, vocab = logits.shape
-    _edit[(rows, triton.cdiv(vocab, TILE))](
-        logits, counts, prompts, slots, mask, p.bias_ids, p.bias_values, p.ends, p.min_tokens, p.positions,
+def edit(logits: Tensor, p: Parameters, rows: SampledRows) -> None:
+    """float32 logits [rows, vocab], in place."""
+    count, vocab = logits.shape
+    rows.broken.zero_()
+    _edit[(count, triton.cdiv(vocab, TILE))](
+        logits, rows.slots, rows.lens, rows.mask_rows, rows.masks, rows.broken, p.counts, p.prompts,
+        p.bias_ids, p.bias_values, p.num_biases, p.ends, p.num_ends, p.min_tokens, p.num_prompt,
         p.repetition, p.presence, p.frequency, p.temperature,
-        vocab, 0 if mask is None else mask.stride(0), p.bias_ids.shape[1], p.ends.shape[1],
+        vocab, rows.masks.shape[1], p.bias_ids.shape[1], p.ends.shape[1],
         TILE=TILE, num_warps=8,
     )  # fmt: skip
 
 
-def sample(logits: Tensor, p: Parameters) -> Tensor:
-    """Edited float32 logits [rows, vocab] → int64 [rows]."""
-    rows, vocab = logits.shape
-    tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    _sample[(rows,)](
-        logits, p.temperature, p.top_k, p.top_p, p.min_p, p.seeds, p.positions, tokens, vocab,
+def sample(logits: Tensor, p: Parameters, rows: SampledRows, tokens: Tensor) -> None:
+    """Edited float32 logits [rows, vocab] → tokens int64 [rows]."""
+    count, vocab = logits.shape
+    _sample[(count,)](
+        logits, rows.slots, rows.lens, rows.broken, p.temperature, p.top_k, p.top_p, p.min_p, p.seeds,
+        p.num_prompt, tokens, vocab,
         TILE=TILE, num_warps=16,
     )  # fmt: skip
-    return tokens
 
 
 def as_bits(seeds: list[int]) -> Tensor:

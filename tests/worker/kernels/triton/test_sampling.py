@@ -19,7 +19,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "TILE", 64)
 
 
-def parameters(rows: list[SamplingParams], positions: list[int], device: torch.device) -> sampling.Parameters:
+def parameters(rows: list[SamplingParams], num_prompt: int, device: torch.device) -> sampling.Parameters:
+    """Slot i has the parameters of row i; histories are still to come."""
+
     def column(values: list[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
@@ -37,12 +39,27 @@ def parameters(rows: list[SamplingParams], positions: list[int], device: torch.d
         presence=column([p.presence_penalty for p in rows], f32),
         frequency=column([p.frequency_penalty for p in rows], f32),
         seeds=sampling.as_bits([p.seed for p in rows]).to(device),
-        positions=column(positions, torch.int64),
+        num_prompt=column([num_prompt] * len(rows), i32),
         min_tokens=column([p.min_tokens for p in rows], i32),
         ends=padded([[EOS, *p.stop_token_ids] for p in rows], -1, i32),
+        num_ends=column([1 + len(p.stop_token_ids) for p in rows], i32),
         bias_ids=padded([[token for token, _ in p.logit_bias] for p in rows], -1, i32),
         bias_values=padded([[value for _, value in p.logit_bias] for p in rows], 0.0, f32),
+        num_biases=column([len(p.logit_bias) for p in rows], i32),
+        counts=torch.zeros(len(rows), VOCAB, dtype=i32, device=device),
+        prompts=torch.zeros(len(rows), VOCAB, dtype=torch.int8, device=device),
     )
+
+
+def sampled_rows(slots: list[int], lens: list[int], device: torch.device) -> sampling.SampledRows:
+    """Without masks."""
+
+    def column(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    masks = torch.zeros(2, -(-VOCAB // 32), dtype=torch.int32, device=device)
+    unmasked = column([-1] * len(slots))
+    return sampling.SampledRows(column(slots), column(lens), unmasked, masks, column([7] * len(slots)))
 
 
 def check(rows: list[SamplingParams], logits: Tensor, device: torch.device, prompt: int = 3) -> Tensor:
@@ -57,18 +74,22 @@ def check(rows: list[SamplingParams], logits: Tensor, device: torch.device, prom
         sampler.start(0, params, histories[row], prompt)
         at = np.array([positions[row]])
         expected.append(int(sampler.sample(logits[row : row + 1].clone(), np.array([0]), at)))
-    counts = torch.zeros(count, VOCAB, dtype=torch.int32)
-    prompts = torch.zeros(count, VOCAB, dtype=torch.int8)
+    p = parameters(rows, prompt, device)
     for row, history in enumerate(histories):
-        prompts[row, torch.from_numpy(history[:prompt]).long()] = 1
-        counts[row] = torch.bincount(torch.from_numpy(history[prompt:]).long(), minlength=VOCAB)
-    found = logits.to(device)
-    p = parameters(rows, positions, device)
-    slots = torch.arange(count, dtype=torch.int32, device=device)
-    sampling.edit(found, p, counts=counts.to(device), prompts=prompts.to(device), slots=slots)
-    tokens = sampling.sample(found, p).cpu()
-    assert tokens.tolist() == expected
-    return tokens
+        p.prompts[row, torch.from_numpy(history[:prompt]).long()] = 1
+        p.counts[row] = torch.bincount(torch.from_numpy(history[prompt:]).long(), minlength=VOCAB)
+    order = list(range(count))[::-1]  # rows are not in the order of their slots
+    tokens = run(logits[order], p, sampled_rows(order, [prompt + positions[i] for i in order], device))
+    assert tokens[::-1] == expected
+    return torch.tensor(expected)
+
+
+def run(logits: Tensor, p: sampling.Parameters, rows: sampling.SampledRows) -> list[int]:
+    found = logits.to(p.seeds.device)
+    tokens = torch.full((len(found),), 99, dtype=torch.int64, device=found.device)
+    sampling.edit(found, p, rows)
+    sampling.sample(found, p, rows, tokens)
+    return tokens.tolist()
 
 
 def test_uniform_numbers_are_those_of_the_host(device: torch.device) -> None:
@@ -120,14 +141,25 @@ def test_equals_of_the_likeliest_give_the_first(device: torch.device) -> None:
     assert check([SamplingParams(temperature=0)], logits, device).tolist() == [70]
 
 
-def test_a_bitmask_forbids(device: torch.device) -> None:
-    allowed = [0, 33, 199]
-    words = np.zeros(-(-VOCAB // 32), dtype=np.uint32)
+def test_a_bitmask_forbids_in_its_row_alone(device: torch.device) -> None:
+    allowed = [0, 31, 32, 63, 64, 199]
+    p = parameters([SamplingParams(temperature=1, seed=seed) for seed in range(6)], 1, device)
+    rows = sampled_rows(list(range(6)), [1] * 6, device)
     for token in allowed:
-        words[token // 32] |= np.uint32(1 << token % 32)
-    mask = torch.from_numpy(words.view(np.int32)).expand(6, -1).contiguous().to(device)
-    p = parameters([SamplingParams(temperature=1, seed=seed) for seed in range(6)], [0] * 6, device)
-    logits = torch.zeros(6, VOCAB, device=device)
-    sampling.edit(logits, p, mask=mask)
-    assert set(sampling.sample(logits, p).tolist()) == set(allowed)
-    assert torch.equal(logits[0].isfinite().nonzero().flatten().cpu(), torch.tensor(allowed))
+        rows.masks[1, token // 32] |= 1 << token % 32 if token % 32 < 31 else -(1 << 31)
+    rows.mask_rows[:5] = 1
+    tokens = run(torch.zeros(6, VOCAB), p, rows)
+    assert set(tokens[:5]) <= set(allowed)
+    assert tokens[5] not in allowed, "seed 5 draws another one when it may"
+
+
+def test_what_is_no_token(device: torch.device) -> None:
+    """A row that is not finite, one that may sample nothing, one that only pads; and one beside them."""
+    p = parameters([SamplingParams(temperature=float(i > 1), seed=i) for i in range(4)], 1, device)
+    rows = sampled_rows([0, 1, -1, 3], [1, 1, 0, 1], device)
+    rows.mask_rows[1] = 0
+    logits = torch.zeros(4, VOCAB)
+    logits[0, 130], logits[2, 5] = float("nan"), float("inf")
+    tokens = run(logits, p, rows)
+    assert tokens[:3] == [sampling.NOT_FINITE.value, sampling.NO_TOKEN.value, 99]
+    assert tokens[3] >= 0

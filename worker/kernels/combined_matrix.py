@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..kernels.matmul import Matrix
+from .matmul import Matrix
 
 
 class StackedMatrix:
