@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ class TorchRunner:
         self.model_fingerprint = checkpoint.fingerprint(
             str(wants.dtype).removeprefix("torch."), config.model.load_format, wants.formats.name
         )
-        read = random_part if dummy else reader(wants, checkpoint)
+        read = partial(random_part, device=self.device) if dummy else reader(wants, checkpoint)
         self._weights_bytes = wants.num_bytes()
         available = self._available(wants, wants.working_bytes(checkpoint.tensors))
         if self.gpu is None:

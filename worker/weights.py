@@ -175,12 +175,14 @@ def reader(wants: Wants, source: Source) -> Read:
     return lambda part: source.read(part._replace(name=stored[part.name]))
 
 
-def random_part(part: TensorPart) -> Tensor:
-    """Small random weights, the same on every rank: norms are 1 and biases 0."""
+def random_part(part: TensorPart, device: torch.device | None = None) -> Tensor:
+    """Small random weights, the same on every rank: norms are 1 and biases 0. Drawn on `device`, as a CPU
+    draws those of a large model for long."""
     if len(part.shape) == 1:
-        return torch.full(part.sizes, 0.0 if part.name.endswith("bias") else 1.0)
-    generator = torch.Generator().manual_seed(crc32(part.name.encode()))
-    return part.cut(torch.randn(part.shape, generator=generator) / math.sqrt(part.shape[-1]))
+        return torch.full(part.sizes, 0.0 if part.name.endswith("bias") else 1.0, device=device)
+    generator = torch.Generator(device or "cpu").manual_seed(crc32(part.name.encode()))
+    drawn = torch.randn(part.shape, generator=generator, device=device)
+    return part.cut(drawn / math.sqrt(part.shape[-1]))
 
 
 _NOTHING = torch.empty(0)

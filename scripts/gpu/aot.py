@@ -19,7 +19,7 @@ from .compile import Launch, Resources, compile_for, record
 from .variants import Variant, variants
 
 PAGE = Path(__file__).parents[2] / "docs/gpu-kernels.md"
-SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448}
+SHARED_LIMIT = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """Bytes of shared memory that one block may have (CUDA C++ Programming Guide, compute capabilities)."""
 MOST_STACK_BYTES = 64
 """Of each thread in local memory. What little ptxas puts there now and then stays in the first cache."""

@@ -28,8 +28,6 @@ from .results import HEAD, Measurement, Results
 from .server import Servers
 
 NO_GPU = 2
-LONGEST = 3
-"""Times what a step is expected to take, after which it is cut off."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,7 +77,7 @@ def run(
         if left < needed:
             results.left_out[step.name] = f"it takes some {needed:.0f} s, and {max(left, 0):.0f} s were left"
             continue
-        limit_s = min(left, max(LONGEST * needed, 60.0))
+        limit_s = min(left, step.limit_s(bench.servers))
         stop = clock() + limit_s
         try:
             for measurement in step.measure(bench, limit_s):
@@ -158,7 +156,7 @@ def _server_arguments(rehearsal: bool) -> list[str]:
             "--num-kv-blocks",
             "200",
         ]
-    return [*common, "--device", "cuda", "--max-model-len", "20480"]
+    return [*common, "--device", "cuda", "--max-model-len", "20480", "--max-num-batched-tokens", "8192"]
 
 
 def _add(results: Results, measurement: Measurement, folder: Path) -> None:

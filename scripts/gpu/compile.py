@@ -82,7 +82,7 @@ def record(call: Callable[[], object]) -> list[Launch]:
 
 
 def compile_for(launch: Launch, capability: int) -> Resources:
-    """`capability`: 80, 89, 90. Raises what Triton or ptxas raise."""
+    """`capability`: 80, 89, 90, 100 … Raises what Triton or ptxas raise."""
     kernel = launch.kernel
     source = ASTSource(
         fn=kernel,

@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 import torch
 
-from . import ceilings, kernels
+from worker.kernels.triton.tuning import Product
+
+from . import ceilings, kernels, tune
 from .jobs import Device, Found, Job
 from .results import Measurement
 from .served import nano_vllm_workload
@@ -27,6 +29,8 @@ TINY_KERNELS = kernels.Sizes(
     n=128, k=128, rows=(1, 2), prompt_rows=8, num_heads=4, num_kv_heads=2, head_dim=32, block_size=16,
     decodes=((2, 32),), prompts=(32,), table_tokens=(64, 512),
 )  # fmt: skip
+
+TINY_PRODUCTS = [Product("bf16 × bf16", 16, 32, 64), Product("bf16 × int4", 16, 32, 64)]
 
 
 def main(argument: str) -> int:
@@ -43,7 +47,7 @@ def describe(rehearsal: bool) -> Device:
     """Raises RuntimeError where torch can use no GPU."""
     versions = {"torch": str(torch.__version__), "python": platform.python_version()}
     for package in ("triton", "transformers", "numpy"):
-        versions[package] = metadata.version(package)
+        versions[package] = _version(package)
     if rehearsal:
         return Device("rehearsal on a CPU", versions)
     if not torch.cuda.is_available():
@@ -56,6 +60,13 @@ def describe(rehearsal: bool) -> Device:
         f"{properties.total_memory / 2**30:.0f} GiB"
     )
     return Device(properties.name, versions)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def driver() -> str:
@@ -90,7 +101,11 @@ def _found(job: Job) -> Iterator[Found]:
         case "batching":
             yield from _batching(job, device, dtype)
         case "tune":
-            raise NotImplementedError
+            about = describe(job.rehearsal)
+            wanted = TINY_PRODUCTS if job.rehearsal else tune.products(device)
+            folder = Path(job.folder) if job.rehearsal else None
+            for measurement in tune.measure(device, dtype, about.name, about.versions, wanted, folder):
+                yield Found(measurement=measurement)
 
 
 def _batching(job: Job, device: torch.device, dtype: torch.dtype) -> Iterator[Found]:

@@ -13,7 +13,7 @@ from .floors import Ceilings
 from .gpu_tests import run_tests
 from .jobs import Job, run
 from .results import Measurement
-from .server import Model, Server, Servers
+from .server import READY_S, Model, Server, Servers
 from .shapes import SHAPES, TINY
 
 PARTS = {
@@ -31,6 +31,8 @@ PARTS = {
 ONLY_NAMED = ("tune",)
 
 
+LONGEST = 3
+"""Times what a step is expected to take, after which it is cut off."""
 LONG_S = 40.0
 """Of a rehearsal, whose steps take seconds on a machine that is not busy."""
 
@@ -48,8 +50,15 @@ class Step:
     """Whose server it needs; to start it takes time too."""
 
     def needs_s(self, servers: Servers) -> float:
-        started = self.model is None or servers.runs(self.model)
-        return self.expected_s + (0.0 if started else start_s(self.model))
+        """Expected, with the start of a server if it has to be started."""
+        return self.expected_s + (start_s(self.model) if self._starts(servers) else 0.0)
+
+    def limit_s(self, servers: Servers) -> float:
+        """After which it is cut off: what is expected may be wrong."""
+        return max(LONGEST * self.expected_s, 60.0) + (READY_S if self._starts(servers) else 0.0)
+
+    def _starts(self, servers: Servers) -> bool:
+        return self.model is not None and not servers.runs(self.model)
 
 
 def start_s(model: Model | None) -> float:
@@ -63,7 +72,7 @@ def steps(rehearsal: bool) -> list[Step]:
 
 def _all() -> Iterator[Step]:
     large, small = Model(SHAPES["Llama-3.1-8B"]), Model(SHAPES["Qwen3-0.6B"])
-    yield Step("tests", "tests", 60, run_tests)
+    yield Step("tests", "tests", 45, run_tests)
     yield Step("ceilings", "ceilings", 12, ceilings)
     yield _on_server("decode", large, 5, served.decode)
     yield _on_server("prefill", large, 8, served.prefill)
@@ -129,7 +138,8 @@ def batching(model: Model, bench: Bench, limit_s: float) -> Iterator[Measurement
 
 
 def tune(bench: Bench, limit_s: float) -> Iterator[Measurement]:
-    yield from _alone(bench, Job(what="tune", rehearsal=bench.rehearsal, limit_s=limit_s))
+    folder = str(bench.folder)
+    yield from _alone(bench, Job(what="tune", rehearsal=bench.rehearsal, limit_s=limit_s, folder=folder))
 
 
 def _alone(bench: Bench, job: Job) -> Iterator[Measurement]:

@@ -125,7 +125,7 @@ class _Writer:
         self._end = 0
 
     def append(self, name: str, tensor: Tensor) -> None:
-        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         padding = -self._end % 64
         self._file.write(b"\0" * padding)
         begin = self._end + padding

@@ -5,7 +5,8 @@
     int4   4 + 1  codes -8 … 7; a scale per 32 columns, searched for the least squared error
     nf4    4 + ½  quantiles of a normal distribution (Dettmers et al., 2023), max |w| of 64 columns
 
-Each rank rounds the part that it holds, a piece of it at a time.
+Each rank rounds the part that it holds, a piece of it at a time, where it was read to: on the CPU, or where
+random weights were drawn.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ SMALLEST = 1e-30
 """Of scales, so that a row of zeros divides by something."""
 PIECE = 1 << 18
 """Weights that are rounded at once: temporaries stay small."""
+LARGE_PIECE = 1 << 24
+"""The same on a GPU, where each operation is launched."""
 PLACES = (-8.0, -7.5, -7.0, -6.5, -6.0, -5.5, 7.0, 6.5)
 """Codes at which a group's weight of largest magnitude is tried, in the search for its int4 scale."""
 
@@ -104,8 +107,8 @@ class Rounding:
 
 
 def round_int8(weight: Tensor) -> Int8Part:
-    codes = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(len(weight))
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(len(weight), device=weight.device)
     for rows, piece in _pieces(weight):
         scales[rows] = (piece.abs().amax(1) / 127).clamp_min_(SMALLEST)
         codes[rows] = (piece / scales[rows, None]).round_().to(torch.int8)
@@ -113,8 +116,8 @@ def round_int8(weight: Tensor) -> Int8Part:
 
 
 def round_fp8(weight: Tensor) -> FP8Part:
-    codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
-    scales = torch.empty(len(weight), 1)
+    codes = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
+    scales = torch.empty(len(weight), 1, device=weight.device)
     for rows, piece in _pieces(weight):
         scales[rows] = (piece.abs().amax(1, keepdim=True) / FP8_MAX).clamp_min_(SMALLEST)
         codes[rows] = (piece / scales[rows]).to(torch.float8_e4m3fn)
@@ -124,8 +127,8 @@ def round_fp8(weight: Tensor) -> FP8Part:
 def round_int4(weight: Tensor) -> Int4Part:
     """Of the scales that put a group's largest weight on one of PLACES, each improved once by least squares,
     the one with the least squared error."""
-    codes = torch.empty(weight.shape, dtype=torch.uint8)
-    scales = torch.empty(len(weight), -(-weight.shape[1] // INT4_GROUP))
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(len(weight), -(-weight.shape[1] // INT4_GROUP), device=weight.device)
     for rows, piece in _pieces(weight):
         groups = _groups(piece, INT4_GROUP)
         largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
@@ -142,9 +145,9 @@ def round_int4(weight: Tensor) -> Int4Part:
 
 
 def round_nf4(weight: Tensor) -> NF4Part:
-    between = torch.tensor([(low + high) / 2 for low, high in pairwise(NF4)])
-    codes = torch.empty(weight.shape, dtype=torch.uint8)
-    absmax = torch.empty(len(weight), -(-weight.shape[1] // NF4_GROUP))
+    between = torch.tensor([(low + high) / 2 for low, high in pairwise(NF4)], device=weight.device)
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    absmax = torch.empty(len(weight), -(-weight.shape[1] // NF4_GROUP), device=weight.device)
     for rows, piece in _pieces(weight):
         groups = _groups(piece, NF4_GROUP)
         largest = groups.abs().amax(2, keepdim=True)
@@ -196,7 +199,7 @@ ROUNDED: Mapping[Scheme, Rounded] = {
 
 def _pieces(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """(rows, float32[rows, columns])"""
-    step = max(PIECE // weight.shape[1], 1)
+    step = max((PIECE if weight.device.type == "cpu" else LARGE_PIECE) // weight.shape[1], 1)
     for start in range(0, len(weight), step):
         rows = slice(start, min(start + step, len(weight)))
         yield rows, weight[rows].float()

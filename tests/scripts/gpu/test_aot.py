@@ -1,5 +1,6 @@
 """Kernels compile for a GPU that is not here; the report tells what is wrong with one."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -52,6 +53,32 @@ def test_launches_are_specialized_as_on_a_device() -> None:
     assert attend.attributes[(0,)] == [["tt.divisibility", 16]]
     assert attend.options["num_warps"] == 4
     assert launches["decode_attention.merge"].constants["ITEMS"] == 16
+
+
+def test_every_kernel_of_the_tree_is_compiled() -> None:
+    """Launched by a variant, or called by a kernel that is."""
+    kernels = dict[tuple[str, str], set[str]]()
+    for path in (path for folder in ("worker", "scripts") for path in (ROOT / folder).rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any(map(_is_jit, node.decorator_list)):
+                calls = (call.func for call in ast.walk(node) if isinstance(call, ast.Call))
+                kernels[module, node.name] = {func.id for func in calls if isinstance(func, ast.Name)}
+    assert len(kernels) > 20
+    launches = [launch for variant in variants() for launch in record(variant.call)]
+    reached = {(launch.module, launch.function) for launch in launches}
+    assert reached <= set(kernels)
+    while (
+        more := {kernel for kernel in kernels if any(kernel[1] in kernels[caller] for caller in reached)}
+        - reached
+    ):
+        reached |= more
+    assert not set(kernels) - reached, "name them in scripts/gpu/variants.py"
+
+
+def _is_jit(decorator: ast.expr) -> bool:
+    """@triton.jit, or @triton.jit(…)"""
+    return ast.unparse(decorator).startswith("triton.jit")
 
 
 def test_what_a_kernel_takes_too_much_of() -> None:

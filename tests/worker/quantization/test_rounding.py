@@ -1,5 +1,7 @@
 """Weights rounded on loading: how far from the original they are, in every family and over ranks."""
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ ROUNDED = {
 }
 ERRORS = {"int8": 0.009, "fp8": 0.028, "int4": 0.084, "nf4": 0.094}
 """Root mean square, of normal weights whose own is 1; 5 % more than is measured."""
+
+
+@pytest.mark.parametrize("rounded", [round_int8, round_fp8, round_int4, round_nf4])
+def test_weights_are_rounded_where_they_are(rounded: Callable[[Tensor], Any]) -> None:
+    """On torch's device without memory, which refuses to be mixed with another."""
+    part = asdict(rounded(torch.empty(40, 96, device="meta")))
+    assert {value.device.type for value in part.values() if isinstance(value, Tensor)} == {"meta"}
 
 
 @pytest.mark.parametrize("scheme", ROUNDED)
@@ -74,7 +83,7 @@ def test_memory_is_what_was_promised(scheme: Scheme, tmp_path: Path) -> None:
     head: Any = runner.served.model.lm_head  # type: ignore[attr-defined]
     assert isinstance(head.weight.matrix, Int8Matrix) == (scheme != "fp8")
     other = loaded(folder, tmp_path, quantization=scheme, quantize_head=False)
-    head = other.model.lm_head  # type: ignore[attr-defined]
+    head = other.served.model.lm_head  # type: ignore[attr-defined]
     assert isinstance(head.weight.matrix, (DenseMatrix, PackedMatrix))
     plain = loaded(folder, tmp_path)
     assert len({r.model_fingerprint for r in (runner, other, plain)}) == 3

@@ -15,7 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .matmul import FEW_ROWS, WAVES, add_parts, finish
+from . import tuning
+from .matmul import FEW_ROWS, INVARIANT_ROWS, WAVES, add_parts, finish
+from .tuning import Tiles
 
 ZERO = 8.0
 
@@ -91,6 +93,11 @@ def _int4_matmul(
         tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
+def choose(m: int) -> Tiles:
+    """Tiles for a product of m rows of x. Of k there are 64 at most where groups are no multiples of 128."""
+    return Tiles(16, 64, 128, 4, 3) if m <= 16 else Tiles(64, 128, 128, 8, 3)
+
+
 def int4_matmul(
     x: Tensor,
     packed: Tensor,
@@ -102,22 +109,26 @@ def int4_matmul(
     add: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     invariant: bool = False,
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """x [M, K], packed uint8 [N, ⌈K / 64⌉ · 32], scales and zeros float32 [N, ⌈K / group⌉] → [M, N].
 
     `group`: a multiple of 32, or K. The result has `out_dtype`, or x's; `invariant` as in matmul.py.
     """
     (m, k), (n, row_bytes) = x.shape, packed.shape
-    tile_m, tile_n, warps = (16, 64, 4) if m <= 16 and not invariant else (64, 128, 8)
-    tile_bytes = 64 if group % 128 == 0 or group >= k else 32
+    if tiles is None:
+        rows = INVARIANT_ROWS if invariant else m
+        tiles = tuning.tiles(x.device, tuning.product(x, packed.dtype, rows, n)) or choose(rows)
+    tile_bytes = min(tiles.k // 2, 64 if group % 128 == 0 or group >= k else 32)
     parts = max(min(WAVES // -(-n // 64), row_bytes // 256), 1) if m <= FEW_ROWS or invariant else 1
     part_bytes = triton.cdiv(triton.cdiv(row_bytes, parts), 64) * 64
     y = torch.empty(m, n, dtype=out_dtype or x.dtype, device=x.device)
     out = y if parts == 1 else torch.empty(parts, m, n, dtype=torch.float32, device=x.device)
-    _int4_matmul[(triton.cdiv(n, tile_n), triton.cdiv(m, tile_m), parts)](
+    _int4_matmul[(triton.cdiv(n, tiles.n), triton.cdiv(m, tiles.m), parts)](
         x, packed, scales, zeros, bias, add, out, m, n, k, x.stride(0), row_bytes, scales.shape[1], group,
         part_bytes,
-        PARTS=parts, TILE_M=tile_m, TILE_N=tile_n, TILE_BYTES=tile_bytes, num_warps=warps, num_stages=3,
+        PARTS=parts, TILE_M=tiles.m, TILE_N=tiles.n, TILE_BYTES=tile_bytes,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
     if parts > 1:
         add_parts(out, y, None, None, bias, add)

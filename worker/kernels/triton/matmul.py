@@ -14,18 +14,19 @@ sums are added up, in order, by a second kernel:
 
     parts = f(N, K)        never of the number of rows
 
-The tiles follow from the shape by rule. On a GPU, choose() is where measured choices belong. Three sizes of
-tiles serve different numbers of rows, and many rows are not cut into parts, so a row's last bits depend on
-which of them it is in. `invariant`: one size of tiles, and parts, for all, at a cost that was not measured
-yet.
+The tiles follow from the shape by rule, unless others were measured to be faster on this GPU (tuning.py).
+Three sizes of tiles serve different numbers of rows, and many rows are not cut into parts, so a row's last
+bits depend on which of them it is in. `invariant`: one size of tiles, and parts, for all, at a cost that was
+not measured yet.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from . import tuning
+from .tuning import Tiles
 
 BLOCK = 128
 """Rows and columns of a block of scales."""
@@ -36,14 +37,6 @@ LEAST_PART = 512
 FEW_ROWS = 64
 INVARIANT_ROWS = 64
 """Whose tiles serve all numbers of rows, where these must not matter."""
-
-
-class Tiles(NamedTuple):
-    m: int
-    n: int
-    k: int
-    num_warps: int
-    num_stages: int
 
 
 @triton.jit
@@ -189,6 +182,7 @@ def matmul(
     add: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     invariant: bool = False,
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """x [M, K], weight [N, K] → [M, N] in `out_dtype`, or x's (which then must not be of 8 bits).
 
@@ -196,7 +190,10 @@ def matmul(
     """
     (m, k), n = x.shape, len(weight)
     blocks = w_scales is not None and w_scales.dim() == 2
-    tiles = choose(INVARIANT_ROWS if invariant else m, x.element_size())
+    if tiles is None:
+        rows = INVARIANT_ROWS if invariant else m
+        known = tuning.tiles(x.device, tuning.product(x, weight.dtype, rows, n))
+        tiles = known or choose(rows, x.element_size())
     if blocks and tiles.k > BLOCK:
         tiles = tiles._replace(k=BLOCK)
     parts = parts_of(n, k) if m <= FEW_ROWS or invariant else 1
