@@ -116,6 +116,7 @@ CLIENTS = (
         ("llama-index-llms-openai-like==0.8.1", "openai==2.54.0"),
         light=False,
     ),
+    Client("lm-eval", "lm_eval_python.py", ("lm_eval[api]==0.4.13",), light=False),
     Client("openai (Node)", "openai_node.mjs", ("openai@6.49.0", "zod@4.6.7")),
     Client(
         "Vercel AI SDK (Node)",
