@@ -51,6 +51,28 @@ def test_it_is_built_once_and_leaves_nothing_else(built: Path) -> None:
     assert files(built) == before
 
 
+def test_only_the_libraries_used_last_are_kept(tmp_path: Path, built: Path) -> None:
+    """Also what a builder that was killed has left is deleted; what another is building now is not."""
+    (name,) = files(built)
+    mine = built / "tern" / "kernels" / name
+    os.utime(mine, (0, 0))
+    loaded, _ = library.load("native", environ(built))
+    assert loaded is not None
+    assert mine.stat().st_mtime > 0
+    for age in range(library.KEPT + 3):
+        path = tmp_path / f"tern-{age}.so"
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    for builder in ("build-killed", "build-now"):
+        (tmp_path / builder).mkdir()
+        (tmp_path / builder / "matmul.o").touch()
+    os.utime(tmp_path / "build-killed", (1e9, 1e9))
+    (tmp_path / "of somebody else").touch()
+    library.prune(tmp_path)
+    kept = {f"tern-{age}.so" for age in range(library.KEPT)}
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "build-now", "of somebody else"}
+
+
 def test_several_processes_build_at_once(tmp_path: Path) -> None:
     code = "import os; from worker.kernels.cpu import library; print(library.load('native', os.environ)[1])"
     command = [sys.executable, "-c", code]

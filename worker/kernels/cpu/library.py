@@ -3,6 +3,7 @@
 It lies in a cache folder, named by everything that it was made from: the sources, the compiler, the flags
 and the processor. So a home directory may be shared by machines, several processes may build at once
 (each into a file of its own, which is then renamed), and a change of anything makes another file.
+Those that were not used for longest are deleted when another is built.
 `-march=native` (`-mcpu=native` on ARM) is how the instruction set is chosen: the sources hold a path for each
 in `#if`. GCC and clang compile them; `-shared` is also what clang on macOS takes, and a file is loaded there
 whatever its name ends with.
@@ -33,6 +34,10 @@ COMPILERS = ("cc", "gcc", "clang")
 COMPILE_TIMEOUT_S = 100.0
 """Less than the supervisor gives to a part of loading: a compiler that hangs costs the kernels only."""
 VERSION_TIMEOUT_S = 10.0
+KEPT = 32
+"""Libraries in a cache folder, of half a megabyte each, for all machines that share the home directory."""
+ABANDONED_S = 24 * 3600.0
+"""Age of a folder whose builder must have been killed."""
 _COMPILE = (
     "-O3",
     "-std=gnu11",
@@ -135,6 +140,8 @@ def build(folder: Path | None, environ: Mapping[str, str], march: str | None = N
     sources = sorted(SOURCES.glob("*.c"))
     name = f"tern-{_key(compiler, flags, sources)}.so"
     if folder is not None and _is_ours(folder / name):
+        with suppress(OSError):
+            os.utime(folder / name)  # used, see prune
         return folder / name, False
     work = _work_folder(folder)
     built = work / name
@@ -143,6 +150,7 @@ def build(folder: Path | None, environ: Mapping[str, str], march: str | None = N
         built.chmod(0o700)  # whatever the umask is, or _is_ours would refuse it at the next start
         if folder is not None and work.parent == folder and _is_private(folder):
             os.replace(built, folder / name)
+            prune(folder)
             return folder / name, False
         return built, True
     except BaseException:
@@ -151,6 +159,21 @@ def build(folder: Path | None, environ: Mapping[str, str], march: str | None = N
     finally:
         if not built.exists():
             shutil.rmtree(work, ignore_errors=True)
+
+
+def prune(folder: Path) -> None:
+    """Deletes all but the KEPT libraries that were used last, and what killed builders left.
+
+    Whoever has loaded a library keeps it, as its memory does; who was about to load it builds it again.
+    """
+    with suppress(OSError):  # another process deletes, too
+        libraries = sorted(folder.glob("tern-*.so"), key=lambda path: path.stat().st_mtime)
+        for path in libraries[:-KEPT]:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        for path in folder.glob("build-*"):
+            if path.stat().st_mtime < time.time() - ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _work_folder(folder: Path | None) -> Path:
