@@ -62,7 +62,7 @@ def test_only_the_libraries_used_last_are_kept(tmp_path: Path, built: Path) -> N
     for age in range(library.KEPT + 3):
         path = tmp_path / f"tern-{age}.so"
         path.touch()
-        os.utime(path, (1e9 - age, 1e9 - age))
+        os.utime(path, (2e9 - age, 2e9 - age))
     for builder in ("build-killed", "build-now"):
         (tmp_path / builder).mkdir()
         (tmp_path / builder / "matmul.o").touch()

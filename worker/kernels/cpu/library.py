@@ -37,7 +37,7 @@ VERSION_TIMEOUT_S = 10.0
 KEPT = 32
 """Libraries in a cache folder, of half a megabyte each, for all machines that share the home directory."""
 ABANDONED_S = 24 * 3600.0
-"""Age of a folder whose builder must have been killed."""
+"""So much older than the newest library is a folder whose builder must have been killed."""
 _COMPILE = (
     "-O3",
     "-std=gnu11",
@@ -170,9 +170,8 @@ def prune(folder: Path) -> None:
         libraries = sorted(folder.glob("tern-*.so"), key=lambda path: path.stat().st_mtime)
         for path in libraries[:-KEPT]:
             path.unlink(missing_ok=True)
-    with suppress(OSError):
-        for path in folder.glob("build-*"):
-            if path.stat().st_mtime < time.time() - ABANDONED_S:
+        for path in folder.glob("build-*") if libraries else ():
+            if path.stat().st_mtime < libraries[-1].stat().st_mtime - ABANDONED_S:
                 shutil.rmtree(path, ignore_errors=True)
 
 
