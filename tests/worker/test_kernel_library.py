@@ -59,13 +59,14 @@ def test_only_the_libraries_used_last_are_kept(tmp_path: Path, built: Path) -> N
     loaded, _ = library.load("native", environ(built))
     assert loaded is not None
     assert mine.stat().st_mtime > 0
-    for age in range(library.KEPT + 3):
-        path = tmp_path / f"tern-{age}.so"
-        path.touch()
-        os.utime(path, (2e9 - age, 2e9 - age))
     for builder in ("build-killed", "build-now"):
         (tmp_path / builder).mkdir()
         (tmp_path / builder / "matmul.o").touch()
+    now = (tmp_path / "build-now").stat().st_mtime
+    for age in range(library.KEPT + 3):
+        path = tmp_path / f"tern-{age}.so"
+        path.touch()
+        os.utime(path, (now - age, now - age))
     os.utime(tmp_path / "build-killed", (1e9, 1e9))
     (tmp_path / "of somebody else").touch()
     library.prune(tmp_path)
