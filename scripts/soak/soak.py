@@ -27,7 +27,10 @@ _DIRECT_SHARE = 8
 """One user in so many attaches to the engine core itself."""
 _SAMPLE_EVERY_S = 2.0
 _REST_LOOK_S = 0.1
-SERVE_DEFAULTS = ("--worker", "stub", "--frontends", "2", "--max-restarts", "1000000")
+SERVE_DEFAULTS = (
+    *("--worker", "stub", "--frontends", "2", "--max-restarts", "1000000"),
+    *("--receive-timeout", "300"),  # our users may starve as the server does, between connecting and asking
+)
 """Given before the caller's own, which win."""
 
 
