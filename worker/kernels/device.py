@@ -3,12 +3,14 @@
 The CPU is none of these: there, layers use torch and the library in C (cpu/library.py).
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .activation import Activation
+from .matmul import Matrix
 from .matrices import Matrices
 from .native_attention import HeadNorms
 
@@ -28,6 +30,11 @@ class AttentionKernel(Protocol):
         made for the layer; cos and sin [tokens, 1, rotary_dim] → [tokens, heads * head_dim]"""
 
 
+class ExpertsKernel(Protocol):
+    def __call__(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """x [tokens, size], weights float32 and chosen int64 [tokens, top_k] → the experts' weighted sums"""
+
+
 class DeviceKernels(Protocol):
     """Tensors that are given are on the device, or are moved there."""
 
@@ -43,3 +50,8 @@ class DeviceKernels(Protocol):
     def activation(self, function: Activation) -> Activation: ...
 
     def attention(self, num_heads: int, scale: float, norms: HeadNorms | None) -> AttentionKernel: ...
+
+    def experts(
+        self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation
+    ) -> ExpertsKernel:
+        """Of all experts' matrices, which it takes over; `activation` is the device's own."""

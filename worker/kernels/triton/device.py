@@ -20,11 +20,13 @@ from torch import Tensor
 from ...kv_layout import Window
 from .. import activation as torch_activation
 from ..activation import Activation
-from ..device import AttentionKernel, NormKernel
+from ..device import AttentionKernel, ExpertsKernel, NormKernel
+from ..matmul import Matrix
 from ..native_attention import HeadNorms as LayerHeadNorms
 from .activation import activate
 from .decode_attention import NO_WINDOW, SPLIT, DecodePlan, Scores, decode_attention, plan_decode
-from .matrices import TritonMatrices
+from .experts import combine, expert_matmul, route
+from .matrices import TritonDense, TritonMatrices
 from .norm import norm
 from .paged import PagedKV
 from .prefill_attention import prefill_attention
@@ -62,6 +64,35 @@ class TritonKernels:
     def attention(self, num_heads: int, scale: float, norms: LayerHeadNorms | None) -> AttentionKernel:
         heads = None if norms is None else HeadNorms(norms.query, norms.key, norms.eps)
         return TritonAttention(num_heads, scale, heads, self._processors)
+
+    def experts(
+        self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation
+    ) -> ExpertsKernel:
+        return TritonExperts(gate_up, down, activation, self.invariant)
+
+
+class TritonExperts:
+    """ExpertsKernel."""
+
+    def __init__(
+        self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation, invariant: bool
+    ) -> None:
+        self._gate_up, self._down = _stacked(gate_up), _stacked(down)
+        self._activation, self._invariant = activation, invariant
+
+    def __call__(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        routing, top_k = route(chosen, len(self._down)), chosen.shape[1]
+        inner = self._activation(expert_matmul(x, self._gate_up, routing, top_k, invariant=self._invariant))
+        return combine(expert_matmul(inner, self._down, routing, top_k, invariant=self._invariant), weights)
+
+
+def _stacked(matrices: Sequence[Matrix]) -> Tensor:
+    """[experts, N, K]"""
+    weights = []
+    for matrix in matrices:
+        assert isinstance(matrix, TritonDense), "others are refused before they are loaded"
+        weights.append(matrix.weight)
+    return torch.stack(weights)
 
 
 class Part(Protocol):

@@ -104,13 +104,20 @@ def route(chosen: Tensor, num_experts: int) -> Routing:
 
 
 def expert_matmul(
-    x: Tensor, weight: Tensor, routing: Routing, top_k: int, w_scales: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    routing: Routing,
+    top_k: int,
+    w_scales: Tensor | None = None,
+    *,
+    invariant: bool = False,
 ) -> Tensor:
-    """x [tokens, K], or [tokens * top_k, K]; weight [experts, N, K] → [tokens * top_k, N]."""
+    """x [tokens, K], or [tokens * top_k, K]; weight [experts, N, K] → [tokens * top_k, N]. `invariant`: tiles
+    of one size, however many tokens there are."""
     experts, n, k = weight.shape
     pairs = len(routing.pairs)
     y = torch.empty(pairs, n, dtype=x.dtype, device=x.device)
-    few = pairs <= 4 * experts
+    few = pairs <= 4 * experts and not invariant
     tile_m, tile_n, tile_k, warps = (16, 64, 128, 4) if few else (64, 128, 64, 8)
     if x.element_size() == 4:
         tile_m, tile_n, tile_k, warps = 16, 32, 32, 4

@@ -43,6 +43,12 @@ FAMILIES: dict[str, dict[str, object]] = {
         "hidden_activation": "gelu_pytorch_tanh",
         "tie_word_embeddings": True,
     },
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+    },
     "gpt2": {
         "architectures": ["GPT2LMHeadModel"],
         "n_embd": 32,
