@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from .api_client import TROUBLE, ApiClient, Refusal, connect
-from .client_options import ChatCommand, ChatOptions
+from .command_options import ChatCommand, ChatOptions
 from .flags import Command
 from .terminal import DIM, Terminal
 

@@ -22,10 +22,10 @@ usage: tern COMMAND [options]
   complete    complete a text                       (tern complete --help)
   generate    answer a file of prompts              (tern generate --help)
   doctor      say what will work on this machine    (tern doctor --help)
-  bench       measure a server                      (tern bench --help)
+  bench       measure a server                      (tern bench lists benchmarks)
   replay      run a journal again, token for token  (tern replay --help)
   soak        serve under load and random faults    (tern soak --help)
-  keys        make a key pair for tcp://
+  keys        make a key pair for tcp://            (tern keys --help)
   completion  print a script that completes commands and options: bash, zsh or fish
   version     print the version
 """

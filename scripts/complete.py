@@ -9,7 +9,7 @@ import msgspec
 from protocol.errors import StartupError
 
 from .api_client import TROUBLE, Refusal, connect
-from .client_options import CompleteCommand
+from .command_options import CompleteCommand
 from .flags import Command
 from .terminal import Terminal
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn
 
 import msgspec
+from msgspec import Struct
 
 from protocol.errors import StartupError
 from protocol.options import ServeOptions
 
-from .client_options import ROOTS
+from .command_options import ROOTS
 from .options import Option, Root, build, declared_options, did_you_mean
 
 CONFIG_FLAG, CONFIG_VARIABLE = "--config", "TERN_CONFIG"
@@ -26,8 +27,8 @@ FOR_WORKERS = {"TERN_FAULTS", "TERN_FAULTS_DIR"}
 FOR_SCRIPTS = {"TERN_ENDPOINT_FILE"}
 """No option: where scripts that attach to an engine core look for it."""
 EPILOG = """\
-Every option can also be given as TERN_<NAME> in the environment{own} (lists with commas),
-or in a TOML file, flat or in sections. A flag beats the environment, which beats the file.
+Every option can also be given as TERN_<NAME> in the environment{own}
+(lists with commas), or in a TOML file, flat or in sections. A flag beats the environment, which beats the file.
 """
 
 
@@ -47,15 +48,19 @@ class Command(Generic[Root]):
     root: type[Root]
     positional: str = ""
     """The option that may be given without its flag."""
+    hands_on: bool = False
+    """What it does not know is for the `tern serve` that it starts. A positional then comes first."""
 
     def parser(self) -> Parser:
         """Flags grouped by section. Values stay text here: options.py reads them, whatever their source."""
         options = declared_options(self.root)
-        own = f", [{self.name}] as TERN_{self.name.upper()}_<NAME>" if any(o.is_own for o in options) else ""
+        sections = {option.section for option in options if option.is_own}
+        own = "".join(f", [{section}] as TERN_{section.upper()}_<NAME>" for section in sections)
         metavar = self.positional.upper()
+        further = " [options of tern serve]" if self.hands_on else ""
         parser = Parser(
             prog=f"tern {self.name}",
-            usage=f"tern {self.name} {f'[{metavar}] ' if metavar else ''}[options]",
+            usage=f"tern {self.name} {f'[{metavar}] ' if metavar else ''}[options]{further}",
             description=self.description,
             epilog=EPILOG.format(own=own),
             allow_abbrev=False,
@@ -64,26 +69,44 @@ class Command(Generic[Root]):
                 prog, max_help_position=34, width=110
             ),
         )
-        if self.positional:
+        if self.positional and not self.hands_on:
             parser.add_argument(
                 "positional", metavar=metavar, nargs="?", help=f"the same as --{self.positional}"
             )
         parser.add_argument(CONFIG_FLAG, metavar="FILE", help="TOML file of options")
         groups = {
-            field.name: parser.add_argument_group((inspect.getdoc(type(field.default)) or "").rstrip("."))
+            field.name: parser.add_argument_group(self._title(type(field.default)))
             for field in msgspec.structs.fields(self.root)
         }
         for option in options:
             _add(groups[option.section], option)
         return parser
 
+    def _title(self, section: type[Struct]) -> str:
+        """Of a group of options; a benchmark's has been said."""
+        title = inspect.getdoc(section) or ""
+        return "what is measured" if title == self.description else title.rstrip(".")
+
     def parse(self, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Root, frozenset[str]]:
         """(all options, checked; the names of those given as flags). Raises StartupError."""
-        parser = self.parser()
-        namespace, extras = parser.parse_known_args(argv)
-        given = vars(namespace)
+        root, given, extras = self._parse(argv, environ)
         if extras:
-            raise _unknown_argument(extras, parser)
+            raise _unknown_argument(extras, self.parser())
+        return root, given
+
+    def parse_own(self, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Root, list[str]]:
+        """(its own options, checked; the arguments for `tern serve`, which are not). Raises StartupError."""
+        assert self.hands_on
+        if self.positional and argv and not argv[0].startswith("-"):
+            argv = [f"--{self.positional}", *argv]
+        root, _, extras = self._parse(argv, environ)
+        return root, extras
+
+    def _parse(
+        self, argv: Sequence[str], environ: Mapping[str, str]
+    ) -> tuple[Root, frozenset[str], list[str]]:
+        namespace, extras = self.parser().parse_known_args(argv)
+        given = vars(namespace)
         if "positional" in given:
             name, value = self.positional, given.pop("positional")
             if given.setdefault(name, value) != value:
@@ -91,6 +114,8 @@ class Command(Generic[Root]):
 
         options = {option.name: option for option in declared_options(self.root)}
         values: dict[str, Any] = {}
+        if self.hands_on and "config" in given:
+            extras += [CONFIG_FLAG, given["config"]]
         path = given.pop("config", environ.get(CONFIG_VARIABLE, ""))
         for name, raw, source in (*_from_file(path, options), *_from_environment(environ, options)):
             values[name] = options[name].read(raw, source)
@@ -99,7 +124,7 @@ class Command(Generic[Root]):
         root = build(self.root, values)
         if isinstance(root, ServeOptions):
             _check_together(root)
-        return root, frozenset(given)
+        return root, frozenset(given), extras
 
 
 SERVE = Command("serve", "Serve a model behind the OpenAI API.", ServeOptions, positional="model")
@@ -131,7 +156,7 @@ def _add(group: "argparse._ArgumentGroup", option: Option) -> None:
     if option.is_switch:
         group.add_argument(*names, action=argparse.BooleanOptionalAction, help=text)
         return
-    kind = {int: "N", float: "X", str: "TEXT"}.get(option.base, "TEXT")
+    kind = {int: "N", float: "X", str: "TEXT"}.get(option.single, "TEXT")
     metavar = (
         "{" + ",".join(option.choices) + "}" if option.choices else "SIZE" if option.unit == "bytes" else kind
     )

@@ -18,7 +18,7 @@ from protocol.options import ServeOptions
 from .api_client import ApiClient, Reply, connect
 from .asking import Asker, Question, patience
 from .batch import Line, Output, answer_line, count_lines, read_lines
-from .client_options import GenerateCommand, GenerateOptions
+from .command_options import GenerateCommand, GenerateOptions
 from .flags import Command
 from .local_server import LocalServer
 from .model_path import resolve

@@ -12,14 +12,18 @@ import zmq
 from protocol.curve import public_file
 from protocol.errors import StartupError
 
-from .flags import Parser
+from .command_options import KeysCommand
+from .flags import Command
+
+KEYS = Command("keys", "Make a key pair for tcp://. Nothing is overwritten.", KeysCommand, positional="file")
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """0, with both files written. Raises StartupError."""
-    parser = Parser(prog="tern keys", description="Make a key pair for tcp://.", allow_abbrev=False)
-    parser.add_argument("file", metavar="FILE", help="the secret key; the public key goes to FILE.pub")
-    path: str = parser.parse_args(argv).file
+    command, _ = KEYS.parse(argv, environ)
+    path = command.keys.file
+    if not path:
+        raise StartupError("the file to write is missing", hint="tern keys FILE")
     public, secret = zmq.curve_keypair()
     for name in (path, public_file(path)):
         if os.path.lexists(name):

@@ -8,7 +8,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,8 +17,9 @@ from protocol.errors import StartupError
 from protocol.options import ServeOptions
 
 from . import quantities
-from .client_options import OWN_VARIABLES
 
+SHARED = {*ServeOptions.__struct_fields__, "connection"}
+"""Sections that several commands have. All others are one command's own."""
 Root = TypeVar("Root", bound=Struct)
 """All options of one command: a Struct whose fields are sections."""
 
@@ -61,11 +62,11 @@ class Option(Struct, frozen=True):
     @property
     def is_own(self) -> bool:
         """It has the name of a command before its own, as another command may have one of that name."""
-        return self.section in OWN_VARIABLES
+        return self.section not in SHARED
 
     @property
     def base(self) -> Any:
-        """The type without its range: bool, int, float, str, Literal[…] or tuple[str, …]."""
+        """The type without its range: bool, int, float, str, Literal[…] or a tuple of one of these."""
         return get_args(self.declared)[0]
 
     @property
@@ -77,8 +78,16 @@ class Option(Struct, frozen=True):
         return get_origin(self.base) is tuple
 
     @property
+    def single(self) -> Any:
+        """The type of a value, or of each in a list."""
+        if not self.is_list:
+            return self.base
+        entry = get_args(self.base)[0]
+        return get_args(entry)[0] if get_origin(entry) is Annotated else entry
+
+    @property
     def choices(self) -> tuple[str, ...]:
-        return get_args(self.base) if get_origin(self.base) is Literal else ()
+        return get_args(self.single) if get_origin(self.single) is Literal else ()
 
     def shown_default(self) -> str:
         """For the help text; empty where the description says it."""
@@ -88,16 +97,22 @@ class Option(Struct, frozen=True):
             return quantities.show(self.default, self.unit)
         if self.is_switch:
             return "on" if self.default else "off"
+        if self.is_list:
+            return " ".join(map(str, self.default))
         if isinstance(self.default, float):
             return f"{self.default:g}"
-        return "" if self.default in ("", ()) else f"{self.default}"
+        return f"{self.default}"
 
     def read(self, raw: object, source: str) -> Any:
         """A checked value from text, or from a value of a TOML file. Raises StartupError."""
         try:
-            value = self._parse(raw) if isinstance(raw, str) else raw
-            if self.is_list and isinstance(value, list) and "" in value:
-                raise ValueError("expected entries that are not empty")
+            if self.is_list:
+                given = raw.split(",") if isinstance(raw, str) else raw
+                value = [self._parse(one) for one in given] if isinstance(given, list) else given
+                if isinstance(value, list) and "" in value:
+                    raise ValueError("expected entries that are not empty")
+            else:
+                value = self._parse(raw)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError("expected a finite number")
             return msgspec.convert(value, self.declared)
@@ -105,24 +120,30 @@ class Option(Struct, frozen=True):
             rule = (
                 self._rule(raw)
                 if self.choices
-                else str(error).replace("`", "").replace("Expected", "expected")
+                else str(error).partition(" - at ")[0].replace("`", "").replace("Expected", "expected")
             )
-            shown = "(secret)" if self.secret else f"{raw}"
+            written = ",".join(map(str, raw)) if isinstance(raw, list) else f"{raw}"
+            shown = "(secret)" if self.secret else written
             raise StartupError(f"{source} {shown}: {rule}", hint=self.help) from None
 
-    def _parse(self, text: str) -> Any:
+    def _parse(self, text: object) -> Any:
+        """Of one entry. What is no text has its type already."""
+        if not isinstance(text, str):
+            return text
         if self.unit is not None:
             return quantities.parse(text, self.unit)
         if self.is_switch:
             if text.lower() not in BOOLEANS:
                 raise ValueError(f"expected one of {', '.join(BOOLEANS)}")
             return BOOLEANS[text.lower()]
-        if self.base is int or self.base is float:
+        if self.single is int or self.single is float:
             try:
-                return self.base(text)
+                return self.single(text)
             except ValueError:
-                raise ValueError(f"expected {'a whole number' if self.base is int else 'a number'}") from None
-        return text.split(",") if self.is_list else text
+                raise ValueError(
+                    f"expected {'a whole number' if self.single is int else 'a number'}"
+                ) from None
+        return text
 
     def _rule(self, raw: object) -> str:
         return f"expected one of {', '.join(self.choices)}{did_you_mean(str(raw), self.choices)}"

@@ -24,20 +24,22 @@ from protocol.sockets import fingerprint
 from protocol.steps import Reset, StepFailed, StepMasks, StepPlan, StepResult
 from worker.worker import Runner
 
-from .flags import parse_serve
+from .command_options import ReplayCommand
+from .flags import Command, parse_serve
 from .model_path import resolve
 
-USAGE = """\
-usage: tern replay FILE [--show-tokens] [options of tern serve]
-
+REPLAY = Command(
+    "replay",
+    """\
 Execute a journal (tern serve --journal FILE) again and compare with what was recorded, token for token.
 The epochs before the last death of a worker are in FILE.old.
 
-  --show-tokens   at a difference, print the request's token ids too: they are somebody's prompt
-
 Name --model and --worker as they were; the KV cache's shape is taken from the journal.
-Exit code: 0 all agree, 1 a difference, 78 a journal or an option that cannot be used.
-"""
+Exit code: 0 all agree, 1 a difference, 78 a journal or an option that cannot be used.""",
+    ReplayCommand,
+    positional="file",
+    hands_on=True,
+)
 
 
 @dataclass
@@ -171,14 +173,11 @@ class Replay:
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """0 all agree, 1 a difference. Raises StartupError."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    path, *rest = argv
-    if path.startswith("-"):
-        raise StartupError(f"{path}: the journal's file comes first", hint="tern replay FILE [options]")
-    show_tokens = "--show-tokens" in rest
-    options = parse_serve([flag for flag in rest if flag != "--show-tokens"], environ)
+    command, rest = REPLAY.parse_own(argv, environ)
+    path, show_tokens = command.replay.file, command.replay.show_tokens
+    if not path:
+        raise StartupError("the journal's file is missing", hint="tern replay FILE [options of tern serve]")
+    options = parse_serve(rest, environ)
     records = _records(path)
     opened = next(records, None)
     if not isinstance(opened, Opened):

@@ -10,15 +10,13 @@ import pytest
 
 from protocol.errors import StartupError
 from protocol.options import ServeOptions
+from scripts.bench.commands import COMMANDS as BENCHMARKS
 from scripts.chat import CHAT
-from scripts.client_options import ROOTS
-from scripts.complete import COMPLETE
-from scripts.doctor import DOCTOR
-from scripts.flags import SERVE, Command, as_flags, parse_serve
-from scripts.generate import GENERATE
+from scripts.command_options import ROOTS
+from scripts.completion import COMMANDS
+from scripts.flags import Command, as_flags, parse_serve
 from scripts.options import Option, declared_options
-
-COMMANDS: list[Command[Any]] = [SERVE, CHAT, COMPLETE, GENERATE, DOCTOR]
+from scripts.soak.cli import SOAK
 
 
 def refusal(*argv: str, **environ: str) -> StartupError:
@@ -72,13 +70,41 @@ def test_every_option_has_a_variable_and_a_key_and_a_flag_beats_both(
         path = toml(tmp_path, section + quoted)
         want_first, want_second = (option.read(text, "x") for text in (first, second))
         assert want_first != want_second
-        by_file, _ = command.parse(["--config", path], {})
-        by_variable, _ = command.parse(["--config", path], {option.variable: first})
-        by_flag, given = command.parse(["--config", path, *flags], {option.variable: second})
+        by_file, _, _ = command._parse(["--config", path], {})
+        by_variable, _, _ = command._parse(["--config", path], {option.variable: first})
+        by_flag, given, _ = command._parse(["--config", path, *flags], {option.variable: second})
         assert value(by_file, option) == want_second, option.name
         assert value(by_variable, option) == want_first, option.name
         assert value(by_flag, option) == want_first, option.name
         assert given == {option.name}
+
+
+def test_what_a_command_does_not_know_is_handed_on(tmp_path: Path) -> None:
+    path = toml(tmp_path, "max_num_seqs = 3\n[soak]\nstreams = 5\n[bench_model]\nconcurrency = [2, 4]\n")
+    soak, rest = SOAK.parse_own(["--minutes", "1", "--worker", "stub", "--config", path], {})
+    assert (soak.soak.minutes, soak.soak.streams) == (1, 5)
+    assert rest == ["--worker", "stub", "--config", path]
+    assert parse_serve(rest, {}).scheduler.max_num_seqs == 3
+    model = BENCHMARKS["model"]
+    assert model.parse_own(["--config", path], {})[0].bench_model.concurrency == (2, 4)
+    environ = {"TERN_BENCH_MODEL_CONCURRENCY": "1,8"}
+    assert model.parse_own([], environ)[0].bench_model.concurrency == (1, 8)
+    peers, rest = BENCHMARKS["peers"].parse_own(
+        ["folder", "--only", "a", "b", "--threads", "2", "--port", "1"], {}
+    )
+    assert (peers.bench_peers.folder, peers.bench_peers.only, rest) == ("folder", ("a", "b"), ["--port", "1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("1,x", "whole number"), ("0", ">= 1"), ("1,,2", "whole number"), ("", "")]
+)
+def test_lists_of_numbers(text: str, told: str) -> None:
+    environ = {"TERN_BENCH_KERNELS_ROWS": text}
+    if not told:
+        assert BENCHMARKS["kernels"].parse_own([], environ)[0].bench_kernels.rows
+        return
+    with pytest.raises(StartupError, match=told):
+        BENCHMARKS["kernels"].parse_own([], environ)
 
 
 def two_values(option: Option) -> tuple[str, str]:
@@ -87,9 +113,11 @@ def two_values(option: Option) -> tuple[str, str]:
         return "on", "off"
     if option.choices:
         return option.choices[0], option.choices[-1]
-    if option.base is float:
+    if option.single is float:
         return "0.5", "0.25"
-    if option.base is int:
+    if option.name == "vocab_size":
+        return "301", "302"
+    if option.single is int:
         large = {"max_body_bytes": ("4096", "8192"), "max_num_batched_tokens": ("4096", "8192")}
         large["journal_bytes"] = ("131072", "262144")
         return large.get(option.name, ("3", "7"))

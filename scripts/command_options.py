@@ -1,4 +1,4 @@
-"""Options of the commands that ask a server, declared as those of `tern serve` are (protocol/options.py).
+"""Options of every command, declared as those of `tern serve` are (protocol/options.py).
 
 A command's own section has variables of its own (`temperature` of `tern chat`: TERN_CHAT_TEMPERATURE) and
 its own table in a `--config` file, so that one file and one environment serve all commands.
@@ -6,12 +6,11 @@ its own table in a `--config` file, so that one file and one environment serve a
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, defstruct
 
 from protocol.options import ServeOptions
 
-OWN_VARIABLES = {"chat", "complete", "generate"}
-"""Sections whose options are named after the command."""
+from .bench.options import BENCHMARKS
 
 
 class ConnectionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +92,36 @@ class GenerateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ) = None
 
 
+class SoakOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Load and faults."""
+
+    minutes: Annotated[float, Meta(gt=0, description="how long")] = 60
+    streams: Annotated[int, Meta(ge=1, description="open at any time")] = 256
+    fault_every: Annotated[float, Meta(gt=0, description="seconds between two faults")] = 20
+    faults: Annotated[int, Meta(ge=0, description="end after so many; 0: any number")] = 0
+    references: Annotated[int, Meta(ge=1, description="distinct questions")] = 200
+    seed: (
+        Annotated[int, Meta(ge=0, description="of questions, users and faults; left out: drawn, and told")]
+        | None
+    ) = None
+
+
+class ReplayOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The recording."""
+
+    file: Annotated[str, Meta(description="journal that tern serve --journal wrote")] = ""
+    show_tokens: Annotated[
+        bool,
+        Meta(description="at a difference, print the request's token ids, which are somebody's prompt"),
+    ] = False
+
+
+class KeysOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The key pair."""
+
+    file: Annotated[str, Meta(description="the secret key; the public key goes to FILE.pub")] = ""
+
+
 class ChatCommand(Struct, frozen=True, kw_only=True):
     """All of `tern chat`."""
 
@@ -113,5 +142,38 @@ class GenerateCommand(ServeOptions, frozen=True, kw_only=True):
     generate: GenerateOptions = GenerateOptions()
 
 
-ROOTS: tuple[type[Struct], ...] = (ServeOptions, ChatCommand, CompleteCommand, GenerateCommand)
+class SoakCommand(Struct, frozen=True, kw_only=True):
+    """All of `tern soak`, besides what it hands on to the server."""
+
+    soak: SoakOptions = SoakOptions()
+
+
+class ReplayCommand(Struct, frozen=True, kw_only=True):
+    """All of `tern replay`, besides what it shares with the server."""
+
+    replay: ReplayOptions = ReplayOptions()
+
+
+class KeysCommand(Struct, frozen=True, kw_only=True):
+    """All of `tern keys`."""
+
+    keys: KeysOptions = KeysOptions()
+
+
+BENCH_COMMANDS = {
+    name: defstruct(f"bench_{name}", [(f"bench_{name}", kind, kind())], frozen=True)
+    for name, kind in BENCHMARKS.items()
+}
+"""Each benchmark's, besides what it hands on to the server."""
+
+ROOTS: tuple[type[Struct], ...] = (
+    ServeOptions,
+    ChatCommand,
+    CompleteCommand,
+    GenerateCommand,
+    SoakCommand,
+    ReplayCommand,
+    KeysCommand,
+    *BENCH_COMMANDS.values(),
+)
 """Every command whose options are declared."""
