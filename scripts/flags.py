@@ -28,7 +28,8 @@ FOR_SCRIPTS = {"TERN_ENDPOINT_FILE"}
 """No option: where scripts that attach to an engine core look for it."""
 EPILOG = """\
 Every option can also be given as TERN_<NAME> in the environment{own}
-(lists with commas), or in a TOML file, flat or in sections. A flag beats the environment, which beats the file.
+(lists with commas), or in a TOML file, flat or in sections. A flag beats the environment, which beats the
+file.
 """
 
 

@@ -19,8 +19,8 @@ MAY_IMPORT = {
     "scripts": set(PACKAGES),
 }
 HEAVY = ("torch", "transformers", "triton")
-ONE_IDEA_EACH = ("train_bundled_model.py", "bundled_tasks.py")
-"""A recipe that is one file on purpose, and a catalogue."""
+ONE_IDEA_EACH = ("train_bundled_model.py",)
+"""A recipe that is one file on purpose."""
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

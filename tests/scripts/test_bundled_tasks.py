@@ -13,14 +13,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from scripts.bundled_tasks import (
-    RECITATIONS,
     TASKS,
-    TOOLS,
     Sample,
     held_out_samples,
     is_held_out,
     training_samples,
 )
+from scripts.tasks.long_answers import RECITATIONS
+from scripts.tasks.tool_calls import TOOLS
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "tern-mini"
 CLOSED = {"recite", "weekday", "month", "times_table"}  # too few phrasings for a hundred held-out prompts

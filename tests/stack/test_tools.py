@@ -13,7 +13,8 @@ import jsonschema_rs
 import openai
 import pytest
 
-from scripts.bundled_tasks import TOOLS, held_out_samples
+from scripts.bundled_tasks import held_out_samples
+from scripts.tasks.tool_calls import TOOLS
 from tests.conftest import ROOT
 from tests.stack.conftest import Serve, Stack
 

@@ -1,0 +1,1 @@
+"""What the bundled model is taught, by kind of task; scripts/bundled_tasks.py mixes them."""
