@@ -2,30 +2,20 @@
 
 import json
 import os
-import re
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Locator, Route, expect
+from playwright.sync_api import Locator, Route, expect
 
-from tests.stack.browser import Playground, chromium, launched
+from tests.stack.browser import Playground
 from tests.stack.conftest import Stack
+from tests.stack.playground import HEADERS, KEY, MODEL, Open, browser, playground, show, stack
 
-if TYPE_CHECKING:
-    from pathlib import Path
+__all__ = ["browser", "playground", "show", "stack"]
 
-    from tests.conftest import Program
-
-BROWSER = chromium()
-KEY = "a-secret-key"
-HEADERS = {"authorization": f"Bearer {KEY}"}
-MODEL = "tern-mini"
 MONTHS = "Recite the months of the year."
 LONG = {
     "type": "array",
@@ -35,41 +25,6 @@ LONG = {
 }
 """An answer of a thousand tokens, from a model that would say a hundred."""
 EVIL = "<img src=x onerror=window.pwned=1><script>window.pwned=1</script><b>bold</b>"
-
-
-@pytest.fixture(scope="module")
-def stack(
-    tmp_path_factory: pytest.TempPathFactory, launcher: "Callable[[Path], Callable[..., Program]]"
-) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("playground")
-    flags = ["--port", "0", "--run-dir", str(folder / "run"), "--threads", "1", "--num-kv-blocks", "1200"]
-    program = launcher(folder)("scripts.cli", "serve", *flags, TERN_API_KEY=KEY)
-    stack = Stack(program, folder / "run")
-    yield stack
-    with httpx2.stream("GET", f"{stack.base_url}/live/events", headers=HEADERS, timeout=60) as listening:
-        next(listening.iter_lines())
-        assert stack.ends(signal.SIGTERM) == 0, "a page that listens does not keep the server"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with launched(BROWSER) as browser:
-        yield browser
-
-
-Open = Callable[..., Playground]
-
-
-@pytest.fixture
-def show(browser: Browser, stack: Stack) -> Iterator[Open]:
-    """show(scheme=…, phone=…) is a new page that has not been opened yet."""
-    with ExitStack() as pages:
-        yield lambda **how: pages.enter_context(Playground(browser, stack.base_url, **how))
-
-
-@pytest.fixture
-def playground(show: Open) -> Playground:
-    return show().open(KEY)
 
 
 def ask_the_api(stack: Stack, **body: Any) -> str:
@@ -366,62 +321,6 @@ def test_a_killed_worker_is_a_note_and_an_event_and_not_a_lost_token(
     page.goto("/live")
     playground.give_key(KEY)
     expect(events).to_contain_text("1 stream resumed")
-
-
-CROWD = """
-import asyncio, sys, httpx2
-url, key, model = sys.argv[1:]
-system = {"role": "system", "content": "You answer at length, and never end before you must. " * 8}
-
-async def one(client, number):
-    story = f"Tell me a story about Anna {number}, Oslo and a storm. " * (1 + number % 5)
-    body = {"model": model, "messages": [system, {"role": "user", "content": story}], "ignore_eos": True}
-    while True:
-        await client.post("/v1/chat/completions", json={**body, "max_tokens": 240 + 50 * number})
-
-async def main():
-    headers = {"authorization": f"Bearer {key}"}
-    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
-        await asyncio.gather(*(one(client, number) for number in range(12)))
-
-asyncio.run(main())
-"""
-"""Other people's requests, in a process of their own."""
-
-
-@pytest.fixture
-def crowd(stack: Stack) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", CROWD, stack.base_url, KEY, MODEL], stderr=subprocess.DEVNULL
-    )
-    yield
-    process.kill()
-    process.wait()
-
-
-@pytest.mark.usefixtures("crowd")
-def test_the_engine_page_shows_what_runs(show: Open, stack: Stack) -> None:
-    playground = show().open(KEY, "/live")
-    page = playground.page
-    eighth = page.locator("#requests tr[data-stage=decoding]").nth(7)
-    eighth.wait_for()
-    expect(page.locator("#figure-speed")).not_to_have_text("0")
-    expect(page.locator("#figure-running")).not_to_have_text("0")
-    stack.kill("engine_core")
-    expect(page.locator("#events")).to_contain_text(re.compile(r"Engine core restarted, \d+ streams resumed"))
-    eighth.wait_for()
-    assert "1200 in all" in (page.locator("#blocks").get_attribute("aria-label") or "")
-    page.locator("#blocks").hover(position={"x": 4, "y": 4})
-    expect(page.locator("#blocks-readout")).to_contain_text("block 0:")
-    page.locator("#steps").hover(position={"x": 460, "y": 150})
-    expect(page.locator("#steps-readout")).to_contain_text("step ")
-    playground.picture("light-engine")
-    page.emulate_media(color_scheme="dark")
-    eighth.wait_for()
-    playground.picture("dark-engine")
-    page.set_viewport_size({"width": 360, "height": 740})
-    eighth.wait_for()
-    playground.picture("phone-dark-engine", whole=True)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

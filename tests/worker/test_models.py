@@ -11,7 +11,8 @@ import torch
 
 from protocol.errors import StartupError
 from protocol.options import ModelOptions
-from tests.worker.published import PUBLISHED, SIZES
+from tests.worker.published import PUBLISHED
+from tests.worker.published_sizes import SIZES
 from worker.checkpoint import Checkpoint
 from worker.models.gemma3 import Gemma3Config
 from worker.models.phi3 import Phi3Config
