@@ -12,15 +12,13 @@ The only clock that ticks is the watch's, four times a second.
 """
 
 import math
-import os
 import selectors
 import signal
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from enum import IntEnum, auto
 from functools import partial
-from typing import TypeVar, assert_never
+from typing import assert_never
 
 from protocol.control import Busy, Drain, EngineAt, Failed, PeerGone, Phase, Quit, Ready
 from protocol.errors import StartupError
@@ -28,6 +26,7 @@ from protocol.errors import StartupError
 from .hangup import Hangup, Meaning
 from .liveness import Verdict
 from .process import Child, describe_exit
+from .process_table import ProcessTable
 from .restart_policy import GiveUp, Kind, Restart, RestartPolicy
 from .rolling import Roll
 from .run_dir import RunDir
@@ -37,8 +36,6 @@ from .status_line import status_fields, status_line
 from .terminal import Terminal
 from .units import Death, Unit
 from .watch import Watch
-
-T = TypeVar("T")
 
 DRAIN_SLACK_S = 3.0
 """Frontends end what is left at the drain's timeout, and get this long to say so to their clients."""
@@ -75,6 +72,7 @@ class Supervisor:
         `announce` is called once with the workers' facts, the pids and how long the start took.
         """
         self._units = list(units)
+        self._table = ProcessTable(self._units, run_dir, terminal)
         self._policy = policy
         self._watch = watch
         self._run_dir = run_dir
@@ -125,7 +123,7 @@ class Supervisor:
             )
         if self._engine_at is not None and unit.kind != "engine_core":
             unit.send(self._engine_at)
-        self._write_pids()
+        self._table.write_pids()
 
     def _on_channel(self, unit: Unit, child: Child) -> None:
         if child.lost or child not in unit.children:
@@ -167,8 +165,8 @@ class Supervisor:
             )
         elif all(other.is_ready for other in self._units):
             self._stage = Stage.SERVING
-            leader = self._children("worker")[0].ready
-            self._announce(leader.facts if leader else {}, self._pids(), self._progress.summary(now))
+            leader = self._table.children("worker")[0].ready
+            self._announce(leader.facts if leader else {}, self._table.pids(), self._progress.summary(now))
 
     def _introduce_engine_core(self, unit: Unit) -> None:
         """Tell everyone who is there where the engine core is; later ones are told as they start."""
@@ -177,7 +175,7 @@ class Supervisor:
             clients_endpoint=self._run_dir.clients_endpoint(unit.incarnation),
             workers_endpoint=self._run_dir.workers_endpoint(unit.incarnation),
         )
-        self._write(self._run_dir.write_endpoint, self._engine_at.clients_endpoint)
+        self._table.write_endpoint(self._engine_at.clients_endpoint)
         for other in self._units:
             if other is not unit:
                 other.send(self._engine_at)
@@ -227,7 +225,7 @@ class Supervisor:
         what = f"{death.what}: {death.message}" if death.message else death.what
         if unit.is_rolling:
             self._roll.on_gone(unit, what, death.exit_code)
-            self._write_pids()
+            self._table.write_pids()
             return
         cause = f"{death.name}: {death.message}" if death.message else what
         self._decide(unit, death.exit_code, what, cause, death.hint)
@@ -284,7 +282,7 @@ class Supervisor:
             self._exit_code = 0 if number is signal.SIGTERM else 128 + number
         self._stage = stage
         reason = f"{number.name}: " if number is not None else ""
-        running = self._children()
+        running = self._table.children()
         names = ", ".join(f"{child.name} (pid {child.pid})" for child in running)
         match stage:
             case Stage.DRAINING:
@@ -335,7 +333,7 @@ class Supervisor:
         now = time.monotonic()
         deadlines = [self._watch.next_look]
         deadlines += [unit.restart_at for unit in self._units if unit.restart_at is not None]
-        deadlines += [child.kill_at for child in self._children() if child.kill_at is not None]
+        deadlines += [child.kill_at for child in self._table.children() if child.kill_at is not None]
         if self._stage_deadline is not None:
             deadlines.append(self._stage_deadline)
         if self._stage is Stage.STARTING and self._terminal.rewrites:
@@ -344,7 +342,7 @@ class Supervisor:
         return max(soonest - now, 0.0) if soonest < math.inf else None
 
     def _on_clock(self, now: float) -> None:
-        for child in self._children():
+        for child in self._table.children():
             if child.kill_at is not None and now >= child.kill_at:
                 child.kill()
                 child.kill_at = None
@@ -356,14 +354,14 @@ class Supervisor:
         for unit in self._units:
             if unit.restart_at is not None and now >= unit.restart_at:
                 self._start_again(unit)
-        if self._stage is Stage.DRAINING and not self._children("frontend"):
+        if self._stage is Stage.DRAINING and not self._table.children("frontend"):
             self._advance(Stage.QUITTING)
         elif self._stage_deadline is not None and now >= self._stage_deadline:
             self._advance(Stage(self._stage + 1))
 
     def _look(self, now: float) -> None:
         """Slow is worth a line; hung or stopped for good is as good as dead."""
-        suspects = [child for child in self._children() if not child.charge]
+        suspects = [child for child in self._table.children() if not child.charge]
         for child, verdict, stall_s in self._watch.look(suspects, now):
             if verdict is Verdict.SLOW:
                 self._terminal.log("warning", f"{child.name} has been at one thing for {stall_s:.1f} s")
@@ -374,24 +372,3 @@ class Supervisor:
             self._terminal.log("warning", f"{child.name} (pid {child.pid}) {what}; killing it")
             child.charge = f"it {what}"
             child.kill()
-
-    # ── the table ───────────────────────────────────────────────────────────────────────────────
-
-    def _children(self, kind: Kind | None = None) -> list[Child]:
-        return [child for unit in self._units if kind in (None, unit.kind) for child in unit.children]
-
-    def _write_pids(self) -> None:
-        self._write(self._run_dir.write_pids, self._pids())
-
-    def _write(self, write: Callable[[T], None], content: T) -> None:
-        """Into the run folder. Those who look there miss it; the processes of this server do without."""
-        try:
-            write(content)
-        except OSError as error:
-            self._terminal.log("warning", f"cannot write into {self._run_dir.path}: {error.strerror}")
-
-    def _pids(self) -> dict[str, list[int]]:
-        pids: defaultdict[str, list[int]] = defaultdict(list, supervisor=[os.getpid()])
-        for unit in self._units:
-            pids[unit.kind] += [child.pid for child in unit.children]
-        return dict(pids)
