@@ -129,7 +129,7 @@ async function follow(answer, body) {
     }
     answer.end();
     if (answer.toolCalls.length) answer.askForResults((results) => sendResults(answer.toolCalls, results));
-    announce(answer.content || "The model calls a tool.");
+    announce(answer.content || (answer.toolCalls.length ? "The model calls a tool." : "The answer is empty."));
   } catch (error) {
     if (error.name === "AbortError") {
       answer.end("stopped");

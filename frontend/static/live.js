@@ -104,7 +104,7 @@ function drawFigures({ counters, steps, model }) {
   const say = (id, text) => { byId(id).textContent = text; };
   say("figure-speed", speeds.length ? whole(speeds.at(-1)) : "–");
   say("figure-running", whole(counters.num_running));
-  say("figure-waiting", `${whole(counters.num_waiting)} waiting · ${whole(model?.max_num_seqs ?? 0)} at most`);
+  say("figure-waiting", `${whole(counters.num_waiting)} waiting · max ${whole(model?.max_num_seqs ?? 0)}`);
   say("figure-kv", counters.num_blocks ? percent(used / counters.num_blocks) : "–");
   say("figure-blocks", `${whole(used)} of ${whole(counters.num_blocks)}`);
   say("figure-hits", counters.prefix_cache_queries ? percent(counters.prefix_cache_hits / counters.prefix_cache_queries) : "–");

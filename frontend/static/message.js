@@ -64,6 +64,7 @@ export class Answer {
     if (how) this.finish = how;
     this.#show();
     this.#describe();
+    if (this.finish === "stop" && !this.content && !this.toolCalls.length) this.note("The answer is empty.");
     if (this.text.classList.contains("code") && this.finish === "stop") this.#checkJson();
   }
 

@@ -193,9 +193,12 @@ def test_a_tool_call_is_a_card_that_takes_its_result(playground: Playground) -> 
     assert playground.text(told) == "It is 21 degrees in Oslo."
 
 
-def say(playground: Playground, *deltas: dict[str, str]) -> Locator:
+def say(playground: Playground, *deltas: dict[str, str], finish: str | None = None) -> Locator:
     """The answer to a question to which the server says just this."""
-    chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    chunks = [
+        {"choices": [choice]} for choice in [*choices, {"index": 0, "delta": {}, "finish_reason": finish}]
+    ]
     body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
 
     def fulfil(route: Route) -> None:
@@ -212,6 +215,14 @@ def test_reasoning_is_collapsed(playground: Playground) -> None:
     expect(thought).to_be_hidden()
     answer.get_by_text("Reasoning").click()
     expect(thought).to_be_visible()
+
+
+def test_an_answer_that_is_cut_or_empty_says_so(playground: Playground) -> None:
+    cut = say(playground, {"content": "and th"}, finish="length")
+    assert playground.fact(cut, "finish") == "cut off at the limit"
+    assert cut.locator(".note-line").count() == 0
+    empty = say(playground, finish="stop")
+    expect(empty.locator(".note-line")).to_have_text("The answer is empty.")
 
 
 MARKDOWN = """# Terns
