@@ -10,7 +10,7 @@ from msgspec import Struct
 from .api_client import TROUBLE, ApiClient, Refusal, connect
 from .command_options import ChatCommand, ChatOptions
 from .flags import Command
-from .terminal import DIM, Terminal
+from .terminal import DIM, Terminal, visible
 
 HELP = """\
   /help                  this
@@ -64,7 +64,7 @@ class Conversation:
         except KeyboardInterrupt:
             print(" (stopped)")
         except (*TROUBLE, Refusal, msgspec.DecodeError) as error:
-            print(f"\n{error}", file=sys.stderr)
+            print(f"\n{visible(str(error))}", file=sys.stderr)
             self.messages.pop()
             return
         self.messages.append(Message("assistant", answer))

@@ -11,7 +11,7 @@ from protocol.errors import StartupError
 from .api_client import TROUBLE, Refusal, connect
 from .command_options import CompleteCommand
 from .flags import Command
-from .terminal import Terminal
+from .terminal import Terminal, visible
 
 COMPLETE = Command("complete", "Complete a text with a running server.", CompleteCommand, positional="prompt")
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         print(flush=True)
     except (*TROUBLE, Refusal, msgspec.DecodeError) as error:
         sys.stdout.flush()
-        print(f"\ntern: error: {error}", file=sys.stderr)
+        print(f"\ntern: error: {visible(str(error))}", file=sys.stderr)
         return 1
     if finish == "length":
         limit = f"--max-tokens {own.max_tokens}, or the model's context"
