@@ -11,6 +11,7 @@ import uvloop
 
 from protocol.errors import StartupError
 from protocol.options import ModelOptions
+from scripts.flags import parse_serve
 from scripts.model_path import BUNDLED
 from scripts.options import did_you_mean
 
@@ -44,7 +45,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         raise StartupError(
             f"unknown benchmark {name}{did_you_mean(name, COMMANDS)}", hint="tern bench lists what there is"
         )
-    root, serve_arguments = COMMANDS[name].parse_own(rest, environ)
+    command, serve_arguments = COMMANDS[name], list[str]()
+    if command.hands_on:
+        root, serve_arguments = command.parse_own(rest, environ)
+        parse_serve(serve_arguments, environ)  # a mistake is told before anything starts
+    else:
+        root, _ = command.parse(rest, environ)
     asked: options.Benchmark = getattr(root, f"bench_{name}")
     if isinstance(asked, options.Peers):
         _check_peers(asked)

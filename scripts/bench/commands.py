@@ -8,13 +8,14 @@ from scripts.flags import Command
 
 from .options import BENCHMARKS
 
+WITHOUT_A_SERVER = {"context", "kernels", "quantization"}
 COMMANDS: dict[str, Command[Any]] = {
     name: Command(
         f"bench {name}",
         inspect.getdoc(kind) or "",
         BENCH_COMMANDS[name],
         positional="folder" if name == "peers" else "",
-        hands_on=True,
+        hands_on=name not in WITHOUT_A_SERVER,
     )
     for name, kind in BENCHMARKS.items()
 }

@@ -10,6 +10,7 @@ import pytest
 
 from protocol.errors import StartupError
 from protocol.options import ServeOptions
+from scripts.bench import cli as bench
 from scripts.bench.commands import COMMANDS as BENCHMARKS
 from scripts.chat import CHAT
 from scripts.command_options import ROOTS
@@ -96,15 +97,30 @@ def test_what_a_command_does_not_know_is_handed_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["overhead", "--stream", "5"], "unknown flag --stream"),
+        (["kernels", "--port", "1"], "unknown flag --port"),
+        (["overhed"], "unknown benchmark overhed; did you mean overhead"),
+        (["peers"], "the folder for the engines' environments is missing"),
+        (["peers", "x", "--only", "vlm"], "--only vlm: expected one of"),
+    ],
+)
+def test_benchmarks_refuse_what_nobody_knows(argv: list[str], told: str) -> None:
+    with pytest.raises(StartupError, match=told):
+        bench.main(argv, {})
+
+
+@pytest.mark.parametrize(
     ("text", "told"), [("1,x", "whole number"), ("0", ">= 1"), ("1,,2", "whole number"), ("", "")]
 )
 def test_lists_of_numbers(text: str, told: str) -> None:
     environ = {"TERN_BENCH_KERNELS_ROWS": text}
     if not told:
-        assert BENCHMARKS["kernels"].parse_own([], environ)[0].bench_kernels.rows
+        assert BENCHMARKS["kernels"].parse([], environ)[0].bench_kernels.rows
         return
     with pytest.raises(StartupError, match=told):
-        BENCHMARKS["kernels"].parse_own([], environ)
+        BENCHMARKS["kernels"].parse([], environ)
 
 
 def two_values(option: Option) -> tuple[str, str]:
