@@ -57,8 +57,8 @@ def test_a_wrong_answer_is_noticed(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--streams", "0"], "--streams: 0: expected 1 or more"),
-        (["--minutes", "-1"], "--minutes: -1: expected a number over 0"),
+        (["--streams", "0"], "--streams 0: expected int >= 1"),
+        (["--minutes", "-1"], "--minutes -1: expected float > 0"),
         (["--fault-evry", "3"], "unknown flag --fault-evry"),
     ],
 )
