@@ -14,7 +14,7 @@ from .results import Measurement
 
 TESTS = ["tests/worker/kernels/triton"]
 """Where tests marked `gpu` are."""
-REHEARSED = ["tests/worker/kernels/triton/test_advance.py"]
+REHEARSED = ["tests/worker/kernels/triton/test_activation.py"]
 PYTEST_INI = "[pytest]\npythonpath = {root}\nmarkers = gpu: needs an NVIDIA GPU\n"
 """Of its own, as a GPU machine may have other versions, whose warnings are no errors, and lack the plugins
 that the whole suite wants."""

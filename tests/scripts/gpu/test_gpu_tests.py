@@ -7,6 +7,7 @@ import pytest
 
 from scripts.gpu import gpu_tests
 from scripts.gpu.bench import Bench
+from scripts.gpu.jobs import ROOT
 from scripts.gpu.results import Measurement
 from scripts.gpu.server import Servers
 
@@ -51,6 +52,10 @@ def ran(
     with pytest.raises((RuntimeError, TimeoutError)) as raised:
         _collect(found, gpu_tests.run_tests(bench, limit_s))
     return found, raised.value
+
+
+def test_what_is_run_is_there() -> None:
+    assert all((ROOT / path).exists() for path in (*gpu_tests.TESTS, *gpu_tests.REHEARSED))
 
 
 def test_verdicts_as_they_are_written() -> None:
