@@ -17,7 +17,7 @@ import torch
 
 from protocol import columns
 from protocol.config import WorkerConfig
-from protocol.errors import OutOfMemory
+from protocol.errors import OutOfMemory, StartupError
 from protocol.messages import EngineFacts
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan, StepResult
@@ -163,6 +163,11 @@ class TorchRunner:
         parallel = self.config.parallel
         report("preparing kernels", "(the first start compiles them)", None)
         kernels, which = library.load(parallel.cpu_kernels, os.environ)
+        if kernels is None and parallel.batch_invariant == "on":
+            raise StartupError(
+                "--batch-invariant on needs the kernels in C: torch's sum in an order that depends on the batch",
+                hint="install a C compiler, and leave --cpu-kernels torch out",
+            )
         report("preparing kernels", which, None)
         if kernels is not None:
             kernels.set_threads(threads)

@@ -270,6 +270,13 @@ def test_cuda_is_refused_by_name(model: Path, tmp_path: Path) -> None:
         TorchRunner(msgspec.structs.replace(config, parallel=ParallelOptions(device="cuda")), quiet)
 
 
+def test_batch_invariance_needs_kernels_that_have_it(model: Path, tmp_path: Path) -> None:
+    config = worker_config(model, tmp_path, load_format="dummy")
+    options = ParallelOptions(batch_invariant="on", cpu_kernels="torch")
+    with pytest.raises(StartupError, match="--batch-invariant on needs the kernels in C"):
+        TorchRunner(msgspec.structs.replace(config, parallel=options), quiet)
+
+
 def test_threads(driver: Driver) -> None:
     assert torch.get_num_threads() == 1
     assert 1 <= physical_cores() <= 4096
