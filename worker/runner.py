@@ -165,7 +165,7 @@ class TorchRunner:
         kernels, which = library.load(parallel.cpu_kernels, os.environ)
         if kernels is None and parallel.batch_invariant == "on":
             raise StartupError(
-                "--batch-invariant on needs the kernels in C: torch's sum in an order that depends on the batch",
+                "--batch-invariant on needs the kernels in C: torch's sums depend on the batch",
                 hint="install a C compiler, and leave --cpu-kernels torch out",
             )
         report("preparing kernels", which, None)
