@@ -1,7 +1,8 @@
 """ResponseStore: documents that clients may ask for again, in files that all frontends of a server share.
 
     folder/0/5f3a…     of the frontend with index 0: it alone writes there, and forgets its oldest
-    folder/1/9c01…     of the next; whoever looks for a document looks into every folder
+    folder/1/9c01…     of the next; whoever looks for a document looks into every folder, and whoever
+                       writes one removes what others had written of it
 
 So a document outlives its frontend, and is gone with the server, whose private folder it lies in. A name is a
 hash of tenant and id: no tenant finds another's. Files are read in threads, and changed in one thread, in the
@@ -78,7 +79,7 @@ class ResponseStore:
             return False
         name = document_name(tenant, document_id)
         self._forget(name)
-        return await self._change(functools.partial(self._unlink, name))
+        return await self._change(functools.partial(self._unlink, name, self._folders))
 
     def _take_over(self) -> None:
         """What a frontend that had our index has left."""
@@ -117,6 +118,7 @@ class ResponseStore:
             with open(descriptor, "wb") as file:
                 file.write(document)
             os.replace(unfinished, path)
+            self._unlink(name, [folder for folder in self._folders if folder != self._own])
         except OSError as error:
             log.error("a response cannot be stored: %s", error.strerror)
             return False
@@ -131,9 +133,9 @@ class ResponseStore:
                 continue
         return None
 
-    def _unlink(self, name: str) -> bool:
+    def _unlink(self, name: str, folders: Sequence[str]) -> bool:
         found = False
-        for folder in self._folders:
+        for folder in folders:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(folder, name))
                 found = True

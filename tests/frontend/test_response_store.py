@@ -37,6 +37,16 @@ async def test_it_is_bounded_in_documents(tmp_path: Path) -> None:
     assert [i for i in range(5) if await store.get("", str(i)) is not None] == [3, 4]
 
 
+async def test_the_last_version_counts_whoever_wrote_it(tmp_path: Path) -> None:
+    first, second = (ResponseStore(str(tmp_path), 400, index=i, num_frontends=2) for i in range(2))
+    await first.put("", "a", b"begun")
+    await second.put("", "a", b"taken over")
+    assert [await one.get("", "a") for one in (first, second)] == [b"taken over"] * 2
+    await first.put("", "a", b"done")
+    assert [await one.get("", "a") for one in (first, second)] == [b"done"] * 2
+    assert sum(len(os.listdir(tmp_path / folder)) for folder in "01") == 1
+
+
 async def test_frontends_find_each_others_and_their_predecessors(tmp_path: Path) -> None:
     first, second = (ResponseStore(str(tmp_path), 400, index=i, num_frontends=2) for i in range(2))
     await first.put("", "a", b"x" * 150)

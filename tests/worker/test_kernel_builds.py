@@ -39,7 +39,7 @@ def test_attention(build: Library, dtype: torch.dtype) -> None:
 
 def test_the_same_bits_soft_caps_sinks_and_nan(build: Library) -> None:
     test_native_attention.test_only_its_own_sequence_decides_a_bit(build, torch.bfloat16, 40, 4, 2, 64)
-    test_native_attention.test_soft_cap_and_sinks(build)
+    test_native_attention.test_soft_cap_and_sinks(build, torch.bfloat16)
     test_native_attention.test_a_sick_sequence_stays_sick(build)
     test_rows.test_nan_stays_nan(build)
 
@@ -59,7 +59,7 @@ def test_sampling(build: Library) -> None:
 @pytest.mark.parametrize("dtype", test_matmul.FLOATS)
 def test_dense_matrices(clang: Library, dtype: torch.dtype) -> None:
     test_matmul.test_dense(clang, dtype, n=33, k=1100)
-    test_matmul.test_many_rows_and_float32_results(clang, dtype)
+    test_matmul.test_many_rows_and_float32_results(clang, dtype, m=108, n=33, k=2050)
 
 
 @pytest.mark.parametrize("kind", [*test_matmul.KINDS, *test_matmul.FP8_KINDS])
