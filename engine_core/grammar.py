@@ -130,7 +130,8 @@ class Grammars:
                 self._hands.do(partial(self._run, [job]))
             else:
                 quick.append(job)
-        self._run(quick)
+        if quick:
+            self._run(quick)
 
     def take(self) -> list[Job]:
         """What has been found out, for requests that may have ended meanwhile."""

@@ -1,8 +1,8 @@
 """Journal: the flight recorder. What the engine core was asked, planned and was answered, in that order.
 
 A file of records, each a msgpack frame after its length (uint32, little-endian). The first is `Opened`;
-`Submitted`, `Reset`, `StepPlan`, `StepResult` and `StepFailed` follow. Plans are complete from their
-epoch's Reset on, so a recording is replayed by executing them (`tern replay FILE`). It therefore ends
+`Submitted`, `Reset`, `StepPlan`, `StepMasks`, `StepResult` and `StepFailed` follow. Plans are complete from
+their epoch's Reset on, so a recording is replayed by executing them (`tern replay FILE`). It therefore ends
 only at an epoch's border: full in the middle of one, it says nothing more until the next, which begins a
 new file, as other workers and another engine core do; the one before is kept as FILE.old. Both together
 stay within the limit.

@@ -56,13 +56,6 @@ class SlowRunner(StubRunner):
 
 
 @pytest.fixture
-def core(tmp_path: Path) -> Iterator[Core]:
-    core = Core(tmp_path)
-    yield core
-    core.close()
-
-
-@pytest.fixture
 def runner(tmp_path: Path) -> SlowRunner:
     return SlowRunner(tmp_path)
 

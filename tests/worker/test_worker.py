@@ -1,7 +1,5 @@
 """The message loop over the stub: its word on the progress board, and what becomes of a step that fails."""
 
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,81 +9,20 @@ from protocol import columns
 from protocol.control import Failed, Quit, Ready
 from protocol.progress import Board, Progress
 from protocol.sampling import SamplingParams
-from protocol.steps import Profile, Reset, StepFailed, StepMasks, StepPlan, StepResult, WorkerReply
+from protocol.steps import Profile, Reset, StepFailed, WorkerReply
 from tests.worker.core import (
     Core,
     WorkerProcess,
-    WorkerThread,
     next_plan,
     start_plan,
     stub_config,
     wait_until,
 )
+from tests.worker.gate import PROMPT, Gate, Run, maskless_plan, masks_of, sampled
 from worker.failures import ProtocolBroken, RowsFailed
 from worker.faults import AcceleratorError, OutOfMemoryError
 from worker.step_budget import FLOOR_S, UNMEASURED_S
-from worker.stub import StubRunner
-from worker.worker import MOST_PLANS_AHEAD, MaskSource, carried
-
-PROMPT = [5, 6, 7]
-
-
-class Gate(StubRunner):
-    """Raises what it is told to, and waits where it is told to."""
-
-    def __init__(self, folder: Path, *, rank: int = 0, size: int = 1) -> None:
-        super().__init__(stub_config(folder, rank=rank, size=size))
-        self.errors: list[Exception | None] = []
-        """Of the next steps; None: that one succeeds."""
-        self.open = threading.Event()
-        self.open.set()
-        self.steps = 0
-
-    def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
-        self.steps += 1
-        assert self.open.wait(60)
-        if self.errors and (error := self.errors.pop(0)) is not None:
-            raise error
-        return super().execute(plan, masks)
-
-
-@pytest.fixture
-def core(tmp_path: Path) -> Iterator[Core]:
-    core = Core(tmp_path)
-    yield core
-    core.close()
-
-
-Run = Callable[..., WorkerThread]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    """run(runner, progress=…, rank=…, size=…) is a running worker."""
-    threads: list[WorkerThread] = []
-
-    def start(
-        runner: Gate, progress: Progress | None = None, *, rank: int = 0, size: int = 1
-    ) -> WorkerThread:
-        threads.append(WorkerThread(stub_config(tmp_path, rank=rank, size=size), runner, progress))
-        return threads[-1]
-
-    yield start
-    for thread in threads:
-        thread.close()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path)
-    yield gate
-    gate.open.set()
-
-
-def sampled(core: Core) -> list[int]:
-    result = core.next()
-    assert isinstance(result, StepResult), result
-    return list(columns.unpack_ids(result.token_ids))
+from worker.worker import MOST_PLANS_AHEAD
 
 
 def failure(core: Core) -> StepFailed:
@@ -219,76 +156,6 @@ def test_a_new_engine_core_begins_with_any_step(core: Core, run: Run, gate: Gate
     second.send(Profile(3, True))
     assert second.next() == WorkerReply(3, True, "the stub has nothing to profile")
     second.close()
-
-
-# ── masks that follow their plan ────────────────────────────────────────────────────────────────
-
-
-def maskless_plan(step: int, *, epoch: int = 1) -> StepPlan:
-    return msgspec.structs.replace(next_plan(step, epoch=epoch), masked_rows=columns.pack_ids([0]))
-
-
-def masks_of(step: int, token: int, *, epoch: int = 1) -> StepMasks:
-    """That token alone."""
-    return StepMasks(epoch, step, (1 << token).to_bytes(512 // 8, "little"))
-
-
-@pytest.mark.parametrize("soon", [True, False])
-def test_a_step_waits_idly_for_the_masks_that_follow_it(soon: bool, core: Core, run: Run, gate: Gate) -> None:
-    board = Board(1)
-    worker = run(gate, Progress())
-    worker.worker.progress._words = board._words
-    core.attach(worker.channel)
-    core.send(start_plan(1, PROMPT))
-    sampled(core)
-    core.send(maskless_plan(2))
-    if not soon:
-        wait_until(lambda: gate.steps == 2 and board.read(0).budget_s == 0)
-    core.send(masks_of(2, 77))
-    core.send(next_plan(3))
-    assert sampled(core) == [77]
-    sampled(core)
-    wait_until(lambda: board.read(0).budget_s == 0)
-    board.close()
-
-
-def test_a_step_is_abandoned_where_a_new_epoch_comes_instead_of_masks(
-    core: Core, run: Run, gate: Gate, tmp_path: Path
-) -> None:
-    worker = run(gate)
-    core.attach(worker.channel)
-    core.send(start_plan(1, PROMPT))
-    expected = sampled(core)
-    core.send(maskless_plan(2))
-    wait_until(lambda: gate.steps == 2)
-    core.send(Reset(2))
-    core.send(masks_of(2, 77))
-    core.send(start_plan(3, PROMPT, epoch=2))
-    assert sampled(core) == expected
-    core.send(maskless_plan(4, epoch=2))
-    wait_until(lambda: gate.steps == 4)
-    (tmp_path / "second").mkdir()
-    second = Core(tmp_path / "second")
-    second.attach(worker.channel, epoch=3)
-    second.send(start_plan(1, PROMPT, epoch=3))
-    assert sampled(second) == expected
-    second.send(maskless_plan(2, epoch=3))
-    wait_until(lambda: gate.steps == 6)
-    worker.channel.send(Quit())
-    assert worker.ended() is None
-    assert worker.worker.stale_messages == 1
-    second.close()
-
-
-def test_another_plan_before_the_masks_ends_the_worker(core: Core, run: Run, gate: Gate) -> None:
-    worker = run(gate)
-    core.attach(worker.channel)
-    core.send(start_plan(1, PROMPT))
-    core.send(maskless_plan(2))
-    core.send(next_plan(3))
-    error = worker.ended()
-    assert isinstance(error, ProtocolBroken)
-    assert str(error) == "a StepPlan comes before the masks of step 2"
 
 
 # ── two ranks ───────────────────────────────────────────────────────────────────────────────────
