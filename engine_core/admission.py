@@ -2,7 +2,7 @@
 
 import itertools
 
-from protocol.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unsupported
+from protocol.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Overloaded, Unsupported
 from protocol.messages import EngineFacts, Submit
 from protocol.options import SchedulerOptions
 from protocol.sampling import NOT_WITH_GRAMMAR
@@ -48,8 +48,9 @@ def check(submit: Submit, request: Request, facts: EngineFacts, *, grammars: boo
         _check_embedding(submit, facts)
     elif not facts.generates:
         raise Unsupported("this model has no output head: it makes embeddings only", param="model")
-    if submit.adapter:
-        raise Unsupported("adapter is not supported by this engine core: leave it empty", param="adapter")
+    if submit.adapter and submit.adapter not in facts.adapters:
+        loaded = ", ".join(facts.adapters) or "none"
+        raise ModelNotFound(f"adapter {submit.adapter!r} is not loaded; loaded: {loaded}", param="adapter")
     if submit.grammar:
         if not grammars:
             raise Unsupported("grammar: this engine core has been given no tokenizer", param="grammar")

@@ -284,6 +284,7 @@ def _goes_on(known: Request, again: Request) -> bool:
     return (
         known.sampling == again.sampling
         and known.embed == again.embed
+        and known.adapter == again.adapter
         and (known.grammar and known.grammar.text) == (again.grammar and again.grammar.text)
         and known.num_prompt_tokens == again.num_prompt_tokens
         and known.token_ids[: again.num_tokens] == again.token_ids

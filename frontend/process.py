@@ -96,7 +96,7 @@ class Frontend:
         facts = {
             "tokenizer": f"{tokenizer.vocab_size} tokens",
             "chat_template": "yes" if template is not None else "no",
-            "models": ", ".join(self._service.model_names),
+            "models": ", ".join((*self._service.model_names, *self._service.adapters)),
         }
         self._channel.send(Ready(facts))
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from protocol.adapters import adapter_names
 from protocol.client import EngineClient
 from protocol.config import FrontendConfig
 from protocol.errors import ModelNotFound, StartupError
@@ -68,6 +69,7 @@ class Service:
         metrics: Metrics,
         options: FrontendOptions,
         model_names: tuple[str, ...],
+        adapters: tuple[str, ...] = (),
         response_store: ResponseStore,
         seed: int = 0,
     ) -> None:
@@ -80,6 +82,8 @@ class Service:
         self.metrics = metrics
         self.options = options
         self.model_names = model_names
+        self.adapters = adapters
+        """Names for which the model is asked with an adapter."""
         self.response_store = response_store
         self.door = Door(client)
         self.live = Live(client, self.door)
@@ -106,6 +110,7 @@ class Service:
             metrics=Metrics(config.metrics_dir, config.frontend.metrics_prefix, restarts),
             options=config.frontend,
             model_names=config.model.served_model_name,
+            adapters=adapter_names(config.model.lora),
             response_store=ResponseStore(
                 config.responses_dir,
                 config.frontend.response_store_bytes,
@@ -117,10 +122,14 @@ class Service:
 
     def model_name(self, asked: str | None) -> str:
         """The name to report for a request. Raises ModelNotFound."""
-        if asked and asked not in self.model_names:
-            served = ", ".join(self.model_names)
+        if asked and asked not in self.model_names and asked not in self.adapters:
+            served = ", ".join((*self.model_names, *self.adapters))
             raise ModelNotFound(f"the model {asked!r} is not served here; served: {served}", param="model")
         return asked or self.model_names[0]
+
+    def adapter(self, asked: str | None) -> str:
+        """With which the model named by a request answers it; empty: none."""
+        return asked if asked and asked in self.adapters else ""
 
     def now(self) -> int:
         """Wall-clock time in whole seconds: some clients refuse a fraction."""

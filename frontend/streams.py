@@ -47,6 +47,7 @@ class Wish(Struct, frozen=True, kw_only=True):
     priority: int = 0
     tenant: str = ""
     cache_salt: str = ""
+    adapter: str = ""
     grammar: str = ""
     """What each answer has to follow, as `Grammars.compile` gives it."""
     reading: Reading | None = None
@@ -330,6 +331,7 @@ def _start(
         priority=wish.priority,
         tenant=wish.tenant,
         cache_salt=wish.cache_salt,
+        adapter=wish.adapter,
         grammar=wish.grammar,
         timeout_s=wish.timeout_s,
         key=wish.key.of_choice(index) if wish.key is not None else "",

@@ -136,13 +136,14 @@ class EngineClient:
         timeout_s: float | None = None,
         tenant: str = "",
         cache_salt: str = "",
+        adapter: str = "",
         grammar: str = "",
         key: str = "",
         digest: str = "",
     ) -> TokenStream:
         """Start a request and return its stream. Errors of the engine core are raised while iterating.
 
-        `grammar`, `key` and `digest`: see messages.Submit.
+        `adapter`, `grammar`, `key` and `digest`: see messages.Submit.
         """
         stream, messages = self._registry.submit(
             prompt_token_ids,
@@ -153,6 +154,7 @@ class EngineClient:
             timeout_s=timeout_s,
             tenant=tenant,
             cache_salt=cache_salt,
+            adapter=adapter,
             grammar=grammar,
             key=key,
             digest=digest,
@@ -169,6 +171,7 @@ class EngineClient:
         timeout_s: float | None = None,
         tenant: str = "",
         cache_salt: str = "",
+        adapter: str = "",
     ) -> "array[float]":
         """The prompt as a vector of length 1, float32. Raises the engine core's error; cancelling it aborts
         the request."""
@@ -180,6 +183,7 @@ class EngineClient:
             timeout_s=timeout_s,
             tenant=tenant,
             cache_salt=cache_salt,
+            adapter=adapter,
             embed=True,
         )
         self._send(messages)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from .adapters import MOST_ADAPTERS
 from .bounds import (
     MAX_ENTRIES,
     Column,
@@ -83,6 +84,7 @@ class Submit(Struct, frozen=True, array_like=True, tag="submit"):
     cache_salt: Label = ""
     """Requests share cached prefixes only within the same (tenant, salt, adapter)."""
     adapter: Label = ""
+    """Not empty: one of EngineFacts.adapters, with which the model computes this request."""
     grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARS)] = ""
     """Not empty: the answer follows it. As llguidance reads it: Lark, or {"grammars": [{"json_schema": …}]}.
     Outputs that it forces are not sampled: they come by themselves, several rows in one message."""
@@ -158,6 +160,8 @@ class EngineFacts(Struct, frozen=True, array_like=True):
     """What embeddings are made of: the last token's hidden state, or all of them."""
     generates: bool = True
     """False: the checkpoint has no output head, so that embeddings are all that it is good for."""
+    adapters: Annotated[tuple[Label, ...], Meta(max_length=MOST_ADAPTERS)] = ()
+    """LoRA adapters that the workers have loaded, by name."""
 
     @property
     def kv_tokens(self) -> tuple[int, int]:

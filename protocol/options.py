@@ -72,6 +72,10 @@ class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         str,
         Meta(description="folder that keeps rounded weights, which the next start maps; empty: none"),
     ] = ""
+    lora: Annotated[
+        tuple[str, ...],
+        Meta(description="LoRA adapters (PEFT's layout) as NAME=FOLDER, chosen by a request's `model`: NAME"),
+    ] = ()
     quantize_head: Annotated[bool, Meta(description="with quantization: the output head too, to 8 bits")] = (
         True
     )

@@ -37,6 +37,7 @@ class SequenceStart(Struct, frozen=True, array_like=True):
     i // block_size at i % block_size. NO_BLOCK for what has left the group's window, see kv_groups.py."""
     sampling: SamplingParams
     adapter: Label = ""
+    """One of EngineFacts.adapters; empty: the model as it is."""
     embed: bool = False
     """Once all of its tokens are computed, a vector is wanted instead of a token."""
 
@@ -84,14 +85,6 @@ class Reset(Struct, frozen=True, array_like=True, tag="reset"):
     epoch: Epoch
 
 
-class LoadAdapter(Struct, frozen=True, array_like=True, tag="load_adapter"):
-    """Make a LoRA adapter available under `name`. Answered by `WorkerReply`."""
-
-    nonce: Count
-    name: Label
-    path: Prose
-
-
 class Profile(Struct, frozen=True, array_like=True, tag="profile"):
     """Start or stop a profiler trace. Answered by `WorkerReply` (on stop: where the trace is)."""
 
@@ -99,7 +92,7 @@ class Profile(Struct, frozen=True, array_like=True, tag="profile"):
     start: bool
 
 
-EngineToWorker = StepPlan | StepMasks | Reset | LoadAdapter | Profile
+EngineToWorker = StepPlan | StepMasks | Reset | Profile
 
 
 # ── worker → engine core ────────────────────────────────────────────────────────────────────────
@@ -147,7 +140,7 @@ class StepFailed(Struct, frozen=True, array_like=True, tag="failed"):
 
 
 class WorkerReply(Struct, frozen=True, array_like=True, tag="reply"):
-    """Answer to LoadAdapter or Profile."""
+    """Answer to Profile."""
 
     nonce: Count
     ok: bool

@@ -27,7 +27,7 @@ from worker.memory import available_memory, total_memory
 from . import memory_plan, named_files, output_paths, run_dir
 from .flags import Command
 from .listening import listeners_for, stop_listening
-from .model_path import WEIGHTS, cached_snapshot, is_hub_id, resolve
+from .model_path import NEEDED, cached_snapshot, is_hub_id, resolve
 from .quantities import amount
 from .terminal import GREEN, RED, YELLOW, Terminal
 
@@ -192,7 +192,11 @@ def compiler(choice: str, environ: Mapping[str, str]) -> Finding:
 def model(options: ServeOptions, environ: Mapping[str, str]) -> Finding:
     """A hub id that is not here is not asked for."""
     given = options.model.model
-    if is_hub_id(given) and not os.path.isdir(given) and not cached_snapshot(given, WEIGHTS, environ):
+    if (
+        is_hub_id(given)
+        and not os.path.isdir(given)
+        and not cached_snapshot(given, NEEDED["--model"], environ)
+    ):
         return Finding("model", f"{given} is not in the local cache; it would be downloaded", "warning")
     try:
         found = structs.replace(options, model=resolve(options.model, environ))

@@ -162,7 +162,7 @@ def _add(group: "argparse._ArgumentGroup", option: Option) -> None:
         "{" + ",".join(option.choices) + "}" if option.choices else "SIZE" if option.unit == "bytes" else kind
     )
     if option.is_list:
-        group.add_argument(*names, nargs="+", metavar=metavar, help=text)
+        group.add_argument(*names, nargs="+", action="extend", metavar=metavar, help=text)
     else:
         group.add_argument(*names, metavar=metavar, help=text)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from protocol.adapters import adapter_folders
 from protocol.errors import StartupError
 from protocol.options import ModelOptions
 from worker.memory import available_memory
@@ -21,8 +22,19 @@ from .process import PACKAGES
 BUNDLED = PACKAGES / "models" / "tern-mini"
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 """What is ever read of a checkpoint. Neither pickles nor code."""
-WEIGHTS = ("config.json", "*.safetensors")
-"""What a folder needs for --model."""
+NEEDED = {
+    "--model": ("config.json", "*.safetensors"),
+    "--tokenizer": ("tokenizer.json",),
+    "--lora": ("adapter_config.json", "adapter_model.safetensors"),
+}
+"""What a folder must have; of a model's that lies here, the weights are not looked for yet."""
+_LAYOUT = "it must be a checkpoint in Hugging Face's layout"
+HINTS = {
+    "--model": _LAYOUT,
+    "--tokenizer": _LAYOUT,
+    "--lora": "it must be an adapter as PEFT's save_pretrained writes it, in safetensors: pickles, such as "
+    "adapter_model.bin, are never read",
+}
 DOWNLOAD = """
 import os
 import shutil
@@ -65,19 +77,23 @@ def resolve(options: ModelOptions, environ: Mapping[str, str]) -> ModelOptions:
         )
     tokenizer = _folder("--tokenizer", options.tokenizer, environ, 1 << 40)[0] if options.tokenizer else ""
     names = options.served_model_name or (name,)
-    return msgspec.structs.replace(options, model=folder, tokenizer=tokenizer, served_model_name=names)
+    adapters = adapter_folders(options.lora, names)
+    lora = tuple(
+        f"{name}={_folder('--lora', given, environ, 1 << 40)[0]}" for name, given in adapters.items()
+    )
+    return msgspec.structs.replace(
+        options, model=folder, tokenizer=tokenizer, served_model_name=names, lora=lora
+    )
 
 
 def _folder(flag: str, given: str, environ: Mapping[str, str], most_bytes: int) -> tuple[str, str]:
     """(absolute folder, name by which it goes). Weights of more than `most_bytes` are not downloaded."""
-    needed = WEIGHTS if flag == "--model" else ("tokenizer.json",)
+    needed = NEEDED[flag]
     path = os.path.abspath(os.path.expanduser(given))
     if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, needed[0])):
-            raise StartupError(
-                f"{flag} {given}: the folder has no {needed[0]}",
-                hint="it must be a checkpoint in Hugging Face's layout",
-            )
+        for name in needed[:1] if flag == "--model" else needed:
+            if not os.path.isfile(os.path.join(path, name)):
+                raise StartupError(f"{flag} {given}: the folder has no {name}", hint=HINTS[flag])
         return path, os.path.basename(path)
     if not is_hub_id(given):
         raise StartupError(

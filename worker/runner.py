@@ -53,6 +53,8 @@ class TorchRunner:
         """Loads the model and takes the KV memory. Raises StartupError or OutOfMemory."""
         size = config.parallel.tensor_parallel_size
         self.config = config
+        if config.model.lora:
+            raise StartupError("this worker computes no adapters", hint="leave --lora out")
         self.gpu = devices.choose(config.parallel, config.rank)
         self.device = devices.CPU if self.gpu is None else self.gpu.device
         threads = config.parallel.threads or max(physical_cores() // size, 1)

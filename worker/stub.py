@@ -1,12 +1,12 @@
 """StubRunner: a model that is a hash, without torch, behind the same loop and the same wire.
 
-Its "KV" of a token is a hash of the token and of the KV before it, read back through the block tables, as
-a real model's KV depends on the whole prefix. Its "attention" reads all that is seen back and hashes it, and
-the next token follows from that hash alone. So any wrong, stale, lost, doubled or reordered block or
-token changes everything after it, and one comparison of texts proves scheduling, block accounting,
-replay and wire at once. Layers with a window (`sliding_window` and `layer_types` of config.json) are groups
-of their own, as in a real model, and read no further back: a block that was released too early, or is
-another group's, changes everything, too. Knows nothing of probabilities: its log-probabilities are made up
+Its "KV" of a token is a hash of the token, of the sequence's adapter and of the KV before it, read back
+through the block tables, as a real model's KV depends on the whole prefix. Its "attention" reads all that is
+seen back and hashes it, and the next token follows from that hash alone. So any wrong, stale, lost, doubled
+or reordered block or token changes everything after it, and one comparison of texts proves scheduling, block
+accounting, replay and wire at once. Layers with a window (`sliding_window` and `layer_types` of config.json)
+are groups of their own, as in a real model, and read no further back: a block that was released too early, or
+is another group's, changes everything, too. Knows nothing of probabilities: its log-probabilities are made up
 from the same hash.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from protocol import columns
+from protocol.adapters import adapter_names
 from protocol.config import WorkerConfig
 from protocol.errors import NoTokenAllowed, StartupError
 from protocol.kv_groups import KVGroup, longest
@@ -68,6 +69,8 @@ class _Sequence:
         self.tables = [blocks[group * length : (group + 1) * length] for group in range(num_groups)]
         self.sampling = start.sampling
         self.embed = start.embed
+        self.flavour = _mix(zlib.crc32(start.adapter.encode())) if start.adapter else 0
+        """What its adapter adds to the KV of each token."""
 
 
 class StubRunner:
@@ -105,6 +108,7 @@ class StubRunner:
             embedding_size=_EMBEDDING_SIZE,
             kv_bytes=len(self.cache) * self.cache.itemsize,
             kv_groups=self.groups,
+            adapters=adapter_names(config.model.lora),
         )
         self._salts = [i * _SALT for i in range(len(self.groups))]
         self._windows = [group.window for group in self.groups]
@@ -134,6 +138,8 @@ class StubRunner:
         for start in plan.started:
             if start.slot in sequences:
                 raise ValueError(f"slot {start.slot} is started twice")
+            if start.adapter and start.adapter not in self.facts.adapters:
+                raise ValueError(f"slot {start.slot} is started with an unknown adapter {start.adapter!r}")
             sequences[start.slot] = _Sequence(start, len(self.groups))
         blocks = iter(columns.unpack_ids(plan.grown_blocks))
         for slot in columns.unpack_ids(plan.grown_slots):
@@ -200,7 +206,7 @@ class StubRunner:
         for position in range(first, first + count):
             block, place = divmod(position, size)
             # Not a CRC: that is linear, and in the CRC over all of them every other one would cancel out.
-            value = _mix(value << 32 | token_ids[position]) >> 32
+            value = _mix((value << 32 | token_ids[position]) ^ sequence.flavour) >> 32
             for table, window, _ in groups:
                 if window is not None and position >= window - 1:  # depends on the oldest token that it sees
                     oldest, there = divmod(position - window + 1, size)

@@ -32,7 +32,6 @@ from protocol.progress import Progress
 from protocol.sockets import Dealer, fingerprint
 from protocol.steps import (
     EngineToWorker,
-    LoadAdapter,
     Profile,
     Reset,
     StepFailed,
@@ -213,9 +212,6 @@ class Worker:
                 self._begin(LONG_BUDGET_S, body)
                 where = self.runner.profile(message.start)
                 self._answer(WorkerReply(message.nonce, True, where))
-            case LoadAdapter():
-                refusal = f"adapter {message.name!r}: this worker serves base models only"
-                self._answer(WorkerReply(message.nonce, False, refusal))
             case _:
                 assert_never(message)
 

@@ -49,6 +49,7 @@ class Messages(TurnEndpoint[MessagesRequest]):
             raise InvalidRequest(what, param=budget.param)
         room = facts.max_model_len - len(prompt.token_ids)
         fields = GenerationFields(
+            model=model,
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,

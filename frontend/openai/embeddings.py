@@ -137,6 +137,7 @@ class Embeddings:
                         timeout_s=terms.timeout_s,
                         tenant=terms.tenant,
                         cache_salt=request.cache_salt or "",
+                        adapter=self._service.adapter(request.model),
                     )
                     reason = "stop"
                     return Raw(msgspec.json.encode(Embedding(index, write(_shortened(vector, size)))))

@@ -194,6 +194,7 @@ def make_wish(
         priority=request.priority or 0,
         tenant=terms.tenant,
         cache_salt=request.cache_salt or "",
+        adapter=service.adapter(request.model),
         silent=silent,
         stream_interval=request.stream_interval or 1,
         timeout_s=terms.timeout_s,

@@ -13,8 +13,8 @@ SCORED = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1, seed=5, l
 PROMPT = [1, 2, 3, 4] * 10
 
 
-def expected(prompt: list[int], sampling: SamplingParams) -> list[int]:
-    return alone(Submit(1, columns.pack_ids(prompt), sampling), 512)
+def expected(prompt: list[int], sampling: SamplingParams, adapter: str = "") -> list[int]:
+    return alone(Submit(1, columns.pack_ids(prompt), sampling, adapter=adapter), 512)
 
 
 def error_of(stream: TokenStream) -> TernError:

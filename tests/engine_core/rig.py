@@ -15,6 +15,7 @@ from protocol.registry import Registry
 from protocol.sockets import fingerprint
 from protocol.steps import EngineToWorker, Reset, StepFailed, StepMasks, StepPlan, WorkerReady, WorkerToEngine
 from protocol.stream import Parting, TokenStream
+from tests.simulation.simulator import ADAPTERS
 from worker.stub import StubRunner
 
 
@@ -71,7 +72,9 @@ class Rig:
             incarnation=7,
             rank=0,
             group_dir="",
-            model=ModelOptions(model=model, max_model_len=max_model_len),
+            model=ModelOptions(
+                model=model, max_model_len=max_model_len, lora=tuple(f"{name}=nowhere" for name in ADAPTERS)
+            ),
             cache=cache,
             scheduler=scheduler,
             parallel=ParallelOptions(worker="stub"),

@@ -12,8 +12,8 @@ from protocol.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
     InvalidRequest,
+    ModelNotFound,
     Overloaded,
-    Unsupported,
 )
 from protocol.messages import Attach, AttachRefused, EngineMessage, Finish, Refused, Submit
 from protocol.sampling import SamplingParams
@@ -229,12 +229,6 @@ async def test_too_many_waiting_requests_are_refused(mini_stack: MiniStack) -> N
     await client.close()
 
 
-async def test_a_request_for_an_adapter_is_refused_not_ignored(client: EngineClient) -> None:
-    stream = client.submit([1], LONG)
-    await collect(stream)
-    assert client._dealer is not None
-    client._dealer.send(Submit(77, columns.pack_ids([1]), LONG, adapter="x"))
-    stream.request_id = 77
-    client._streams[77] = stream
-    await until(lambda: 77 not in client._streams)
-    assert isinstance(stream._error, Unsupported)
+async def test_an_adapter_that_is_not_loaded_is_refused_by_name(client: EngineClient) -> None:
+    with pytest.raises(ModelNotFound, match="adapter 'x' is not loaded; loaded: none"):
+        await collect(client.submit([1], LONG, adapter="x"))

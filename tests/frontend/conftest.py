@@ -140,6 +140,7 @@ async def make_service(
             defaults=defaults,
             metrics=Metrics(),
             model_names=("tiny", "org/tiny"),
+            adapters=options.pop("adapters", ()),
             response_store=ResponseStore(
                 str(tmp_path / "responses"), options.get("response_store_bytes", 1 << 20)
             ),

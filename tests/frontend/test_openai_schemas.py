@@ -32,7 +32,7 @@ OURS = {
     "choices": {"token_ids", "prompt_token_ids", "prompt_logprobs"},
     "choices.delta": {"reasoning_content", "reasoning"},
     "choices.message": {"reasoning_content", "reasoning"},
-    "data": {"max_model_len"},
+    "data": {"max_model_len", "root", "parent"},
 }
 """Members that OpenAI has not, by where they stand: clients of vLLM and others read them."""
 

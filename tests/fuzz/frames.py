@@ -36,7 +36,6 @@ from protocol.options import CacheOptions, FrontendOptions, ModelOptions, Parall
 from protocol.sampling import SamplingParams
 from protocol.steps import (
     EngineToWorker,
-    LoadAdapter,
     Profile,
     Reset,
     SequenceStart,
@@ -126,7 +125,6 @@ SAMPLES: dict[str, tuple[Any, list[Any]]] = {
             StepPlan(1, 2, IDS, IDS, IDS, (SequenceStart(1, IDS, 3, 0, IDS, SAMPLING),), IDS, IDS),
             StepMasks(1, 2, IDS),
             Reset(3),
-            LoadAdapter(1, "name", "path"),
             Profile(1, True),
         ],
     ),

@@ -185,6 +185,13 @@ def test_flags_of_each_type() -> None:
     assert options.scheduler.watermark == 0.5
 
 
+def test_a_list_may_be_given_by_one_flag_or_by_several() -> None:
+    options = parse_serve(["--lora", "a=x", "--lora", "b=y", "c=z"], {"TERN_LORA": "d=w"})
+    assert options.model.lora == ("a=x", "b=y", "c=z")
+    assert parse_serve([], {"TERN_LORA": "a=x,b=y"}).model.lora == ("a=x", "b=y")
+    assert parse_serve(as_flags(options), {}) == options
+
+
 @pytest.mark.parametrize(
     ("text", "count"), [("4GB", 4 * 10**9), ("1M", 1 << 20), ("1.5KiB", 1536), ("7", 7), ("2 gib", 2 << 30)]
 )

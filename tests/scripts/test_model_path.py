@@ -133,3 +133,25 @@ def test_what_memory_cannot_hold_is_not_downloaded(tmp_path: Path, monkeypatch: 
     with pytest.raises(StartupError, match=r"it has no config\.json"):
         resolve(ModelOptions(model="org/large", quantization="int8"), environ)
     assert (tmp_path / "downloaded").read_text().startswith("*.safetensors *.json")
+
+
+def test_adapters_are_folders_or_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = checkpoint(tmp_path / "m")
+    here = checkpoint(tmp_path / "here", "adapter_config.json", "adapter_model.safetensors")
+    there = cached(tmp_path, "adapter_config.json", "adapter_model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    given = ModelOptions(model=str(model), lora=("a=here", "b=org/small-1.5B"))
+    assert resolve(given, {"HF_HOME": str(tmp_path)}).lora == (f"a={here}", f"b={there}")
+
+
+def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "m")
+    pickled = checkpoint(tmp_path / "p", "adapter_config.json", "adapter_model.bin")
+    for lora, said in {
+        f"a={pickled}": "no adapter_model.safetensors",
+        f"a={model}": "no adapter_config.json",
+        "a=nowhere": "no such folder",
+        "m=x": "'m' is the name of the model itself",
+    }.items():
+        with pytest.raises(StartupError, match=said):
+            resolve(ModelOptions(model=str(model), lora=(lora,)), {})

@@ -69,6 +69,7 @@ class Frontend(Process):
             timeout_s=user.timeout_s,
             tenant=user.tenant,
             cache_salt=user.cache_salt,
+            adapter=task.adapter,
             key=user.key,
             digest=user.digest,
             grammar=task.grammar,

@@ -25,6 +25,9 @@ from protocol.steps import SequenceStart, StepPlan, StepResult
 from worker.kv_layout import Window
 from worker.stub import StubRunner
 
+ADAPTERS = ("blue", "red")
+"""Of every hash model here."""
+
 
 def stub_runner(
     cache: CacheOptions,
@@ -38,7 +41,9 @@ def stub_runner(
         incarnation=1,
         rank=0,
         group_dir="",
-        model=ModelOptions(model=model, max_model_len=max_model_len),
+        model=ModelOptions(
+            model=model, max_model_len=max_model_len, lora=tuple(f"{name}=nowhere" for name in ADAPTERS)
+        ),
         cache=cache,
         scheduler=scheduler,
         parallel=ParallelOptions(worker="stub"),
@@ -99,7 +104,9 @@ def _plan_alone(
     prompt = columns.unpack_ids(submit.prompt_token_ids)
     blocks = columns.pack_ids(range(64 // len(runner.groups) * len(runner.groups)))
     token_ids = columns.pack_ids([*prompt, *outputs])
-    start = SequenceStart(0, token_ids, len(prompt), 0, blocks, submit.sampling, embed=submit.embed)
+    start = SequenceStart(
+        0, token_ids, len(prompt), 0, blocks, submit.sampling, submit.adapter, embed=submit.embed
+    )
     return StepPlan(
         epoch=0,
         step=0,
@@ -163,6 +170,7 @@ class World:
             sampling,
             priority=draw.choice([0, 0, 1]),
             tenant=draw.choice(["a", "b"]),
+            adapter=draw.choice(["", "", *ADAPTERS]),
         )
         request = Request(self.client, submit, self.runner.facts, arrival=request_id)
         self.submits[request_id], self.requests[request_id] = submit, request

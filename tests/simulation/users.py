@@ -20,7 +20,7 @@ from protocol.stream import TokenBatch, TokenStream
 from worker.kv_layout import Window
 
 from .core_process import reader_of
-from .simulator import alone, vector_alone
+from .simulator import ADAPTERS, alone, vector_alone
 
 MAX_MODEL_LEN = 128
 _EPSILON_S = 1e-6
@@ -61,6 +61,7 @@ class Task:
     answer: Sequence[int]
     mark: Mark | None
     grammar: str = ""
+    adapter: str = ""
     vector: bytes = b""
     """Of a prompt of which a vector is wanted, and no answer."""
 
@@ -87,19 +88,20 @@ def make_task(
         allowed_token_ids=tuple(range(100, 104)) if (few := draw.random() < 0.1) else (),
         bad_words=((100, 101), (103, 103, 102)) if few and draw.random() < 0.5 else (),
     )
-    prompt = (head + tail)[: MAX_MODEL_LEN - 1]
+    prompt, adapter = (head + tail)[: MAX_MODEL_LEN - 1], draw.choice(["", "", *ADAPTERS])
     if kind == "embed":
         sampling = SamplingParams(max_tokens=1, temperature=0, seed=sampling.seed)
-        submit = Submit(0, columns.pack_ids(prompt), sampling, embed=True)
-        return Task(prompt, sampling, [], mark, vector=vector_alone(submit, windows, MODEL))
-    submit, grammar, follower = Submit(0, columns.pack_ids(prompt), sampling), "", None
+        submit = Submit(0, columns.pack_ids(prompt), sampling, adapter=adapter, embed=True)
+        vector = vector_alone(submit, windows, MODEL)
+        return Task(prompt, sampling, [], mark, adapter=adapter, vector=vector)
+    submit, grammar, follower = Submit(0, columns.pack_ids(prompt), sampling, adapter=adapter), "", None
     if kind == "grammar":
         sampling = structs.replace(sampling, ignore_eos=False, allowed_token_ids=(), bad_words=())
         submit = structs.replace(submit, sampling=sampling)
         grammar = draw.choice(GRAMMARS) if mark is None else FREE
         follower = reader_of(MODEL).read(grammar)
     answer = alone(submit, MAX_MODEL_LEN, windows, MODEL, follower)
-    return Task(prompt, sampling, answer, mark, grammar)
+    return Task(prompt, sampling, answer, mark, grammar, adapter)
 
 
 @dataclass

@@ -13,7 +13,6 @@ from protocol.messages import NO_TOKEN, PROTOCOL_VERSION
 from protocol.sockets import fingerprint
 from protocol.steps import (
     EngineToWorker,
-    LoadAdapter,
     Profile,
     Reset,
     StepFailed,
@@ -136,7 +135,7 @@ class Worker(Process):
                         assert self._maskless is not None
                         assert message.step == self._maskless.step
                         self._begin(structs.replace(self._maskless, masks=message.masks))
-                case Profile() | LoadAdapter():
+                case Profile():
                     raise AssertionError("nobody asked for that")
                 case _:
                     assert_never(message)

@@ -141,6 +141,7 @@ class Responses(TurnEndpoint[ResponsesRequest]):
 
     def _wish(self, request: ResponsesRequest, prompt: Prompt, facts: EngineFacts, terms: Terms) -> Wish:
         fields = GenerationFields(
+            model=request.model,
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
