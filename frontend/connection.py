@@ -8,7 +8,7 @@ it what is computed for it. A streamed token costs none of this anything: timers
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -68,7 +68,7 @@ def connection_type(limits: Limits) -> type["Connection"]:
     class Limited(Connection):
         pass
 
-    Limited.limits, Limited.turned_away = limits, set()
+    Limited.limits, Limited.turned_away, Limited.connecting = limits, set(), set()
     return Limited
 
 
@@ -78,6 +78,8 @@ class Connection(HttpToolsProtocol):
     limits: ClassVar[Limits]
     turned_away: ClassVar[set["Connection"]]
     """Over the cap, and about to be closed; not among `connections`."""
+    connecting: ClassVar[set["Connection"]]
+    """Accepted, and counted, but their TLS handshake is under way; not among `connections`."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -95,11 +97,18 @@ class Connection(HttpToolsProtocol):
         self._retiring = False
         self._stall: asyncio.TimerHandle | None = None
 
+    @classmethod
+    def has_room(cls, connections: Collection[Any]) -> bool:
+        """For one more, if only to tell it that there is none. `connections`: those that are made."""
+        taken = len(connections) + len(cls.connecting) + len(cls.turned_away)
+        return taken < cls.limits.max_connections + MAX_LINGERING
+
     # ── the transport's side ────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) <= self.limits.max_connections:
+        self.connecting.discard(self)
+        if len(self.connections) + len(self.connecting) <= self.limits.max_connections:
             self._expect_request()
             return
         self.connections.discard(self)
@@ -211,6 +220,8 @@ class Connection(HttpToolsProtocol):
 
     def retire(self) -> None:
         """Finish what is being received or answered, then close."""
+        if self._retiring:
+            return
         self._retiring = True
         if not self._busy and not self._receiving:
             self._close()

@@ -18,6 +18,7 @@ from protocol.options import FrontendOptions
 
 from .certificate import tls_context
 from .connection import KEEP_ALIVE_S, Connection, Limits, connection_type
+from .tls_listener import TlsListener
 
 LAST_EVENTS_S = 1
 """For error events to leave, after draining."""
@@ -44,10 +45,11 @@ class HttpServer:
             max_connections=options.max_connections or _most_connections(),
         )
         self._listener = listener
+        self._connection = connection_type(limits)
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=connection_type(limits),
+                http=self._connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -58,7 +60,7 @@ class HttpServer:
                 timeout_graceful_shutdown=LAST_EVENTS_S,
             ),
             context,
-            options.receive_timeout,
+            self._connection,
             on_listening,
         )
 
@@ -75,11 +77,13 @@ class HttpServer:
             accepting.close()
         self._listener.close()
         await asyncio.sleep(LOOK_AGAIN_S)  # what was accepted in this moment is not among them before
-        connections = self._server.server_state.connections
-        for connection in list(connections):
-            assert isinstance(connection, Connection)
-            connection.retire()
-        while connections:  # noqa: ASYNC110 - uvicorn tells nobody of a connection's end
+        while True:  # uvicorn tells nobody of a connection's end
+            connections = list(self._server.server_state.connections)
+            for connection in connections:
+                assert isinstance(connection, Connection)
+                connection.retire()
+            if not connections and not self._connection.connecting:
+                break
             await asyncio.sleep(LOOK_AGAIN_S)
         self.stop()
 
@@ -91,35 +95,39 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         context: ssl.SSLContext | None,
-        handshake_timeout_s: float,
+        connection: type[Connection],
         on_listening: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self.stopped = asyncio.Event()
         self._context = context
-        self._handshake_timeout_s = None if context is None else handshake_timeout_s
+        self._connection = connection
         self._on_listening = on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """The original lets clients take a minute for their handshake."""
-
-        def connect() -> asyncio.Protocol:
-            return self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-
-        self.servers = [
-            await asyncio.get_running_loop().create_server(
-                connect,
-                sock=one,
-                backlog=self.config.backlog,
-                ssl=self._context,
-                ssl_handshake_timeout=self._handshake_timeout_s,
-            )
-            for one in sockets or ()
-        ]
+        """The original counts no client, and has no limit on one, before its TLS handshake is done."""
+        self.servers = [await self._listen(one) for one in sockets or ()]  # type: ignore[misc]
         self.started = True
         self._on_listening()
+
+    async def _listen(self, listener: socket.socket) -> asyncio.Server | TlsListener[Connection]:
+        if self._context is None:
+            return await asyncio.get_running_loop().create_server(
+                self._connect, sock=listener, backlog=self.config.backlog
+            )
+        return TlsListener(
+            listener,
+            self._context,
+            self._connection.limits.receive_timeout_s,
+            self._connect,
+            self._connection.connecting,
+            lambda: self._connection.has_room(self.server_state.connections),
+        )
+
+    def _connect(self) -> Connection:
+        return self._connection(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def main_loop(self) -> None:
         """Until stopped. The original wakes ten times a second, to look at what we do not use."""

@@ -1,15 +1,17 @@
-"""TLS that is still to come has as much time as anything else of a request."""
+"""TLS that is still to come has as much time as anything else of a request, and counts as a connection."""
 
 import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
+from frontend import connection
 from frontend.server import HttpServer
 from protocol.options import FrontendOptions
 from tests.frontend.fake_engine import DEADLINE_S
@@ -26,27 +28,32 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Client:
-    """Of an https server."""
+    """Of an https server, which it can tell to `retire`."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, port: int, retire: Callable[[], Awaitable[None]]) -> None:
+        self.port = port
+        self.retire = retire
         self._writers: list[asyncio.StreamWriter] = []
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Nothing is said yet."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         self._writers.append(writer)
         return reader, writer
 
-    async def get(self) -> bytes:
-        """Sent right behind the handshake."""
+    async def get(self, over: socket.socket | None = None) -> bytes:
+        """Sent right behind the handshake. `over`: a connection that is there."""
         context = ssl.create_default_context(cafile=CERTIFICATE)
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", self._port, ssl=context, server_hostname="localhost"
-        )
+        where: dict[str, Any] = {"sock": over} if over else {"host": "127.0.0.1", "port": self.port}
+        reader, writer = await asyncio.open_connection(**where, ssl=context, server_hostname="localhost")
         self._writers.append(writer)
         writer.write(GET)
         return await reader.read()
+
+    async def until_served(self) -> None:
+        """Others have to leave first."""
+        while not (await self.get()).startswith(b"HTTP/1.1 200 "):
+            pass
 
     def close(self) -> None:
         for writer in self._writers:
@@ -66,7 +73,7 @@ def play(request: pytest.FixtureRequest) -> Callable[..., None]:
             listening = asyncio.Event()
             fixed = FrontendOptions(ssl_certfile=CERTIFICATE, ssl_keyfile=KEY, **options)  # type: ignore[arg-type]
             server = HttpServer(hello, fixed, listener, listening.set)
-            client = Client(listener.getsockname()[1])
+            client = Client(listener.getsockname()[1], server.retire)
             running = asyncio.ensure_future(server.run())
             await listening.wait()
             await scenario(client)
@@ -102,3 +109,53 @@ def test_who_does_not_shake_hands_is_cut_off(play: Callable[..., None], said: by
         assert b"hello https" in await client.get()
 
     play(scenario, receive_timeout=0.3)
+
+
+def test_handshakes_count_as_connections(play: Callable[..., None]) -> None:
+    async def scenario(client: Client) -> None:
+        silent = [(await client.connect())[1] for _ in range(2)]
+        refused = await client.get()
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: " in refused
+        silent[0].close()
+        await client.until_served()
+
+    play(scenario, receive_timeout=NEVER_S, max_connections=2)
+
+
+def test_handshakes_that_failed_count_no_more(play: Callable[..., None]) -> None:
+    async def scenario(client: Client) -> None:
+        for _ in range(5):
+            reader, writer = await client.connect()
+            writer.write(GET)
+            await reader.read()
+        await client.until_served()
+
+    play(scenario, receive_timeout=NEVER_S, max_connections=1)
+
+
+def test_far_over_the_limit_there_is_not_even_a_handshake(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_LINGERING", 1)
+
+    async def scenario(client: Client) -> None:
+        for _ in range(2):
+            await client.connect()
+        reader, _ = await client.connect()
+        assert await reader.read() == b""
+
+    play(scenario, receive_timeout=NEVER_S, max_connections=1)
+
+
+def test_who_shakes_hands_while_the_server_retires_is_served(play: Callable[..., None]) -> None:
+    async def scenario(client: Client) -> None:
+        with socket.create_connection(("127.0.0.1", client.port)) as early:
+            early.setblocking(False)
+            await client.until_served()  # the one before it has been accepted by then
+            retiring = asyncio.ensure_future(client.retire())
+            await asyncio.sleep(0)
+            assert b"hello https" in await client.get(early.dup())
+            await retiring
+
+    play(scenario, receive_timeout=NEVER_S)
