@@ -97,42 +97,13 @@ class _Eos(msgspec.Struct):
     eos_token_id: int | list[int] | None = None
 
 
-class Checkpoint:
-    """Headers are read and checked at once, data when asked for."""
+class Tensors:
+    """Those of safetensors files, whose headers have been read; data is read when asked for."""
 
-    def __init__(self, folder: Path, *, with_weights: bool = True, may_map: bool = True) -> None:
-        """Raises StartupError. Without weights (`load_format=dummy`) only config.json must be there."""
-        if not folder.is_dir():
-            raise StartupError(
-                f"the model {str(folder)!r} is not a folder", hint="give --model the folder of a checkpoint"
-            )
-        self.folder = folder
-        self.tensors: dict[str, StoredTensor] = _read_headers(folder) if with_weights else {}
+    def __init__(self, tensors: dict[str, StoredTensor], *, may_map: bool = True) -> None:
+        self.tensors = tensors
         self.may_map = may_map
         self._maps: dict[Path, MappedFile] = {}
-
-    def config(self, kind: type[Decoded]) -> Decoded:
-        """config.json as a `kind`; unknown keys are left out."""
-        return self._decode("config.json", kind)
-
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """From generation_config.json if it names any, else from config.json."""
-        names = ["generation_config.json", "config.json"]
-        for name in names:
-            if (self.folder / name).is_file():
-                eos = self._decode(name, _Eos).eos_token_id
-                if eos is not None:
-                    return (eos,) if isinstance(eos, int) else tuple(eos)
-        return ()
-
-    def fingerprint(self, *extra: str) -> str:
-        """Hash of config.json, the tensors' names, types and shapes, and `extra`; not of the data."""
-        digest = hashlib.sha256()
-        digest.update(msgspec.json.encode(self._decode("config.json", Any), order="deterministic"))
-        for name, stored in sorted(self.tensors.items()):
-            digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
-        digest.update("\n".join(extra).encode())
-        return digest.hexdigest()[:16]
 
     def read(self, part: TensorPart) -> Tensor:
         """In its stored type; the caller's own unless `part.kept`.
@@ -161,6 +132,42 @@ class Checkpoint:
         if path not in self._maps:
             self._maps[path] = MappedFile(path)
         return self._maps[path]
+
+
+class Checkpoint(Tensors):
+    """Headers are read and checked at once."""
+
+    def __init__(self, folder: Path, *, with_weights: bool = True, may_map: bool = True) -> None:
+        """Raises StartupError. Without weights (`load_format=dummy`) only config.json must be there."""
+        if not folder.is_dir():
+            raise StartupError(
+                f"the model {str(folder)!r} is not a folder", hint="give --model the folder of a checkpoint"
+            )
+        super().__init__(_read_headers(folder) if with_weights else {}, may_map=may_map)
+        self.folder = folder
+
+    def config(self, kind: type[Decoded]) -> Decoded:
+        """config.json as a `kind`; unknown keys are left out."""
+        return self._decode("config.json", kind)
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """From generation_config.json if it names any, else from config.json."""
+        names = ["generation_config.json", "config.json"]
+        for name in names:
+            if (self.folder / name).is_file():
+                eos = self._decode(name, _Eos).eos_token_id
+                if eos is not None:
+                    return (eos,) if isinstance(eos, int) else tuple(eos)
+        return ()
+
+    def fingerprint(self, *extra: str) -> str:
+        """Hash of config.json, the tensors' names, types and shapes, and `extra`; not of the data."""
+        digest = hashlib.sha256()
+        digest.update(msgspec.json.encode(self._decode("config.json", Any), order="deterministic"))
+        for name, stored in sorted(self.tensors.items()):
+            digest.update(f"{name} {stored.dtype} {stored.shape}\n".encode())
+        digest.update("\n".join(extra).encode())
+        return digest.hexdigest()[:16]
 
     def _decode(self, name: str, kind: type[Decoded]) -> Decoded:
         path = self.folder / name

@@ -33,6 +33,7 @@ from .kv_cache import KVBudget, KVCache, fit
 from .kv_layout import lay_out
 from .launched import Launched
 from .logprobs import LogprobReports
+from .lora import Adapters
 from .memory import available_memory, set_aside
 from .models.registry import Model, build
 from .parallel import Group
@@ -40,7 +41,7 @@ from .pooling import Pooling, kind_of
 from .step_budget import StepSizes
 from .steps import HostSteps, Served, Steps
 from .threads import StepThreads, physical_cores
-from .weights import Report, Wants, load, random_part, reader
+from .weights import Read, Report, Wants, load, random_part, reader
 from .worker import MaskSource, carried
 
 _WARM_UP_TOKENS = 24
@@ -53,8 +54,6 @@ class TorchRunner:
         """Loads the model and takes the KV memory. Raises StartupError or OutOfMemory."""
         size = config.parallel.tensor_parallel_size
         self.config = config
-        if config.model.lora:
-            raise StartupError("this worker computes no adapters", hint="leave --lora out")
         self.gpu = devices.choose(config.parallel, config.rank)
         self.device = devices.CPU if self.gpu is None else self.gpu.device
         threads = config.parallel.threads or max(physical_cores() // size, 1)
@@ -72,11 +71,15 @@ class TorchRunner:
         with self.device:
             model, wants = build(checkpoint, config.model, self.group, self.kernels, gpu_kernels)
         self._eos_token_ids = checkpoint.eos_token_ids()
+        self.adapters = Adapters.open(config.model.lora, wants, config.scheduler.max_num_seqs)
         self.model_fingerprint = checkpoint.fingerprint(
-            str(wants.dtype).removeprefix("torch."), config.model.load_format, wants.formats.name
+            str(wants.dtype).removeprefix("torch."),
+            config.model.load_format,
+            wants.formats.name,
+            *(() if self.adapters is None else self.adapters.fingerprint()),
         )
         read = partial(random_part, device=self.device) if dummy else reader(wants, checkpoint)
-        self._weights_bytes = wants.num_bytes()
+        self._weights_bytes = wants.num_bytes() + (0 if self.adapters is None else self.adapters.num_bytes)
         available = self._available(wants, wants.working_bytes(checkpoint.tensors))
         if self.gpu is None:
             left = available - self._weights_bytes
@@ -86,11 +89,11 @@ class TorchRunner:
                 self._weights_bytes // wants.dtype.itemsize,
                 None if self.kernels is None else self.kernels.set_threads,
             )
-            load(wants, read, report)
+            self._load(wants, read, report)
             self.served = self._serve(model, wants, facts)
             self.steps: Steps = HostSteps(self.served, wants.dtype, self.kernels, step_threads)
         else:
-            load(wants, read, report)
+            self._load(wants, read, report)
             report("measuring what steps take", "", None)
             left = self._beside_steps(model, wants)
             self.served = self._serve(
@@ -150,6 +153,8 @@ class TorchRunner:
 
     def _start(self, start: SequenceStart) -> None:
         try:
+            if self.adapters is not None:
+                self.adapters.start(start.slot, start.adapter)
             self.steps.start(start)
             self.served.reports.start(start.slot, start.sampling)
             self.served.pooling.start(start.slot, start.embed)
@@ -157,6 +162,11 @@ class TorchRunner:
             raise RowsFailed((start.slot,), error) from error
 
     # ── starting up ─────────────────────────────────────────────────────────────────────────────
+
+    def _load(self, wants: Wants, read: Read, report: Report) -> None:
+        load(wants, read, report)
+        if self.adapters is not None:
+            self.adapters.load(report)
 
     def _host_kernels(self, threads: int, report: Report) -> Library | None:
         """Those in C; a GPU has its own."""
@@ -256,6 +266,7 @@ class TorchRunner:
             embedding_size=model.hidden_size,
             pooling=kind_of(Path(config.model.model)),
             generates=not wants.headless,
+            adapters=() if self.adapters is None else self.adapters.names,
         )
 
     def _block_bytes(self, model: Model, wants: Wants) -> int:
@@ -270,7 +281,7 @@ class TorchRunner:
             cache = KVCache(layout, shape, wants.dtype)
         reports = LogprobReports(facts.max_num_seqs)
         pooling = Pooling(facts.max_num_seqs, facts.pooling)
-        return Served(model, layout, cache, facts, Batch(facts), reports, pooling)
+        return Served(model, layout, cache, facts, Batch(facts), reports, pooling, self.adapters)
 
     def _warm_up(self) -> None:
         """Run the common path, so that libraries set themselves up before the first request, and once more to

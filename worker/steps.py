@@ -22,6 +22,7 @@ from .kv_cache import KVCache
 from .kv_layout import KVLayout
 from .launched import Done, Launched
 from .logprobs import LogprobReports
+from .lora import Adapters
 from .masks import Masks
 from .models.registry import Model
 from .pooling import Pooling, instead_of_tokens
@@ -41,6 +42,7 @@ class Served:
     batch: Batch
     reports: LogprobReports
     pooling: Pooling
+    adapters: Adapters | None = None
 
 
 class Steps(Protocol):
@@ -85,6 +87,8 @@ class HostSteps:
         token_ids, positions = batch.inputs(rows)
         layout, tables = layout_of(batch, rows, positions)
         plans = self.planner.plan(layout, tables)
+        if served.adapters is not None:
+            served.adapters.begin(rows)
         metadata = [plans[group] for group in served.layout.group_of]
         x = served.model(token_ids, torch.from_numpy(positions), served.cache.layers, metadata)
         prompts = self._prompt_logprobs(x, rows)

@@ -25,8 +25,9 @@ from protocol.errors import StartupError
 from .checkpoint import StoredTensor, TensorPart
 from .kernels.cpu.library import Library
 from .kernels.device import DeviceKernels
+from .kernels.matmul import Matrix
 from .kernels.matrices import HostMatrices, Matrices
-from .quantization.format import Formats
+from .quantization.format import Cut, Formats
 from .quantization.unquantized import Unquantized
 
 Report = Callable[[str, str, float | None], None]
@@ -42,6 +43,16 @@ class Source(Protocol):
     def tensors(self) -> Mapping[str, StoredTensor]: ...
 
     def read(self, part: TensorPart) -> Tensor: ...
+
+
+class Linear(Protocol):
+    """A matrix whose product LoRA adapters can change: by putting another one in its place, once loaded."""
+
+    @property
+    def cuts(self) -> Sequence[Cut]:
+        """Of the checkpoint's matrices, below one another."""
+
+    matrix: Matrix
 
 
 class Request(NamedTuple):
@@ -69,6 +80,7 @@ class Wants:
     surplus: set[str] = field(default_factory=set)
     """Names that a checkpoint may have and that are not needed."""
     finishers: list[Callable[[], None]] = field(default_factory=list)
+    linears: list[Linear] = field(default_factory=list)
     base_prefix: str = ""
     """A checkpoint of the bare model, without its head, leaves this out of all names."""
     headless: bool = False
@@ -142,6 +154,10 @@ class Scope:
         """A checkpoint may have this tensor; it is not read."""
         self._wants.surplus.add(self._prefix + name)
 
+    def changeable(self, linear: Linear) -> None:
+        """Adapters may change this one: its rows are the step's tokens, in their order."""
+        self._wants.linears.append(linear)
+
     def after_loading(self, finish: Callable[[], None]) -> None:
         """Run once all tensors are in place."""
         self._wants.finishers.append(finish)
@@ -168,11 +184,17 @@ def load(wants: Wants, read: Read, report: Report) -> None:
 def reader(wants: Wants, source: Source) -> Read:
     """Reads the wanted parts. Raises StartupError for what does not fit, before anything is read."""
     source = wants.view(source)
-    stored = {name: name for name in source.tensors}
-    if not any(name.startswith(wants.base_prefix) for name in stored):
-        stored = {wants.base_prefix + name: name for name in stored}
+    stored = names_of(wants, source)
     _check(wants, {name: source.tensors[own] for name, own in stored.items()})
     return lambda part: source.read(part._replace(name=stored[part.name]))
+
+
+def names_of(wants: Wants, source: Source) -> dict[str, str]:
+    """The name that the model has for each tensor → the source's own, which may lack the model's prefix."""
+    names = {name: name for name in source.tensors}
+    if not any(name.startswith(wants.base_prefix) for name in names):
+        names = {wants.base_prefix + name: name for name in names}
+    return names
 
 
 def random_part(part: TensorPart, device: torch.device | None = None) -> Tensor:

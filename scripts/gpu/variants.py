@@ -156,10 +156,11 @@ def _experts_and_adapters() -> Iterator[Variant]:
     mixed, weights = empty(ROWS * top_k, size), empty(ROWS, top_k, dtype=FP32)
     yield Variant("bf16", partial(experts.combine, mixed, weights, empty(ROWS, size)))
     for rank in (16, 64):
-        x, y, scales = empty(ROWS, 4096), empty(ROWS, 4096), empty(4, dtype=FP32)
-        a, b = empty(4, rank, 4096), empty(4, 4096, rank)
-        which = empty(ROWS, dtype=torch.int32)
-        yield Variant(f"bf16, rank {rank}", partial(lora.add_lora, x, a, b, which, scales, y))
+        x, y, scales = empty(ROWS, 4096), empty(ROWS, 4096), empty(4, 3, dtype=FP32)
+        a, b = empty(4, 3, rank, 4096), empty(4, 4096, rank)
+        which, segment_of = empty(ROWS, dtype=torch.int32), empty(4096, dtype=torch.int32)
+        added = partial(lora.add_lora, x, a, b, segment_of, which, scales, y)
+        yield Variant(f"bf16, rank {rank}", added)
 
 
 def _sampling() -> Iterator[Variant]:

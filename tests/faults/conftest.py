@@ -9,6 +9,7 @@ import pytest
 from tests.faults.load import KEY
 from tests.faults.oracles import Reference, Scene
 from tests.stack.conftest import Serve, Stack, serve, sliding_checkpoint, tiny_checkpoint
+from tests.worker.adapters import write_adapter
 
 if TYPE_CHECKING:
     from tests.conftest import Launch
@@ -26,19 +27,39 @@ late a busy machine lets it."""
 
 
 @pytest.fixture(scope="session")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Flags for two adapters of the tiny checkpoint. All references serve them."""
+    shapes = {"q_proj": (64, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
+    modules = {
+        f"model.layers.{i}.self_attn.{name}": shape for i in range(2) for name, shape in shapes.items()
+    }
+    folders = {
+        name: write_adapter(tmp_path_factory.mktemp(name), modules, seed=seed)
+        for seed, name in enumerate(("red", "blue"))
+    }
+    return "--lora", *(f"{name}={folder}" for name, folder in folders.items())
+
+
+@pytest.fixture(scope="session")
 def reference(
-    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, launcher: "Callable[[Path], Launch]"
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_checkpoint: Path,
+    launcher: "Callable[[Path], Launch]",
+    lora: tuple[str, ...],
 ) -> Iterator[Reference]:
     """Of the stub worker."""
-    yield from _reference("stub", tmp_path_factory, tiny_checkpoint, launcher)
+    yield from _reference("stub", tmp_path_factory, tiny_checkpoint, launcher, lora)
 
 
 @pytest.fixture(scope="session")
 def torch_reference(
-    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, launcher: "Callable[[Path], Launch]"
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_checkpoint: Path,
+    launcher: "Callable[[Path], Launch]",
+    lora: tuple[str, ...],
 ) -> Iterator[Reference]:
     """Of a real model."""
-    yield from _reference("torch", tmp_path_factory, tiny_checkpoint, launcher)
+    yield from _reference("torch", tmp_path_factory, tiny_checkpoint, launcher, lora)
 
 
 @pytest.fixture(scope="session")
@@ -54,10 +75,11 @@ def _reference(
     tmp_path_factory: pytest.TempPathFactory,
     checkpoint: Path,
     launcher: "Callable[[Path], Launch]",
+    more: tuple[str, ...] = (),
 ) -> Iterator[Reference]:
     folder = tmp_path_factory.mktemp("reference")
     flags = ["--port", "0", "--run-dir", str(folder / "run"), "--worker", worker, "--threads", "1"]
-    program = launcher(folder)("scripts.cli", "serve", str(checkpoint), *flags, TERN_API_KEY=KEY)
+    program = launcher(folder)("scripts.cli", "serve", str(checkpoint), *flags, *more, TERN_API_KEY=KEY)
     yield Reference(Stack(program, folder / "run"))
 
 

@@ -92,6 +92,7 @@ class Resident:
         self.prompt_logprobs: dict[int, dict[int, float]] = {}
         """Of prompt positions"""
         self.failure = ""
+        self.adapter = ""
         self.embed = False
         self.embedding: array[float] | None = None
 
@@ -132,9 +133,11 @@ class Driver:
         *,
         outputs: Sequence[int] = (),
         shared: Sequence[Sequence[int]] = (),
+        adapter: str = "",
     ) -> Resident:
         """A sequence that enters with its first step; shared tables, of each KV group, hold its first KV."""
         seq = Resident(self.free_slots.pop(), [*prompt, *outputs], len(prompt), sampling)
+        seq.adapter = adapter
         seq.tables = tuple(list(table) for table in shared) or tuple([] for _ in self.groups)
         self.holders.update(block for table in seq.tables for block in table if block != NO_BLOCK)
         seq.num_computed = len(seq.tables[0]) * self.runner.facts.block_size
@@ -244,6 +247,7 @@ class Driver:
             num_computed_tokens=seq.num_computed,
             block_tables=columns.pack_ids(block for table in seq.tables for block in table),
             sampling=seq.sampling,
+            adapter=seq.adapter,
             embed=seq.embed,
         )
 

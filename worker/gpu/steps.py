@@ -33,6 +33,7 @@ from ..launched import Launched
 from ..masks import Masks
 from ..steps import Served
 from ..worker import MaskSource
+from .adapters import DeviceAdapters
 from .results import Left, OnDevice, Wanted
 from .sampler import DeviceSampler
 from .staging import Staging
@@ -57,6 +58,8 @@ class DeviceSteps:
         self.state = DeviceState(facts, self.staging, device)
         most_rows, groups = aligned(facts.max_num_seqs), len(facts.kv_groups)
         self.sampler = DeviceSampler(facts, most_rows, self.staging, device)
+        resident = served.adapters
+        self.adapters = None if resident is None else DeviceAdapters(resident, self.staging, device)
         self.inputs = DecodeRows.empty(groups, most_rows, self.state.tables.shape[2], device)
         held = min(facts.num_blocks * facts.block_size, facts.max_num_seqs * facts.max_model_len)
         limits = Limits(most_rows, max(most_tokens, most_rows), held // SPLIT + most_rows)
@@ -82,6 +85,8 @@ class DeviceSteps:
     def launch(self, plan: StepPlan, rows: Rows, masks: MaskSource) -> Launched:
         served, batch = self.served, self.served.batch
         self.state.edit(plan, batch)
+        if self.adapters is not None:
+            self.adapters.edit(plan)
         self.sampler.put()
 
         def take_masks() -> Masks | None:
@@ -142,8 +147,10 @@ class DeviceSteps:
         inputs, state = self.inputs, self.state
         self._begin(count)
         steps = self.planner.plan(inputs, count)
-        x = self._forward(inputs.token_ids[:count], inputs.positions[:count], steps)
         slots = inputs.slots[:count]
+        if self.adapters is not None:
+            self.adapters.decode(slots)
+        x = self._forward(inputs.token_ids[:count], inputs.positions[:count], steps)
         sampled = self.sampler.rows(slots, inputs.context_lens[:count])
         tokens = self.sampler.sample(self.served.model.logits(x), sampled)
         step_rows.end(
@@ -155,6 +162,8 @@ class DeviceSteps:
         inputs, count = self.inputs, rows.num_decodes
         self._begin(count)
         steps = self.planner.plan(inputs, count, roomy=roomy)
+        if self.adapters is not None:
+            self.adapters.decode(inputs.slots[:count])
         x = self._forward(inputs.token_ids[:count], inputs.positions[:count], steps)
         sampled = self.sampler.rows(inputs.slots[:count], inputs.context_lens[:count])
         self._finish(x, x, sampled, rows, wanted, left, advance=True)
@@ -175,6 +184,8 @@ class DeviceSteps:
                 rows.slots, lens.astype(i32), *chunk.kv_slots,
             )
         )  # fmt: skip
+        if self.adapters is not None:
+            self.adapters.mixed(rows)
         state, inputs = self.state, self.inputs
 
         def step() -> None:
@@ -262,6 +273,8 @@ class DeviceSteps:
         )  # fmt: skip
         groups, _, width = self.state.tables.shape
         tables = self.state.tables.new_zeros(groups, count, width)
+        if self.adapters is not None:
+            self.adapters.none()
         chunks = ChunkInputs(query_start, tables, lens, [places] * groups)
         x = self._forward(token_ids, at, self.planner.plan(self.inputs, 0, chunks))
         self.sampler.sample(self.served.model.logits(x[:sampling]), self.sampler.rows(slots, slots))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
+from .lora import AdapterRows, Product, Update
 from .matmul import Matrix
 from .matrices import Matrices
 from .native_attention import HeadNorms
@@ -50,6 +51,9 @@ class DeviceKernels(Protocol):
     def activation(self, function: Activation) -> Activation: ...
 
     def attention(self, num_heads: int, scale: float, norms: HeadNorms | None) -> AttentionKernel: ...
+
+    def lora(self, segments: Sequence[int], updates: Sequence[Update], rows: AdapterRows) -> Product:
+        """Of a matrix with segments of so many rows: what each adapter adds to them, which it takes over."""
 
     def experts(
         self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation

@@ -38,7 +38,8 @@ class Weight:
         role: Role = "linear",
     ) -> None:
         """`rows`: the place of each matrix, and its spans."""
-        self._cuts: list[Cut] = []
+        self.cuts: list[Cut] = []
+        """Of the checkpoint's matrices, below one another."""
         self._formats: list[Format[Any]] = []
         biases = []
         for place, spans in rows:
@@ -46,9 +47,9 @@ class Weight:
             total, above = sum(span.total for span in spans), 0
             for span in spans:
                 part = Span(total, above + span.start, span.length)
-                self._cuts.append(Cut(place.name, part, columns, transposed))
+                self.cuts.append(Cut(place.name, part, columns, transposed))
                 self._formats.append(form)
-                biases.append(self._cuts[-1].tensor("bias", part))
+                biases.append(self.cuts[-1].tensor("bias", part))
                 above += span.total
             for name in form.surplus:
                 place.allow(name)
@@ -56,14 +57,16 @@ class Weight:
         self._dtype, self._matrices = place.dtype, place.matrices
         for form in self._formats:
             self._matrices.check(form.kind)
-        wanted = [list(f.parts(cut)) for f, cut in zip(self._formats, self._cuts, strict=True)]
+        wanted = [list(f.parts(cut)) for f, cut in zip(self._formats, self.cuts, strict=True)]
         self._counts = [len(parts) for parts in wanted]
-        pairs = zip(self._formats, self._cuts, strict=True)
+        pairs = zip(self._formats, self.cuts, strict=True)
         num_bytes = sum(f.num_bytes(cut, self._dtype) for f, cut in pairs)
         if bias:
             wanted.append(biases)
-            num_bytes += sum(cut.rows.length for cut in self._cuts) * self._dtype.itemsize
+            num_bytes += sum(cut.rows.length for cut in self.cuts) * self._dtype.itemsize
         place.request([part for parts in wanted for part in parts], self._take, num_bytes)
+        if role == "linear":
+            place.changeable(self)
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         """[n, columns] → [n, rows], plus the bias if there is one, plus `add` if given."""
@@ -72,7 +75,7 @@ class Weight:
     def _take(self, tensors: Sequence[Tensor]) -> None:
         left = iter(tensors)
         loaded = []
-        for form, cut, count in zip(self._formats, self._cuts, self._counts, strict=True):
+        for form, cut, count in zip(self._formats, self.cuts, self._counts, strict=True):
             loaded.append((form, cut, form.load(cut, [next(left) for _ in range(count)], self._dtype)))
         biases = [bias.to(self._dtype) for bias in left]
         bias = torch.cat(biases) if biases else None

@@ -169,6 +169,11 @@ def _build_in_transformers(
             "a model in transformers' own code cannot be spread over several workers",
             hint="use --tensor-parallel-size 1",
         )
+    if options.lora:
+        raise StartupError(
+            "a model in transformers' own code is served without adapters",
+            hint="leave --lora out, or merge the adapter into the model and serve that",
+        )
     if header.quantization_config or options.quantization != "none":
         raise StartupError(
             "a model in transformers' own code cannot be quantized",

@@ -2,10 +2,11 @@
    small one takes, and a decode step of 28 layers has more than two hundred. See worker/layers/tape.py, which records them. */
 
 #include "attention.h"
+#include "lora.h"
 #include "matmul.h"
 #include "rows.h"
 
-enum { MATMUL, NORM, ACTIVATE, ATTEND };
+enum { MATMUL, NORM, ACTIVATE, ATTEND, LORA };
 
 typedef struct {
     int64_t kind;
@@ -27,6 +28,9 @@ static int make(const Recorded *call) {
                          a[8], a[9], number);
     case ACTIVATE:
         tern_activate(a[0], address(a[1]), address(a[2]), address(a[3]), a[4], a[5], a[6], a[7]);
+        return 0;
+    case LORA:
+        tern_lora(address(a[0]), address(a[1]), address(a[2]), a[3], a[4], a[5], address(a[6]), a[7], address(a[8]));
         return 0;
     default:
         return tern_write_kv_and_attend(address(a[0]), address(a[1]), address(a[2]), address(a[3]), address(a[4]), a[5],

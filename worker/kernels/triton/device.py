@@ -21,11 +21,13 @@ from ...kv_layout import Window
 from .. import activation as torch_activation
 from ..activation import Activation
 from ..device import AttentionKernel, ExpertsKernel, NormKernel
+from ..lora import AdapterRows, Product, Update
 from ..matmul import Matrix
 from ..native_attention import HeadNorms as LayerHeadNorms
 from .activation import activate
 from .decode_attention import NO_WINDOW, SPLIT, DecodePlan, Scores, decode_attention, plan_decode
 from .experts import combine, expert_matmul, route
+from .lora import TritonProduct
 from .matrices import TritonDense, TritonMatrices
 from .norm import norm
 from .paged import PagedKV
@@ -64,6 +66,9 @@ class TritonKernels:
     def attention(self, num_heads: int, scale: float, norms: LayerHeadNorms | None) -> AttentionKernel:
         heads = None if norms is None else HeadNorms(norms.query, norms.key, norms.eps)
         return TritonAttention(num_heads, scale, heads, self._processors)
+
+    def lora(self, segments: Sequence[int], updates: Sequence[Update], rows: AdapterRows) -> Product:
+        return TritonProduct(segments, updates, rows, self.device)
 
     def experts(
         self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation
