@@ -42,6 +42,9 @@ DRAIN_SLACK_S = 3.0
 QUIT_GRACE_S = 1.5
 LOST_GRACE_S = 1.0
 """Between the end of a child's channel, which it may have closed on its way out, and SIGKILL."""
+RETIRED_GRACE_S = 30.0
+"""The same, of one whose successor serves: nobody waits for it, and an interpreter's end takes seconds on a
+busy machine."""
 
 
 class Stage(IntEnum):
@@ -132,7 +135,7 @@ class Supervisor:
         messages, child.lost = child.receive()
         if child.lost:
             self._selector.unregister(child.channel)
-            child.kill_at = now + LOST_GRACE_S
+            child.kill_at = now + (RETIRED_GRACE_S if unit.retired else LOST_GRACE_S)
         for message in messages:
             match message:
                 case Phase():
@@ -344,9 +347,10 @@ class Supervisor:
     def _on_clock(self, now: float) -> None:
         for child in self._table.children():
             if child.kill_at is not None and now >= child.kill_at:
-                child.kill()
                 child.kill_at = None
-                child.overdue = True
+                if child.peek() is None:  # else its end is about to be handled
+                    child.kill()
+                    child.overdue = True
         if now >= self._watch.next_look:
             self._look(now)
         if self._stage is Stage.STARTING:

@@ -14,6 +14,8 @@ from starlette.types import Message, Receive
 
 from protocol.errors import InvalidRequest
 
+from .items import check_items
+
 Request = TypeVar("Request")
 
 _SHOWN_CHARS = 64
@@ -25,18 +27,18 @@ _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The whole body; its length is limited by the middleware. Raises InvalidRequest if it breaks off."""
-    message = await receive()
-    _check_connected(message)
-    if not message.get("more_body", False):
-        whole: bytes = message.get("body", b"")
-        return whole
-    parts = [message["body"]]
-    while message.get("more_body", False):
+    """The whole body; its length is limited by the middleware. Raises InvalidRequest if it breaks off, or
+    holds more than can be decoded while others wait."""
+    parts: list[bytes] = []
+    more = True
+    while more:
         message = await receive()
         _check_connected(message)
         parts.append(message.get("body", b""))
-    return b"".join(parts)
+        more = message.get("more_body", False)
+    body = b"".join(parts)  # one part is not copied
+    await check_items(body)
+    return body
 
 
 def parse(decoder: msgspec.json.Decoder[Request], body: bytes) -> Request:

@@ -11,6 +11,7 @@ from protocol.sampling import TokenId
 
 from ..responses import send_json
 from ..service import Service
+from .items import MOST_VALUES
 from .messages import Messages
 from .parse import parse, read_body
 from .prompting import encode_chat, encode_texts
@@ -41,7 +42,7 @@ class TokenizeResponse(Struct, frozen=True):
 
 class DetokenizeRequest(Struct, frozen=True, kw_only=True):
     model: str | None = None
-    tokens: Annotated[list[TokenId], Meta(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Meta(max_length=MOST_VALUES)]
 
 
 class DetokenizeResponse(Struct, frozen=True):

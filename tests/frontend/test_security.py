@@ -152,6 +152,10 @@ CROWDED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/responses", {"input": "x", "tools": [{"type": "function", "name": "f"}] * 257}),
     ("/v1/embeddings", {"input": ["x"] * 10**5}),
     ("/v1/completions", {"prompt": [[1]] * 10**5}),
+    ("/v1/completions", {"prompt": "x", "nobody_knows": [[[1]]] * 10**5}),
+    (CHAT, {"messages": [ONE], "chat_template_kwargs": {"a": [{}] * 10**5}}),
+    (CHAT, {"messages": [ONE], "metadata": {"a": ["a"] * 10**6}}),
+    ("/detokenize", {"tokens": [1] * 10**6}),
 ]
 
 

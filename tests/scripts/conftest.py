@@ -55,11 +55,14 @@ StartFakes = Callable[..., FakeStack]
 
 @pytest.fixture
 def start(launch: "Launch", tmp_path: Path) -> StartFakes:
-    def start_fakes(*, ready: bool = True, shutdown_timeout: float = 5, **does: str) -> FakeStack:
+    def start_fakes(
+        *, ready: bool = True, shutdown_timeout: float = 5, lost_grace: float = 1, **does: str
+    ) -> FakeStack:
         for name, behaviour in does.items():
             (tmp_path / f"{name}.does").write_text(behaviour)
         paths = os.pathsep.join([HERE, str(Path(HERE).parent.parent)])
-        program = launch("fakes", str(tmp_path), PYTHONPATH=paths, SHUTDOWN_TIMEOUT=str(shutdown_timeout))
+        times = {"SHUTDOWN_TIMEOUT": str(shutdown_timeout), "LOST_GRACE": str(lost_grace)}
+        program = launch("fakes", str(tmp_path), PYTHONPATH=paths, **times)
         if ready:
             program.wait_for("all ready")
         return FakeStack(program, tmp_path)

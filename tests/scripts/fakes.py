@@ -18,6 +18,7 @@ from protocol.config import EngineCoreConfig
 from protocol.control import ChildChannel, Drain, Failed, Phase, Quit, Ready, Retire, enter
 from protocol.options import CacheOptions, SchedulerOptions
 from protocol.progress import Board, Progress
+from scripts import supervisor as supervisor_module
 from scripts.process import Command
 from scripts.restart_policy import RestartPolicy
 from scripts.run_dir import RunDir
@@ -120,6 +121,7 @@ def unit(folder: Path, board: Board, row: int, kind: str, *names: str) -> Unit:
 
 
 def supervise(folder: Path) -> int:
+    supervisor_module.LOST_GRACE_S = float(os.environ.get("LOST_GRACE", supervisor_module.LOST_GRACE_S))
     run_dir = RunDir.open(str(folder / "run"))
     terminal = Terminal(os.environ)
     board = Board(7)

@@ -37,6 +37,16 @@ def test_one_after_the_other_and_the_rest_stays(start: "StartFakes") -> None:
         assert gone in stack.told("core")
 
 
+def test_who_retires_may_take_its_time_to_exit(start: "StartFakes") -> None:
+    """On a busy machine an interpreter's end takes longer than one may take that nobody has told to go."""
+    stack = start(lost_grace=0)
+    before = stack.pids["frontend"]
+    roll(stack)
+    for pid in before:
+        stack.program.wait_for(rf"\(pid {pid}\) exited with code 0; its successor serves")
+    assert stack.ends(signal.SIGTERM) == 0
+
+
 def test_twice(start: "StartFakes") -> None:
     stack = start()
     for times in ("once", "twice"):
