@@ -162,6 +162,8 @@ class EngineFacts(Struct, frozen=True, array_like=True):
     """False: the checkpoint has no output head, so that embeddings are all that it is good for."""
     adapters: Annotated[tuple[Label, ...], Meta(max_length=MOST_ADAPTERS)] = ()
     """LoRA adapters that the workers have loaded, by name."""
+    kv_dtype: Label = ""
+    """As keys and values are stored; empty: as `dtype`."""
 
     @property
     def kv_tokens(self) -> tuple[int, int]:

@@ -85,6 +85,13 @@ class CacheOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The paged KV cache."""
 
     block_size: Annotated[int, Meta(ge=1, le=1024, description="tokens per KV block")] = 32
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8", "int8"],
+        Meta(
+            description="of stored keys and values; fp8 (e4m3), int8: one byte a number and a scale for each "
+            "vector of a head, which about halves the cache of 16-bit models; auto: the model's"
+        ),
+    ] = "auto"
     kv_cache_memory: Annotated[
         int,
         Meta(

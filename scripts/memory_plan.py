@@ -51,7 +51,7 @@ def most_download_bytes(options: ModelOptions, available: int) -> int:
 def _check_context(options: ServeOptions, config: Config, left: int) -> None:
     """One block must fit, and a context that is fixed once. Otherwise the worker fits it."""
     cache, wanted = options.cache, options.model.max_model_len
-    block = cache.block_size * config.kv_bytes_per_token(options.model.dtype)
+    block = cache.block_size * config.kv_bytes_per_token(options.model.dtype, cache.kv_cache_dtype)
     if not block or options.parallel.tensor_parallel_size > 1 or cache.num_kv_blocks:
         return
     memory = cache.kv_cache_memory or set_aside(left)

@@ -158,7 +158,10 @@ def _cache(facts: Mapping[str, str]) -> str:
     tokens = f"{least:,} tokens" if least == most else f"{least:,} to {most:,} tokens"
     groups = int(facts.get("kv_groups", 1))
     per = f" of one in {groups} groups of layers" if groups > 1 else ""
-    return f"{blocks:,} blocks of {size} tokens{per} = {tokens} ({amount(int(facts.get('kv_bytes', 0)))})"
+    taken = amount(int(facts.get("kv_bytes", 0)))
+    dtype = facts.get("kv_dtype", "")
+    stored = f" of {dtype}" if dtype and dtype != facts.get("dtype") else ""
+    return f"{blocks:,} blocks of {size} tokens{per} = {tokens} ({taken}{stored})"
 
 
 def _sentence(process: str, phase: Phase) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from protocol.options import ModelOptions
+from worker.memory import kv_vector_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROUNDED_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 0.5 + 4 / 32, "nf4": 0.5 + 4 / 64}
@@ -57,13 +58,14 @@ class Config(Struct, frozen=True):
         name = (self.dtype or self.torch_dtype or "float32").removeprefix("torch.")
         return DTYPE_BYTES.get(name if asked == "auto" else asked, 1)
 
-    def kv_bytes_per_token(self, asked: str) -> int:
+    def kv_bytes_per_token(self, asked: str, kv_cache_dtype: str) -> int:
         """At least; 0 for models whose layers differ."""
         heads = self.num_key_value_heads or self.num_attention_heads
         if self.sliding_window or self.layer_types or not (self.num_attention_heads and heads):
             return 0
         head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
-        return 2 * self.num_hidden_layers * heads * head_dim * self.dtype_bytes(asked)
+        vector = kv_vector_bytes(head_dim, self.dtype_bytes(asked), kv_cache_dtype)
+        return 2 * self.num_hidden_layers * heads * vector
 
 
 class _Wrapped(Struct, frozen=True):

@@ -1,13 +1,15 @@
 """The paged KV cache of one rank: how many blocks fit, and their memory. Knows no sequences.
 
     tensor [num_places, 2 (keys, values), num_blocks + 1, num_kv_heads, block_size, head_dim]
+    scales [num_places, 2, num_blocks + 1, num_kv_heads, block_size]               where it is quantized
 
 A block belongs to one KV group at a time, and has a place for each of that group's layers (kv_layout.py). The
 block behind the last is the null block: always zero, it fills unused places of block tables.
 Memory is touched when a block is granted, not before.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,22 +22,63 @@ from protocol.kv_groups import KVGroup, blocks_of, longest
 from protocol.options import CacheOptions
 
 from .kernels.attention import KVShape
+from .kernels.cpu.library import Library
+from .kernels.device import DeviceKernels
+from .kernels.native_attention import MOST_INT8_DIM, NativeAttention
+from .kernels.paged_kv import LIMITS, PagedKV, dtype_of
 from .kv_layout import KVLayout
 from .memory import set_aside
 
 
 class KVCache:
     def __init__(self, layout: KVLayout, shape: KVShape, dtype: torch.dtype) -> None:
-        """`shape.num_blocks` counts the usable blocks."""
+        """`shape.num_blocks` counts the usable blocks; `dtype` as it is stored."""
         self.null_block = shape.num_blocks
         self.shape = shape._replace(num_blocks=shape.num_blocks + 1)
         self.tensor = torch.empty(layout.num_places, 2, *self.shape, dtype=dtype)
-        self.layers: list[Tensor] = [self.tensor[place] for place in layout.place_of]
+        self.scales: Tensor | None = None
+        if dtype in LIMITS:
+            self.scales = torch.empty(self.tensor.shape[:-1])
+        self.layers = [
+            PagedKV(self.tensor[place], None if self.scales is None else self.scales[place])
+            for place in layout.place_of
+        ]
         self.blank(np.array([self.null_block]))
 
     def blank(self, blocks: NDArray[np.int32]) -> None:
         """Zero blocks that are granted, for torch's kernels: what a failed sequence left may be NaN."""
-        self.tensor.index_fill_(2, torch.from_numpy(blocks.astype(np.int64)).to(self.tensor.device), 0)
+        where = torch.from_numpy(blocks.astype(np.int64)).to(self.tensor.device)
+        if self.scales is None:
+            self.tensor.index_fill_(2, where, 0)
+        else:
+            self.tensor.view(torch.uint8).index_fill_(2, where, 0)
+            self.scales.index_fill_(2, where, 0)
+
+    def spoil(self, blocks: Sequence[int]) -> None:
+        """NaN into these blocks, in all layers, for tests of what follows."""
+        held = self.tensor if self.scales is None else self.scales
+        held[:, :, list(blocks)] = math.nan
+
+
+def stored_dtype(
+    wanted: str, dtype: torch.dtype, head_dim: int, kernels: Library | None, device: DeviceKernels | None
+) -> torch.dtype:
+    """Of the cache of a model that computes in `dtype`, by --kv-cache-dtype. Raises StartupError for what has
+    no kernel."""
+    stored = dtype_of(wanted, dtype)
+    if device is not None:
+        device.check_cache(stored)
+    elif (
+        kernels is not None
+        and NativeAttention.supports(head_dim, dtype)
+        and not NativeAttention.supports(head_dim, dtype, stored)
+    ):
+        raise StartupError(
+            f"--kv-cache-dtype {wanted}: the kernels in C have int8, for heads of up to {MOST_INT8_DIM} "
+            f"numbers; this model's have {head_dim}",
+            hint="use --kv-cache-dtype int8 or auto, or --cpu-kernels torch, which is slower",
+        )
+    return stored
 
 
 @dataclass(frozen=True)

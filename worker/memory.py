@@ -5,6 +5,14 @@ from pathlib import Path
 FREE_SHARE = 0.25
 """Of the machine's available memory, when no size is given. The rest is for everyone else."""
 MOST_BYTES = 4 << 30
+QUANTIZED_KV = ("fp8", "int8")
+"""Of --kv-cache-dtype, besides auto."""
+KV_SCALE_BYTES = 4
+
+
+def kv_vector_bytes(head_dim: int, item_bytes: int, kv_cache_dtype: str) -> int:
+    """Of one key or value of one head in the cache; `item_bytes` of the model's own numbers."""
+    return head_dim + KV_SCALE_BYTES if kv_cache_dtype in QUANTIZED_KV else head_dim * item_bytes
 
 
 def set_aside(available_bytes: int) -> int:

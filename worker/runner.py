@@ -5,7 +5,6 @@
 It knows no sockets and no requests; every rank of a group does the same and samples the same tokens.
 """
 
-import math
 import os
 import sys
 import time
@@ -29,12 +28,12 @@ from .failures import RowsFailed
 from .kernels.attention import KVShape
 from .kernels.cpu import library
 from .kernels.cpu.library import Library
-from .kv_cache import KVBudget, KVCache, fit
+from .kv_cache import KVBudget, KVCache, fit, stored_dtype
 from .kv_layout import lay_out
 from .launched import Launched
 from .logprobs import LogprobReports
 from .lora import Adapters
-from .memory import available_memory, set_aside
+from .memory import available_memory, kv_vector_bytes, set_aside
 from .models.registry import Model, build
 from .parallel import Group
 from .pooling import Pooling, kind_of
@@ -70,12 +69,14 @@ class TorchRunner:
         gpu_kernels = None if self.gpu is None else self.gpu.kernels
         with self.device:
             model, wants = build(checkpoint, config.model, self.group, self.kernels, gpu_kernels)
+        kv = config.cache.kv_cache_dtype
+        self._stored = stored_dtype(kv, wants.dtype, model.head_dim, self.kernels, gpu_kernels)
         self._eos_token_ids = checkpoint.eos_token_ids()
         self.adapters = Adapters.open(config.model.lora, wants, config.scheduler.max_num_seqs)
         self.model_fingerprint = checkpoint.fingerprint(
             str(wants.dtype).removeprefix("torch."),
             config.model.load_format,
-            wants.formats.name,
+            wants.formats.name if kv == "auto" else f"{wants.formats.name}, {kv} KV",
             *(() if self.adapters is None else self.adapters.fingerprint()),
         )
         read = partial(random_part, device=self.device) if dummy else reader(wants, checkpoint)
@@ -117,7 +118,7 @@ class TorchRunner:
 
     def spoil(self, blocks: Sequence[int]) -> None:
         """NaN into these blocks, in all layers."""
-        self.served.cache.tensor[:, :, list(blocks)] = math.nan
+        self.served.cache.spoil(blocks)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, masks: MaskSource = carried) -> Launched:
@@ -263,6 +264,7 @@ class TorchRunner:
             weights_bytes=self._weights_bytes,
             kv_bytes=num_blocks * self._block_bytes(model, wants),
             kv_groups=lay_out(model.windows).groups,
+            kv_dtype=str(self._stored).removeprefix("torch."),
             embedding_size=model.hidden_size,
             pooling=kind_of(Path(config.model.model)),
             generates=not wants.headless,
@@ -270,15 +272,16 @@ class TorchRunner:
         )
 
     def _block_bytes(self, model: Model, wants: Wants) -> int:
-        tokens = self.config.cache.block_size * model.num_kv_heads * model.head_dim
-        return 2 * lay_out(model.windows).num_places * tokens * wants.dtype.itemsize
+        cache = self.config.cache
+        vector = kv_vector_bytes(model.head_dim, wants.dtype.itemsize, cache.kv_cache_dtype)
+        return 2 * lay_out(model.windows).num_places * cache.block_size * model.num_kv_heads * vector
 
     def _serve(self, model: Model, wants: Wants, facts: EngineFacts) -> Served:
         layout = lay_out(model.windows)
         shape = KVShape(facts.num_blocks, model.num_kv_heads, facts.block_size, model.head_dim)
         with self.device:
             model.cover(facts.max_model_len)
-            cache = KVCache(layout, shape, wants.dtype)
+            cache = KVCache(layout, shape, self._stored)
         reports = LogprobReports(facts.max_num_seqs)
         pooling = Pooling(facts.max_num_seqs, facts.pooling)
         return Served(model, layout, cache, facts, Batch(facts), reports, pooling, self.adapters)

@@ -68,7 +68,11 @@ class HostSteps:
         facts = served.facts
         self.served = served
         self.planner = AttentionPlanner(
-            served.cache.shape, dtype, [group.window for group in served.layout.groups], kernels
+            served.cache.shape,
+            dtype,
+            [group.window for group in served.layout.groups],
+            kernels,
+            stored=served.cache.tensor.dtype,
         )
         self.sampler = Sampler(facts.max_num_seqs, facts.vocab_size, facts.eos_token_ids, kernels)
         self.threads = threads

@@ -153,6 +153,7 @@ class Worker:
                     "max_model_len": str(facts.max_model_len),
                     "weights_bytes": str(facts.weights_bytes),
                     "kv_bytes": str(facts.kv_bytes),
+                    "kv_dtype": facts.kv_dtype or facts.dtype,
                     "kv_groups": str(len(facts.kv_groups)),
                     "least_kv_tokens": str(facts.kv_tokens[0]),
                     "most_kv_tokens": str(facts.kv_tokens[1]),

@@ -1,5 +1,5 @@
-"""What rounding the bundled model's weights costs: its score on held-out prompts, and how far its next-token
-distributions move from those of float32 (Kullback–Leibler divergence).
+"""What rounding the bundled model's weights, or its KV cache, costs: its score on held-out prompts, and how
+far its next-token distributions move from those of float32 (Kullback–Leibler divergence).
 
 Everything is read off one pass over each prompt with its right answer: greedy decoding gives the right answer
 to the letter exactly if each of its tokens is the likeliest one after the right ones before it.
@@ -34,8 +34,11 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "int4": {"quantization": "int4"},
     "nf4": {"quantization": "nf4"},
     "int4, head as it is": {"quantization": "int4", "quantize_head": False},
+    "float32, int8 KV": {"kv_cache_dtype": "int8"},
+    "float32, fp8 KV": {"kv_cache_dtype": "fp8", "cpu_kernels": "torch"},
+    "int4, int8 KV": {"quantization": "int4", "kv_cache_dtype": "int8"},
 }
-"""By name, options of the model that are not the defaults; the first is what the others are compared with."""
+"""By name, options that are not the defaults; the first is what the others are compared with."""
 BLOCK_SIZE = 64
 END_OF_TURN = 2
 """The bundled model's."""
@@ -67,8 +70,7 @@ def measure(per_task: int) -> list[Cost]:
     reference: list[Tensor] = []
     found = []
     for scheme, options in SCHEMES.items():
-        model = msgspec.convert({"model": str(BUNDLED), **options}, ModelOptions)
-        weights_bytes, ours = _distributions(model, texts)
+        weights_bytes, ours = _distributions(options, texts)
         reference = reference or ours
         p, q = torch.cat(reference), torch.cat(ours)
         divergence = (p.exp() * (p - q)).sum(1)
@@ -138,17 +140,22 @@ class Recorder:
         return logits
 
 
-def _distributions(options: ModelOptions, texts: Sequence[Text]) -> tuple[int, list[Tensor]]:
+def _distributions(options: Mapping[str, Any], texts: Sequence[Text]) -> tuple[int, list[Tensor]]:
     """(bytes of weights, of each text float64[tokens of the answer, vocabulary] of log-probabilities)"""
+    of_model = {name: value for name, value in options.items() if name in ModelOptions.__struct_fields__}
     with tempfile.TemporaryDirectory(prefix="tern-bench-") as folder:
         config = WorkerConfig(
             incarnation=1,
             rank=0,
             group_dir=folder,
-            model=options,
-            cache=CacheOptions(block_size=BLOCK_SIZE, num_kv_blocks=NUM_BLOCKS),
+            model=msgspec.convert({"model": str(BUNDLED), **of_model}, ModelOptions),
+            cache=CacheOptions(
+                block_size=BLOCK_SIZE,
+                num_kv_blocks=NUM_BLOCKS,
+                kv_cache_dtype=options.get("kv_cache_dtype", "auto"),
+            ),
             scheduler=SchedulerOptions(max_num_seqs=1),
-            parallel=ParallelOptions(),
+            parallel=ParallelOptions(cpu_kernels=options.get("cpu_kernels", "auto")),
         )
         runner = TorchRunner(config, lambda *_: None)
     recorder = Recorder(runner.served.model)

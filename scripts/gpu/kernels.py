@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.kernels.paged_kv import PagedKV
 from worker.kernels.triton.activation import activate
 from worker.kernels.triton.decode_attention import SPLIT, DecodePlan, Scores, decode_attention, plan_decode
 from worker.kernels.triton.gemv import gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
 from worker.kernels.triton.norm import norm
-from worker.kernels.triton.paged import PagedKV
 from worker.kernels.triton.prefill_attention import prefill_attention
 
 from .floors import Ceilings

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worker.kernels.paged_kv import PagedKV
 from worker.kernels.triton import (
     activation,
     decode_attention,
@@ -27,7 +28,6 @@ from worker.kernels.triton.decode_attention import DecodePlan, Scores
 from worker.kernels.triton.gemv import gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
-from worker.kernels.triton.paged import PagedKV
 from worker.kernels.triton.quantize_rows import quantize_rows
 from worker.kernels.triton.uniform import uniforms
 

@@ -40,6 +40,7 @@ def test_a_fixed_context_that_does_not_fit_once_names_the_one_that_does(tmp_path
     ) as caught:
         check(longer, 1 << 30)
     assert caught.value.hint == f"--max-model-len 64 would fit, or give --kv-cache-memory {80 * KV_PER_TOKEN}"
+    check(structs.replace(longer, cache=structs.replace(longer.cache, kv_cache_dtype="int8")), 1 << 30)
     free = options(folder, max_model_len=1 << 20)
     with pytest.raises(OutOfMemory, match=r"but of 99\.\d MiB beside the weights, 25\.0 MiB are set aside"):
         check(free, 100 << 20)

@@ -53,19 +53,24 @@ def worker_config(
     size: int = 1,
     kv_cache_memory: int = 0,
     cpu_kernels: str = "auto",
+    kv_cache_dtype: str = "auto",
     **model_options: object,
 ) -> WorkerConfig:
     """One thread, so that tests neither disturb one another nor depend on the machine."""
     options = {"model": str(model), "max_model_len": max_model_len, **model_options}
     parallel = {"tensor_parallel_size": size, "threads": 1, "cpu_kernels": cpu_kernels}
+    cache = {
+        "block_size": block_size,
+        "num_kv_blocks": num_kv_blocks,
+        "kv_cache_memory": kv_cache_memory,
+        "kv_cache_dtype": kv_cache_dtype,
+    }
     return WorkerConfig(
         incarnation=1,
         rank=rank,
         group_dir=str(group_dir),
         model=msgspec.convert(options, ModelOptions),
-        cache=CacheOptions(
-            block_size=block_size, num_kv_blocks=num_kv_blocks, kv_cache_memory=kv_cache_memory
-        ),
+        cache=msgspec.convert(cache, CacheOptions),
         scheduler=SchedulerOptions(max_num_seqs=max_num_seqs),
         parallel=msgspec.convert(parallel, ParallelOptions),
     )

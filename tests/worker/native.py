@@ -12,6 +12,7 @@ from torch import Tensor
 from worker.kernels.attention import AttentionPlanner, KVShape, StepLayout, paged_attention
 from worker.kernels.cpu import library
 from worker.kernels.cpu.library import Library
+from worker.kernels.paged_kv import PagedKV, quantize
 from worker.kv_layout import Window
 
 
@@ -50,9 +51,11 @@ class Sequences:
         kv_heads: int = 2,
         dim: int = 64,
         dtype: torch.dtype = torch.float32,
+        stored: torch.dtype | None = None,
     ) -> None:
+        """`stored`: of a quantized cache."""
         torch.manual_seed(sum(lens) + dim)
-        self.heads, self.kv_heads, self.dim, self.dtype = heads, kv_heads, dim, dtype
+        self.heads, self.kv_heads, self.dim, self.dtype, self.stored = heads, kv_heads, dim, dtype, stored
         self.queries = [torch.randn(n, heads, dim).to(dtype) for n in lens]
         self.keys = [torch.randn(n, kv_heads, dim).to(dtype) for n in lens]
         self.values = [torch.randn(n, kv_heads, dim).to(dtype) for n in lens]
@@ -89,13 +92,14 @@ class Sequences:
         positions = np.arange(start[-1]) + (lens - counts - start[:-1])[rows]
         num_decodes = int((counts == 1).sum()) if (np.sort(counts) == counts).all() else 0
         layout = StepLayout(start, rows, positions, lens, num_decodes)
-        planner = AttentionPlanner(shape, self.dtype, (window,), kernels)
+        planner = AttentionPlanner(shape, self.dtype, (window,), kernels, stored=self.stored)
         metadata = planner.plan(layout, tables[None])[0]
         query = torch.cat([self.queries[s][first:end] for s, first, end in chunks])
         scale = self.dim**-0.5
+        kv = PagedKV(cache) if self.stored is None else PagedKV(*quantize(cache, self.stored))
         if planner.native is None:
             assert soft_cap is sinks is None
-            out = paged_attention(query, cache, metadata, scale)
+            out = paged_attention(query, kv, metadata, scale)
         else:
-            out = planner.native(query, cache, metadata.native, scale, soft_cap, sinks)
+            out = planner.native(query, kv, metadata.native, scale, soft_cap, sinks)
         return list(out.split(counts.tolist()))

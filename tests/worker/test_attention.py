@@ -16,6 +16,7 @@ from worker.kernels.attention import (
     paged_attention,
     write_kv,
 )
+from worker.kernels.paged_kv import PagedKV, quantize
 
 DIM = 8
 SCALE = 0.3
@@ -70,7 +71,8 @@ class World:
         start = np.concatenate(([0], counts.cumsum()))
         token_rows = np.repeat(np.arange(len(lens)), counts)
         positions = np.arange(start[-1]) + (lens - counts - start[:-1])[token_rows]
-        layout = StepLayout(start, token_rows, positions, lens, len(decodes))
+        self.layout = layout = StepLayout(start, token_rows, positions, lens, len(decodes))
+        self.tables = tables
         self.windows = windows
         every = np.stack([tables] * len(windows))
         self.plans = AttentionPlanner(self.shape, torch.float32, windows).plan(layout, every)
@@ -81,9 +83,9 @@ class World:
     def check(self) -> None:
         new = zip(self.keys, self.values, self.counts, strict=True)
         kv = torch.cat([torch.cat((k[-n:], v[-n:]), dim=1) for k, v, n in new])
-        write_kv(kv, self.cache, self.metadata)
+        write_kv(kv, PagedKV(self.cache), self.metadata)
         for window, metadata in zip(self.windows, self.plans, strict=True):
-            out = paged_attention(torch.cat(self.queries), self.cache, metadata, SCALE)
+            out = paged_attention(torch.cat(self.queries), PagedKV(self.cache), metadata, SCALE)
             rows = zip(self.queries, self.keys, self.values, strict=True)
             expected = torch.cat([naive(q, k, v, window) for q, k, v in rows])
             torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
@@ -131,7 +133,7 @@ def test_company_changes_no_bit_of_a_prefill() -> None:
     query, kv = torch.randn(5 * 24, 6, 32), torch.randn(5 * 24, 4, 32)
     found = []
     for rows in ([0, 1, 2, 3, 4], [3]):
-        cache = torch.zeros(2, *shape)
+        cache = PagedKV(torch.zeros(2, *shape))
         count = len(rows)
         tables = np.arange(2 * count, dtype=np.int32).reshape(count, 2)
         positions = np.tile(np.arange(24), count)
@@ -149,6 +151,25 @@ def test_long_prefill_behind_a_prefix_is_stretched(monkeypatch: pytest.MonkeyPat
     world = World([], [(40, 23)], 4, 2, 4)
     assert len(world.metadata.prefill_stretches) > 5
     world.check()
+
+
+@pytest.mark.parametrize(("stored", "tolerance"), [(torch.int8, 0.05), (torch.float8_e4m3fn, 0.2)])
+def test_a_quantized_cache(stored: torch.dtype, tolerance: float) -> None:
+    """As near to what is not rounded as 7 bits, or 4, can be; and exactly what its codes say."""
+    world = World([30, 17, 16, 1], [(9, 9), (20, 5), (33, 1)], 6, 2, 4)
+    codes, scales = quantize(world.cache.nan_to_num(), stored)
+    rounded, plain = PagedKV(codes, scales), PagedKV(codes.float() * scales.unsqueeze(-1))
+    plans = AttentionPlanner(world.shape, torch.float32, stored=stored).plan(world.layout, world.tables[None])
+    rows = zip(world.keys, world.values, world.counts, strict=True)
+    kv = torch.cat([torch.cat((k[-n:], v[-n:]), dim=1) for k, v, n in rows])
+    write_kv(kv, rounded, plans[0])
+    new_codes, new_scales = quantize(kv, stored)
+    plain.write(new_codes.float() * new_scales.unsqueeze(-1), plans[0].kv_rows)
+    out = paged_attention(torch.cat(world.queries), rounded, plans[0], SCALE)
+    assert torch.equal(out, paged_attention(torch.cat(world.queries), plain, world.metadata, SCALE))
+    rows = zip(world.queries, world.keys, world.values, strict=True)
+    right = torch.cat([naive(q, k, v, None) for q, k, v in rows])
+    assert 1e-4 < float((out - right).abs().max()) < tolerance
 
 
 @pytest.mark.parametrize("size", [1, 4, 16])

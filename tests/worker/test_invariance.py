@@ -24,16 +24,24 @@ FAMILIES: dict[str, dict[str, object]] = {
         "num_experts_per_tok": 3,
     },
 }
-CASES = [(family, dtype, "none") for family in FAMILIES for dtype in ("float32", "bfloat16")]
-CASES += [("llama", "bfloat16", scheme) for scheme in ("int8", "int4", "nf4", "fp8")]
+CASES = [(family, dtype, "none", "auto") for family in FAMILIES for dtype in ("float32", "bfloat16")]
+CASES += [("llama", "bfloat16", scheme, "auto") for scheme in ("int8", "int4", "nf4", "fp8")]
+CASES += [("qwen3", dtype, "none", "int8") for dtype in ("float32", "bfloat16")]
 
 
-@pytest.mark.parametrize(("family", "dtype", "quantization"), CASES)
+@pytest.mark.parametrize(("family", "dtype", "quantization", "kv_cache_dtype"), CASES)
 def test_company_chunks_hits_and_recomputation_change_no_bit(
-    family: str, dtype: str, quantization: str, tmp_path: Path
+    family: str, dtype: str, quantization: str, kv_cache_dtype: str, tmp_path: Path
 ) -> None:
     model = write_config(tmp_path / "model", **FAMILIES[family])
-    config = worker_config(model, tmp_path, load_format="dummy", dtype=dtype, quantization=quantization)
+    config = worker_config(
+        model,
+        tmp_path,
+        load_format="dummy",
+        dtype=dtype,
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+    )
     parallel = ParallelOptions(threads=1, cpu_kernels="native")
     driver = Driver(TorchRunner(msgspec.structs.replace(config, parallel=parallel), quiet))
     alone = driver.add(PROMPT, TELLS)

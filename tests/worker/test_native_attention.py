@@ -9,6 +9,7 @@ import torch
 from tests.worker.native import Sequences, kernels, threads
 from worker.kernels.cpu.library import Library
 from worker.kernels.native_attention import FusedAttention, HeadNorms, NativeAttention, NativeStep
+from worker.kernels.paged_kv import PagedKV
 from worker.layers.rotary import RopeParameters, Rotary, rotate_
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -35,6 +36,39 @@ def test_as_the_reference(native: Library, dtype: torch.dtype, dim: int, heads: 
         torch.testing.assert_close(mine, reference, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("dim", "size", "window"), [(8, 4, None), (24, 1, 5), (64, 16, 33), (80, 48, 16)])
+def test_int8_caches_as_the_reference(
+    native: Library, dtype: torch.dtype, dim: int, size: int, window: int | None
+) -> None:
+    seqs = Sequences([1, 17, 33, 70, 300], heads=6, dim=dim, dtype=dtype, stored=torch.int8)
+    chunks = [(0, 0, 1), (1, 16, 17), (4, 299, 300), (2, 0, 33), (3, 20, 70)]
+    got = seqs.step(chunks, size=size, window=window, kernels=native)
+    expected = seqs.step(chunks, size=size, window=window, kernels=None)
+    for mine, reference in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, reference, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dim", [24, 64])
+def test_int8_caches_are_written_as_the_reference_writes_them(
+    native: Library, dtype: torch.dtype, dim: int
+) -> None:
+    """To the bit. A vector that is zero, one that ties, and some that are not finite."""
+    step = NativeStep(np.array([0, 3]), np.zeros(3, int), np.arange(3), np.array([[1]], np.int32), None)
+    qkv = torch.randn(3, 4, dim).to(dtype)
+    qkv[0, 2] = 0
+    qkv[1, 3], qkv[1, 3, :3] = 127, torch.tensor([0.5, -0.5, 1.5])
+    qkv[2, 2, 5], qkv[2, 3, 7] = torch.nan, torch.inf
+    kvs = [PagedKV(torch.zeros(2, 3, 1, 4, dim, dtype=torch.int8), torch.ones(2, 3, 1, 4)) for _ in range(2)]
+    fused = FusedAttention(native, 2, 0.2, 0, None)
+    out = fused(qkv.clone(), kvs[0], step, None, None)
+    assert out[2].isnan().all()
+    kvs[1].write(qkv[:, 2:], (torch.arange(3) + 4)[:, None] + torch.tensor([0, 12]))
+    assert torch.equal(kvs[0].cache, kvs[1].cache)
+    torch.testing.assert_close(kvs[0].scales, kvs[1].scales, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_soft_cap_and_sinks(native: Library, dtype: torch.dtype) -> None:
     seqs = Sequences([40], heads=4, kv_heads=2, dim=64, dtype=dtype)
@@ -52,22 +86,31 @@ def test_soft_cap_and_sinks(native: Library, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "window", "heads", "kv_heads", "dim"),
+    ("dtype", "window", "heads", "kv_heads", "dim", "stored"),
     [
-        (torch.float32, None, 4, 2, 64),
-        (torch.float32, 40, 5, 1, 72),
-        (torch.bfloat16, None, 5, 1, 72),
-        (torch.bfloat16, 300, 4, 2, 32),
-        (torch.float16, None, 3, 3, 16),
+        (torch.float32, None, 4, 2, 64, None),
+        (torch.float32, 40, 5, 1, 72, torch.int8),
+        (torch.bfloat16, None, 5, 1, 72, None),
+        (torch.bfloat16, 300, 4, 2, 32, None),
+        (torch.bfloat16, None, 4, 2, 64, torch.int8),
+        (torch.float16, None, 3, 3, 16, None),
     ],
 )
 def test_only_its_own_sequence_decides_a_bit(
-    native: Library, dtype: torch.dtype, window: int | None, heads: int, kv_heads: int, dim: int
+    native: Library,
+    dtype: torch.dtype,
+    window: int | None,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    stored: torch.dtype | None,
 ) -> None:
     """Alone, in chunks, decoded, in company, on threads, in blocks of any size: the same bits."""
     chance = np.random.default_rng(0)
     length = 620  # three spans, the last one begun
-    seqs = Sequences([length, 90, 1, 257], heads=heads, kv_heads=kv_heads, dim=dim, dtype=dtype)
+    seqs = Sequences(
+        [length, 90, 1, 257], heads=heads, kv_heads=kv_heads, dim=dim, dtype=dtype, stored=stored
+    )
     (whole,) = seqs.step([(0, 0, length)], window=window, kernels=native)
     cuts = sorted({0, length, *chance.integers(1, length, 6).tolist()})
     for size, count in ((16, 1), (7, 3), (512, 2)):
@@ -129,10 +172,10 @@ def test_fused_is_norms_then_rotation_then_write_then_attention(
         rotary_dim,
         HeadNorms(query=weights[0], key=weights[1], eps=1e-5) if norms else None,
     )
-    got = fused(qkv, cache, step, *((cos, sin) if rotary_dim else (None, None)))
+    got = fused(qkv, PagedKV(cache), step, *((cos, sin) if rotary_dim else (None, None)))
     tolerance = 4 * TOLERANCE[dtype]  # the reference rounds up to four times on the way
     torch.testing.assert_close(cache, after, atol=tolerance, rtol=tolerance)
-    expected = NativeAttention(native)(x[:, :heads], after, step, 0.2)
+    expected = NativeAttention(native)(x[:, :heads], PagedKV(after), step, 0.2)
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
@@ -140,3 +183,5 @@ def test_what_it_does_not_support() -> None:
     assert not NativeAttention.supports(20, torch.float32)
     assert not NativeAttention.supports(1032, torch.float32)
     assert not NativeAttention.supports(64, torch.float64)
+    assert not NativeAttention.supports(64, torch.bfloat16, torch.float8_e4m3fn)
+    assert not NativeAttention.supports(512, torch.bfloat16, torch.int8)

@@ -44,7 +44,7 @@ def test_facts(model: Path, tmp_path: Path) -> None:
     facts = runner.facts
     assert (facts.vocab_size, facts.block_size, facts.num_blocks, facts.max_model_len) == (96, 4, 50, 200)
     assert (facts.eos_token_ids, facts.max_num_seqs) == ((2, 3), 16)
-    assert (facts.device, facts.dtype) == ("cpu", "float32")
+    assert (facts.device, facts.dtype, facts.kv_dtype) == ("cpu", "float32", "float32")
     floats_per_token = 2 * 2 * 2 * 16  # layers · keys and values · heads · head_dim
     assert facts.kv_bytes == 50 * 4 * floats_per_token * 4
     assert facts.weights_bytes > 4 * 96 * 64 * 2

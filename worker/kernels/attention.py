@@ -1,7 +1,7 @@
 """Attention over the paged KV cache: this step's keys and values are written, then all are read.
 
-One layer's cache is [2, num_blocks, num_kv_heads, block_size, head_dim] (keys, values). A step's tokens
-lie flat, sequence after sequence, those with a single token first:
+One layer's cache is as in paged_kv.py. A step's tokens lie flat, sequence after sequence, those with a single
+token first:
 
     tokens   d0 d1 d2 │ p0 p0 p0 p0 │ p1 p1          rows 0…2 decode, rows 3, 4 prefill
     query_start 0  1  2  3            7     9
@@ -38,6 +38,7 @@ from torch import Tensor
 from ..kv_layout import Window
 from .cpu.library import Library
 from .native_attention import NativeAttention, NativeStep
+from .paged_kv import PagedKV
 
 Ints = NDArray[np.int64]
 CHUNK_BYTES = 2 << 20
@@ -84,8 +85,8 @@ class DecodeChunk:
     """int64[2 * rows * num_kv_heads * width]: rows of the cache seen as […, block_size * head_dim]"""
     mask: Tensor
     """float32[rows * num_kv_heads, 1, width * block_size]: 0, or -inf for what is not seen"""
-    gathered: Tensor
-    """Scratch for the blocks."""
+    gathered: Tensor | None
+    """Scratch for the blocks; none for those of a quantized cache."""
 
 
 @dataclass(slots=True)
@@ -172,10 +173,12 @@ class AttentionPlanner:
         dtype: torch.dtype,
         windows: Sequence[Window] = (None,),
         kernels: Library | None = None,
+        *,
+        stored: torch.dtype | None = None,
     ) -> None:
-        """`windows`: of each KV group."""
-        self.shape = shape
-        usable = kernels is not None and NativeAttention.supports(shape.head_dim, dtype)
+        """`dtype` of queries; `stored`: of the cache, if that is another. `windows`: of each KV group."""
+        self.shape, self._quantized = shape, stored not in (None, dtype)
+        usable = kernels is not None and NativeAttention.supports(shape.head_dim, dtype, stored)
         self.native = NativeAttention(kernels) if kernels is not None and usable else None
         self.windows = windows
         blocks, heads, size, dim = shape
@@ -257,7 +260,9 @@ class AttentionPlanner:
         rows = (blocks[None, :, None, :] + self._block_sides) * heads + self._heads[:, None]
         return torch.from_numpy(rows.reshape(-1))
 
-    def _scratch_for(self, blocks: Tensor) -> Tensor:
+    def _scratch_for(self, blocks: Tensor) -> Tensor | None:
+        if self._quantized:
+            return None
         needed = len(blocks) * self._block_elements
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed, dtype=self._scratch.dtype)
@@ -306,46 +311,44 @@ class AttentionPlanner:
         return stretches
 
 
-def write_kv(kv: Tensor, cache: Tensor, metadata: AttentionMetadata) -> None:
-    """kv [tokens, 2 * num_kv_heads, head_dim] (keys' heads, then values') → cache, in place."""
-    cache.view(-1, cache.shape[-1])[metadata.kv_rows] = kv
+def write_kv(new: Tensor, kv: PagedKV, metadata: AttentionMetadata) -> None:
+    """[tokens, 2 * num_kv_heads, head_dim] (keys' heads, then values') → cache, in place."""
+    kv.write(new, metadata.kv_rows)
 
 
-def paged_attention(query: Tensor, cache: Tensor, metadata: AttentionMetadata, scale: float) -> Tensor:
-    """query [tokens, num_heads, head_dim], cache as above → [tokens, num_heads * head_dim]"""
+def paged_attention(query: Tensor, kv: PagedKV, metadata: AttentionMetadata, scale: float) -> Tensor:
+    """query [tokens, num_heads, head_dim] → [tokens, num_heads * head_dim]"""
     if metadata.attend is not None:
-        return metadata.attend(query, cache, metadata.native, scale)
+        return metadata.attend(query, kv, metadata.native, scale)
     tokens, num_heads, dim = query.shape
-    heads = cache.shape[2]
-    blocks = cache.view(-1, cache.shape[3] * dim)
+    heads = kv.cache.shape[2]
     out = torch.empty(tokens, num_heads * dim, dtype=query.dtype)
     for chunk in metadata.decode_chunks:
-        torch.index_select(blocks, 0, chunk.blocks, out=chunk.gathered)
         rows = chunk.end - chunk.begin
-        kv = chunk.gathered.view(2, rows * heads, -1, dim).float()
-        keys, values = kv[0], kv[1]
+        keys, values = kv.gather(chunk.blocks, chunk.gathered).view(2, rows * heads, -1, dim).float()
         grouped = query[chunk.begin : chunk.end].reshape(rows * heads, num_heads // heads, dim).float()
         scores = torch.baddbmm(chunk.mask, grouped, keys.transpose(1, 2), alpha=scale)
         mixed = torch.bmm(scores.softmax(-1), values)
         out[chunk.begin : chunk.end] = mixed.view(rows, -1)
     for group in metadata.prefill_groups:
         queries = query[group.begin : group.end].view(group.num_rows, -1, num_heads, dim)
-        kv = blocks.index_select(0, group.blocks).view(2, group.num_rows, heads, -1, dim)
+        both = kv.gather(group.blocks).view(2, group.num_rows, heads, -1, dim).to(query.dtype)
         mixed = F.scaled_dot_product_attention(
             queries.transpose(1, 2),
-            kv[0, :, :, : queries.shape[1]],
-            kv[1, :, :, : queries.shape[1]],
+            both[0, :, :, : queries.shape[1]],
+            both[1, :, :, : queries.shape[1]],
             is_causal=True,
             scale=scale,
             enable_gqa=num_heads != heads,
         )
         out[group.begin : group.end].view(*queries.shape[:2], num_heads, dim).copy_(mixed.transpose(1, 2))
     for stretch in metadata.prefill_stretches:
-        kv = blocks.index_select(0, stretch.blocks).view(2, 1, heads, -1, dim)[:, :, :, : stretch.num_keys]
+        both = kv.gather(stretch.blocks).view(2, 1, heads, -1, dim)[:, :, :, : stretch.num_keys]
+        keys, values = both.to(query.dtype)
         mixed = F.scaled_dot_product_attention(
             query[stretch.begin : stretch.end].transpose(0, 1).unsqueeze(0),
-            kv[0],
-            kv[1],
+            keys,
+            values,
             attn_mask=stretch.mask,
             scale=scale,
             enable_gqa=num_heads != heads,

@@ -14,6 +14,7 @@ from .lora import AdapterRows, Product, Update
 from .matmul import Matrix
 from .matrices import Matrices
 from .native_attention import HeadNorms
+from .paged_kv import PagedKV
 
 
 class NormKernel(Protocol):
@@ -24,9 +25,7 @@ class NormKernel(Protocol):
 class AttentionKernel(Protocol):
     """All between one layer's two projections: norms of heads, rotation, KV write, attention."""
 
-    def __call__(
-        self, qkv: Tensor, cache: Tensor, step: Any, cos: Tensor | None, sin: Tensor | None
-    ) -> Tensor:
+    def __call__(self, qkv: Tensor, kv: PagedKV, step: Any, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """qkv [tokens, heads + 2 * kv heads, head_dim] in one piece; `step` is what the device's own planner
         made for the layer; cos and sin [tokens, 1, rotary_dim] → [tokens, heads * head_dim]"""
 
@@ -44,6 +43,9 @@ class DeviceKernels(Protocol):
 
     @property
     def matrices(self) -> Matrices: ...
+
+    def check_cache(self, stored: torch.dtype) -> None:
+        """Raises StartupError for a KV cache of a type that no kernel here reads."""
 
     def norm(self, weight: Tensor, bias: Tensor | None, eps: float) -> NormKernel:
         """LayerNorm with a bias, else RMSNorm."""

@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .cpu.library import Library
+from .paged_kv import PagedKV
 
 Ints = NDArray[np.int64]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """As lanes.h numbers them."""
 MOST_DIM = 1024
+MOST_INT8_DIM = 256
+"""Of an int8 cache."""
 ATTEND = 3
 """As tape.c numbers its calls."""
 _POINTER, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -38,6 +41,8 @@ class _Layer(ctypes.Structure):
     _fields_: ClassVar[Sequence[tuple[str, type]]] = (
         ("keys", _POINTER),
         ("values", _POINTER),
+        ("key_scales", _POINTER),
+        ("value_scales", _POINTER),
         ("sinks", _POINTER),
         ("q_norm", _POINTER),
         ("k_norm", _POINTER),
@@ -121,24 +126,27 @@ class NativeAttention:
         )
 
     @staticmethod
-    def supports(head_dim: int, dtype: torch.dtype) -> bool:
+    def supports(head_dim: int, dtype: torch.dtype, stored: torch.dtype | None = None) -> bool:
+        """`stored`: of the cache, if that is another than the queries' `dtype`."""
+        if stored not in (None, dtype) and (stored != torch.int8 or head_dim > MOST_INT8_DIM):
+            return False
         return head_dim % 8 == 0 and head_dim <= MOST_DIM and dtype in DTYPES
 
     def __call__(
         self,
         query: Tensor,
-        cache: Tensor,
+        kv: PagedKV,
         step: NativeStep,
         scale: float,
         soft_cap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """query [tokens, num_heads, head_dim], each token's heads in one piece; cache of one layer; sinks
-        float32[num_heads] → [tokens, num_heads * head_dim]"""
+        """query [tokens, num_heads, head_dim], each token's heads in one piece; sinks float32[num_heads]
+        → [tokens, num_heads * head_dim]"""
         tokens, heads, dim = query.shape
         if query.stride(2) != 1 or query.stride(1) != dim or query.stride(0) % dim:
             query = query.contiguous()
-        layer = _layer(cache, heads, scale, soft_cap, sinks)
+        layer = _layer(kv, query.dtype, heads, scale, soft_cap, sinks)
         out = torch.empty(tokens, heads * dim, dtype=query.dtype)
         stride = query.stride(0) // dim
         check(self._attend(ctypes.addressof(layer), step.pointer, query.data_ptr(), stride, out.data_ptr()))
@@ -171,12 +179,12 @@ class FusedAttention:
         self._pointer = self._cache = 0
 
     def __call__(
-        self, qkv: Tensor, cache: Tensor, step: NativeStep, cos: Tensor | None, sin: Tensor | None
+        self, qkv: Tensor, kv: PagedKV, step: NativeStep, cos: Tensor | None, sin: Tensor | None
     ) -> Tensor:
         """qkv [tokens, heads + 2 * kv heads, head_dim] in one piece, which is changed; cos and sin
         [tokens, 1, rotary_dim], or None: no rotation → [tokens, heads * head_dim]"""
-        if cache.data_ptr() != self._cache:
-            self._prepare(cache, rotates=cos is not None)
+        if kv.cache.data_ptr() != self._cache:
+            self._prepare(kv, qkv.dtype, rotates=cos is not None)
         out = torch.empty(qkv.shape[0], self._num_heads * qkv.shape[2], dtype=qkv.dtype)
         rotation = (
             (0, 0, 0) if cos is None or sin is None else (cos.data_ptr(), sin.data_ptr(), cos.stride(0))
@@ -187,23 +195,31 @@ class FusedAttention:
             self._kernels.recorder.add(ATTEND, arguments, qkv, cos, sin, out)
         return out
 
-    def _prepare(self, cache: Tensor, *, rotates: bool) -> None:
-        layer = _layer(cache, self._num_heads, self._scale, self._soft_cap, self._sinks)
+    def _prepare(self, kv: PagedKV, dtype: torch.dtype, *, rotates: bool) -> None:
+        layer = _layer(kv, dtype, self._num_heads, self._scale, self._soft_cap, self._sinks)
         layer.rotary_dim = self._rotary_dim if rotates else 0
         if self._norms is not None:
             layer.q_norm, layer.k_norm = self._norms.query.data_ptr(), self._norms.key.data_ptr()
             layer.norm_dtype, layer.norm_eps = DTYPES[self._norms.query.dtype], self._norms.eps
-        self._layer, self._pointer, self._cache = layer, ctypes.addressof(layer), cache.data_ptr()
+        self._layer, self._pointer, self._cache = layer, ctypes.addressof(layer), kv.cache.data_ptr()
 
 
 def _layer(
-    cache: Tensor, num_heads: int, scale: float, soft_cap: float | None, sinks: Tensor | None
+    kv: PagedKV,
+    dtype: torch.dtype,
+    num_heads: int,
+    scale: float,
+    soft_cap: float | None,
+    sinks: Tensor | None,
 ) -> _Layer:
-    _, _, kv_heads, block_size, dim = cache.shape
+    _, _, kv_heads, block_size, dim = kv.cache.shape
+    assert kv.cache.dtype == (dtype if kv.scales is None else torch.int8)
     layer = _Layer()
-    layer.keys, layer.values = cache[0].data_ptr(), cache[1].data_ptr()
+    layer.keys, layer.values = (side.data_ptr() for side in kv.cache)
+    if kv.scales is not None:
+        layer.key_scales, layer.value_scales = (side.data_ptr() for side in kv.scales)
     layer.sinks = None if sinks is None else sinks.data_ptr()
-    layer.dtype = DTYPES[cache.dtype]
+    layer.dtype = DTYPES[dtype]
     layer.num_heads, layer.num_kv_heads, layer.head_dim = num_heads, kv_heads, dim
     layer.block_size = block_size
     layer.scale, layer.soft_cap = scale, soft_cap or 0.0

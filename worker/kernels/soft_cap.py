@@ -8,26 +8,26 @@ import torch
 from torch import Tensor
 
 from .attention import AttentionMetadata
+from .paged_kv import PagedKV
 
 
 def soft_capped_attention(
-    query: Tensor, cache: Tensor, metadata: AttentionMetadata, scale: float, soft_cap: float
+    query: Tensor, kv: PagedKV, metadata: AttentionMetadata, scale: float, soft_cap: float
 ) -> Tensor:
-    """query [tokens, num_heads, head_dim], cache as in attention.py → [tokens, num_heads * head_dim]"""
+    """query [tokens, num_heads, head_dim] → [tokens, num_heads * head_dim]"""
     if metadata.attend is not None:
-        return metadata.attend(query, cache, metadata.native, scale, soft_cap)
+        return metadata.attend(query, kv, metadata.native, scale, soft_cap)
     tokens, num_heads, dim = query.shape
-    heads = cache.shape[2]
-    blocks = cache.view(-1, cache.shape[3] * dim)
+    heads = kv.cache.shape[2]
     out = torch.empty(tokens, num_heads, dim, dtype=query.dtype)
 
     def mix(begin: int, end: int, rows: Tensor, num_rows: int, num_keys: int | None, mask: Tensor) -> None:
         """Tokens of `num_rows` sequences against their blocks; `mask` is added, [rows, 1, tokens, keys]."""
-        kv = blocks.index_select(0, rows).view(2, num_rows, heads, 1, -1, dim)[..., :num_keys, :].float()
+        keys, values = kv.gather(rows).view(2, num_rows, heads, 1, -1, dim)[..., :num_keys, :].float()
         grouped = query[begin:end].float().view(num_rows, -1, heads, num_heads // heads, dim)
-        scores = grouped.permute(0, 2, 3, 1, 4) @ kv[0].transpose(-1, -2) * scale
+        scores = grouped.permute(0, 2, 3, 1, 4) @ keys.transpose(-1, -2) * scale
         scores = scores.div_(soft_cap).tanh_().mul_(soft_cap) + mask
-        mixed = scores.softmax(-1) @ kv[1]
+        mixed = scores.softmax(-1) @ values
         out[begin:end] = mixed.permute(0, 3, 1, 2, 4).reshape(end - begin, num_heads, dim)
 
     for chunk in metadata.decode_chunks:

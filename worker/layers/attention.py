@@ -8,6 +8,7 @@ from torch import Tensor
 from ..kernels.attention import StepMetadata, paged_attention, write_kv
 from ..kernels.device import AttentionKernel
 from ..kernels.native_attention import FusedAttention, HeadNorms
+from ..kernels.paged_kv import PagedKV
 from ..parallel import Group
 from ..weights import Scope
 from .linear import ColumnLinear, RowLinear
@@ -19,8 +20,8 @@ from .rotary import rotate_
 class StepContext:
     """What layers of one kind need to know of a step besides the hidden states."""
 
-    caches: list[Tensor]
-    """Of each layer, see kernels/attention.py."""
+    caches: list[PagedKV]
+    """Of each layer, see kernels/paged_kv.py."""
     metadata: StepMetadata
     """Of each layer."""
     cos: Tensor | None
@@ -77,19 +78,19 @@ class Attention:
     def __call__(self, x: Tensor, residual: Tensor | None, step: StepContext) -> Tensor:
         """[tokens, hidden] → residual + attention(x)"""
         qkv = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
-        cache, metadata = step.caches[self.layer], step.metadata[self.layer]
+        kv, metadata = step.caches[self.layer], step.metadata[self.layer]
         if self.on_device is not None:
-            return self.o_proj(self.on_device(qkv, cache, metadata, step.cos, step.sin), residual)
+            return self.o_proj(self.on_device(qkv, kv, metadata, step.cos, step.sin), residual)
         if self.fused is not None and metadata.attend is not None:
-            return self.o_proj(self.fused(qkv, cache, metadata.native, step.cos, step.sin), residual)
+            return self.o_proj(self.fused(qkv, kv, metadata.native, step.cos, step.sin), residual)
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = qkv[:, : self.num_heads], qkv[:, self.num_heads : self.num_rotated]
             queries.copy_(self.q_norm(queries))
             keys.copy_(self.k_norm(keys))
         if step.cos is not None and step.sin is not None:
             rotate_(qkv[:, : self.num_rotated, : self.rotary_dim], step.cos, step.sin)
-        write_kv(qkv[:, self.num_heads :], cache, metadata)
-        mixed = paged_attention(qkv[:, : self.num_heads], cache, metadata, self.scale)
+        write_kv(qkv[:, self.num_heads :], kv, metadata)
+        mixed = paged_attention(qkv[:, : self.num_heads], kv, metadata, self.scale)
         return self.o_proj(mixed, residual)
 
     def _fuse(self, scope: Scope, dim: int) -> FusedAttention | None:

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..kernels.attention import StepMetadata
+from ..kernels.paged_kv import PagedKV
 from ..kv_layout import Window
 from ..layers.attention import Attention, StepContext
 from ..layers.embedding import Embedding, Head
@@ -90,7 +91,7 @@ class Decoder:
             rotary.cover(max_len)
 
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: StepMetadata
+        self, token_ids: Tensor, positions: Tensor, caches: list[PagedKV], metadata: StepMetadata
     ) -> Tensor:
         steps = {
             window: StepContext(caches, metadata, *rotary.at(positions))

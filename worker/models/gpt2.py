@@ -13,6 +13,7 @@ from protocol.errors import StartupError
 
 from ..kernels.activation import gelu_tanh
 from ..kernels.attention import StepMetadata
+from ..kernels.paged_kv import PagedKV
 from ..kernels.rows import fused
 from ..kv_layout import Window
 from ..layers.attention import Attention, AttentionSpec, StepContext
@@ -113,7 +114,7 @@ class GPT2:
         """The table of positions is a weight."""
 
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: StepMetadata
+        self, token_ids: Tensor, positions: Tensor, caches: list[PagedKV], metadata: StepMetadata
     ) -> Tensor:
         step = StepContext(caches, metadata, None, None)
         x = self.wte(token_ids) + F.embedding(positions, self.wpe)

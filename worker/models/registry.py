@@ -16,6 +16,7 @@ from ..checkpoint import Checkpoint
 from ..kernels.attention import StepMetadata
 from ..kernels.cpu.library import Library
 from ..kernels.device import DeviceKernels
+from ..kernels.paged_kv import PagedKV
 from ..kv_layout import Window
 from ..parallel import Group
 from ..quantization.cache import Cache
@@ -51,7 +52,7 @@ class Model(Protocol):
         """Make ready for positions 0 … max_len - 1."""
 
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: StepMetadata
+        self, token_ids: Tensor, positions: Tensor, caches: list[PagedKV], metadata: StepMetadata
     ) -> Tensor:
         """int64[tokens] twice → hidden states [tokens, hidden]; writes the tokens' KV into the caches."""
 

@@ -18,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from protocol.errors import StartupError
 
 from ..kernels.attention import StepMetadata, paged_attention, write_kv
+from ..kernels.paged_kv import PagedKV
 from ..kernels.soft_cap import soft_capped_attention
 from ..kv_layout import Window
 
@@ -103,7 +104,7 @@ class Trace:
 class Step:
     """One step: all layers, which come in order."""
 
-    def __init__(self, layers: Sequence[LayerSpec], caches: list[Tensor], metadata: StepMetadata) -> None:
+    def __init__(self, layers: Sequence[LayerSpec], caches: list[PagedKV], metadata: StepMetadata) -> None:
         self._layers = zip(layers, caches, metadata, strict=True)
 
     def attend(

@@ -15,6 +15,7 @@ from torch import Tensor
 from protocol.errors import StartupError
 
 from ..kernels.attention import AttentionPlanner, KVShape, StepLayout, StepMetadata
+from ..kernels.paged_kv import PagedKV
 from ..kv_cache import KVCache
 from ..kv_layout import Window, lay_out
 
@@ -27,7 +28,7 @@ _COARSE = 0.1
 """Mean difference over the spread of the logits, in float32 and in 16-bit types. Rounding makes some 1e-6
 and 0.02; whatever is mixed up makes 0.3 and more."""
 
-Compute = Callable[[Tensor, Tensor, list[Tensor], StepMetadata], Tensor]
+Compute = Callable[[Tensor, Tensor, list[PagedKV], StepMetadata], Tensor]
 """(token ids, positions, caches, metadata) → logits [tokens, vocab]"""
 
 

@@ -28,6 +28,7 @@ from protocol.errors import StartupError
 
 from ..checkpoint import Checkpoint
 from ..kernels.attention import StepMetadata
+from ..kernels.paged_kv import PagedKV
 from ..weights import Wants
 from .transformers_attention import ATTENTION, TRACE, LayerSpec, Step, Trace, attending
 from .transformers_check import compare, logits_in_company, probes
@@ -87,7 +88,7 @@ class TransformersModel:
             rotary.inv_freq.copy_(ROPE_INIT_FUNCTIONS["longrope"](rotary.config, seq_len=longest)[0])
 
     def __call__(
-        self, token_ids: Tensor, positions: Tensor, caches: list[Tensor], metadata: StepMetadata
+        self, token_ids: Tensor, positions: Tensor, caches: list[PagedKV], metadata: StepMetadata
     ) -> Tensor:
         with attending(Step(self._layers, caches, metadata)):
             output = self._decoder(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)

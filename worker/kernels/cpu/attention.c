@@ -12,6 +12,7 @@
  * are computed apart and merged afterwards, to the same bits. All sums are in float32.
  * Nothing outside of a sequence's own window is ever read.
  */
+#include "attention_int8.h"
 #include "attention_pairs.h"
 #include "attention_tile.h"
 #include "pool.h"
@@ -69,16 +70,16 @@ static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
 
 /* Where the keys and values of positions from … to - 1 of the tile at `begin` are. */
 INLINE void locate(const attention_layer *layer, const reach *it, int64_t begin, int64_t from, int64_t to, place *at) {
-    int64_t size = layer->block_size, bytes = layer->head_dim * size_of((int)layer->dtype);
+    int64_t size = layer->block_size, bytes = layer->head_dim * (layer->key_scales ? 1 : size_of((int)layer->dtype));
     int64_t block = (begin + from) / size, inside = (begin + from) % size;
     at->from = from, at->to = to;
     for (int64_t j = from; j < to; block++, inside = 0) {
-        int64_t offset = ((it->table[block] * layer->num_kv_heads + it->kv_head) * size + inside) * bytes;
-        for (; inside < size && j < to; inside++, j++, offset += bytes)
-            at->k[j] = layer->keys + offset, at->v[j] = layer->values + offset;
+        int64_t row = (it->table[block] * layer->num_kv_heads + it->kv_head) * size + inside;
+        for (; inside < size && j < to; inside++, j++, row++)
+            at->k[j] = layer->keys + row * bytes, at->v[j] = layer->values + row * bytes, at->row[j] = row;
     }
-    for (int64_t j = 0; j < from; j++) at->k[j] = at->k[from], at->v[j] = at->v[from];
-    for (int64_t j = to; j < TILE; j++) at->k[j] = at->k[from], at->v[j] = at->v[from];
+    for (int64_t j = 0; j < from; j++) at->k[j] = at->k[from], at->v[j] = at->v[from], at->row[j] = at->row[from];
+    for (int64_t j = to; j < TILE; j++) at->k[j] = at->k[from], at->v[j] = at->v[from], at->row[j] = at->row[from];
 }
 
 /* The first tile of a span. Returns where it begins. */
@@ -95,7 +96,8 @@ static void attend_span(const work *w, const unit *u, const reach *it, const flo
     const attention_layer *layer = w->layer;
     clear(s, u->num_rows, it->width);
     int64_t end = least(it->end, (span + 1) * SPAN), now = 0, few = u->num_rows <= FEW_ROWS;
-    place places[2];
+    place places[2], plain;
+    char memory[PLAIN_BYTES] __attribute__((aligned(64)));
     for (int64_t begin = first_tile(layer, it, span, &places[0]); begin < end; begin += TILE, now = !now) {
         int64_t next = begin + TILE;
         const place *here = &places[now], *ahead = few || w->pairs ? &places[!now] : NULL;
@@ -105,7 +107,11 @@ static void attend_span(const work *w, const unit *u, const reach *it, const flo
             first_tile(layer, after, after_span, &places[!now]);
         else
             ahead = NULL;
-        switch (layer->dtype) {
+        if (layer->key_scales) {
+            unpack_tile(layer, here, ahead, memory, &plain);
+            here = &plain, ahead = NULL;
+        }
+        switch (layer->key_scales ? plain_type(layer) : layer->dtype) {
         case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, here, ahead, s); break;
         case BF16:
             (w->pairs ? tile_pairs : tile_bf16)(&it->at, layer, u->num_rows, q, begin, here, ahead, s);

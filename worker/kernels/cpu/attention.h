@@ -5,11 +5,12 @@
 
 typedef struct {
     char *keys, *values;         /* [block, kv head, position, dim] */
+    float *key_scales, *value_scales; /* [block, kv head, position]: keys and values are int8; or NULL, of dtype */
     const float *sinks;          /* [head] logits of nothing at all, or NULL */
     const void *q_norm, *k_norm; /* [dim] weights of the heads' RMSNorms, or NULL */
     int64_t norm_dtype;
     double norm_eps;
-    int64_t dtype;               /* of queries, keys, values, cosines and the output: F32, BF16, F16 */
+    int64_t dtype;               /* of queries, keys, values (unless int8), cosines and the output: F32, BF16, F16 */
     int64_t num_heads, num_kv_heads, head_dim, block_size;
     int64_t rotary_dim;          /* 0: no rotation */
     double scale, soft_cap;      /* soft_cap c: scores become c · tanh(score / c); 0: none */

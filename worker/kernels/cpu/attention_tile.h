@@ -147,8 +147,9 @@ INLINE float soften_row(const rows_at *at, const attention_layer *layer, int64_t
                   &s.max[row], &s.sum[row]);
 }
 
-/* Where keys and values are, of the positions from … to - 1 of a tile; the rest of them point to some of these. */
-typedef struct { int64_t from, to; const char *k[TILE], *v[TILE]; } place;
+/* Where keys and values are, of the positions from … to - 1 of a tile; the rest of them point to some of these. `row`:
+ * of each, in the cache seen as [all, dim]. */
+typedef struct { int64_t from, to; const char *k[TILE], *v[TILE]; int64_t row[TILE]; } place;
 
 INLINE void tile(const rows_at *at, const attention_layer *layer, int dtype, int64_t num_rows, const float *q, int64_t begin,
                  const place *here, const place *next, state s) {

@@ -35,6 +35,26 @@ static void rotate(float *x, int64_t dim, const float *cos, const float *sin) {
     memcpy(x, turned, sizeof(float) * (size_t)dim);
 }
 
+/* x → codes; the scale is returned, and is not finite where x is not. As paged_kv.py, to the bit. */
+static float quantize(const float *x, int64_t dim, int8_t *to) {
+    float largest = 1e-8f;
+    int sick = 0;
+    for (int64_t d = 0; d < dim; d++) {
+        largest = fabsf(x[d]) > largest ? fabsf(x[d]) : largest;
+        sick |= x[d] != x[d];
+    }
+    float scale = sick ? NAN : largest / 127;
+    if (!(scale < INFINITY)) {
+        memset(to, 0, (size_t)dim);
+        return scale;
+    }
+    for (int64_t d = 0; d < dim; d++) {
+        float code = floorf(x[d] / scale + 0.5f);
+        to[d] = (int8_t)(code > 127 ? 127 : code < -127 ? -127 : code);
+    }
+    return scale;
+}
+
 static void prepare_token(const work *w, int64_t token, const float *q_norm, const float *k_norm) {
     const attention_layer *layer = w->layer;
     const attention_step *step = w->step;
@@ -52,20 +72,31 @@ static void prepare_token(const work *w, int64_t token, const float *q_norm, con
     int64_t block = (int64_t)blocks[position / layer->block_size] * kv_heads;
     char *row = w->qkv + token * (heads + 2 * kv_heads) * bytes;
     for (int64_t head = 0; head < heads + kv_heads; head++, row += bytes) {
-        char *to = row;
-        const float *weight = head < heads ? q_norm : k_norm;
-        if (head >= heads) to = layer->keys + ((block + head - heads) * layer->block_size + place) * bytes;
-        if (weight || rotary) {
+        int is_key = head >= heads, rounds = is_key && layer->key_scales;
+        int64_t slot = (block + head - heads) * layer->block_size + place;
+        char *to = is_key ? layer->keys + slot * bytes : row;
+        const float *weight = is_key ? k_norm : q_norm;
+        if (weight || rotary || rounds) {
             widen(row, dtype, dim, x);
             if (weight) norm_head(x, dim, weight, layer->norm_eps);
             if (rotary) rotate(x, rotary, cos, sin);
-            narrow(x, dtype, dim, to);
-        } else if (to != row) {
+            if (rounds)
+                layer->key_scales[slot] = quantize(x, dim, (int8_t *)layer->keys + slot * dim);
+            else
+                narrow(x, dtype, dim, to);
+        } else if (is_key) {
             memcpy(to, row, (size_t)bytes);
         }
     }
-    for (int64_t head = 0; head < kv_heads; head++, row += bytes)
-        memcpy(layer->values + ((block + head) * layer->block_size + place) * bytes, row, (size_t)bytes);
+    for (int64_t head = 0; head < kv_heads; head++, row += bytes) {
+        int64_t slot = (block + head) * layer->block_size + place;
+        if (layer->value_scales) {
+            widen(row, dtype, dim, x);
+            layer->value_scales[slot] = quantize(x, dim, (int8_t *)layer->values + slot * dim);
+        } else {
+            memcpy(layer->values + slot * bytes, row, (size_t)bytes);
+        }
+    }
 }
 
 static int64_t tokens_at_once(const work *w) {

@@ -26,8 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..paged_kv import PagedKV
 from .activation import tanh
-from .paged import PagedKV, cache_rows, gather_reference
+from .paged import cache_rows, gather_reference
 
 SPLIT = 256
 """Tokens per item. Partial results of an item are 1/32 of its KV bytes for four queries per KV head."""

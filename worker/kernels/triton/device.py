@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from protocol.errors import StartupError
+
 from ...kv_layout import Window
 from .. import activation as torch_activation
 from ..activation import Activation
@@ -24,13 +26,13 @@ from ..device import AttentionKernel, ExpertsKernel, NormKernel
 from ..lora import AdapterRows, Product, Update
 from ..matmul import Matrix
 from ..native_attention import HeadNorms as LayerHeadNorms
+from ..paged_kv import PagedKV
 from .activation import activate
 from .decode_attention import NO_WINDOW, SPLIT, DecodePlan, Scores, decode_attention, plan_decode
 from .experts import combine, expert_matmul, route
 from .lora import TritonProduct
-from .matrices import TritonDense, TritonMatrices
+from .matrices import TritonDense, TritonMatrices, fp8_lacks
 from .norm import norm
-from .paged import PagedKV
 from .prefill_attention import prefill_attention
 from .rope_kv import HeadNorms, rope_kv
 from .step_rows import DecodeRows
@@ -51,6 +53,13 @@ class TritonKernels:
         self._processors = 1
         if device.type == "cuda":
             self._processors = torch.cuda.get_device_properties(device).multi_processor_count
+
+    def check_cache(self, stored: torch.dtype) -> None:
+        if stored == torch.float8_e4m3fn and (here := fp8_lacks(self.device)):
+            raise StartupError(
+                f"--kv-cache-dtype fp8 needs a GPU of compute capability 8.9; this one has {here}",
+                hint="use --kv-cache-dtype int8",
+            )
 
     def norm(self, weight: Tensor, bias: Tensor | None, eps: float) -> NormKernel:
         def apply(x: Tensor, add: Tensor | None) -> Tensor:
@@ -195,9 +204,9 @@ class TritonAttention:
         self._processors = processors
 
     def __call__(
-        self, qkv: Tensor, cache: Tensor, step: TritonStep, cos: Tensor | None, sin: Tensor | None
+        self, qkv: Tensor, kv: PagedKV, step: TritonStep, cos: Tensor | None, sin: Tensor | None
     ) -> Tensor:
-        kv, rotations = PagedKV(cache), step.rotations(cos, sin)
+        rotations = step.rotations(cos, sin)
         queries = rope_kv(qkv, step.rows, step.kv_slots, rotations, kv, self._num_heads, self._norms)
         scores = Scores(self._scale, step.window)
         mixed, begin = [], 0

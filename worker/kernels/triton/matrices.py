@@ -31,6 +31,14 @@ once."""
 FP8_CAPABILITY = (8, 9)
 
 
+def fp8_lacks(device: torch.device) -> str:
+    """The device's compute capability, if that is too old for fp8."""
+    if device.type != "cuda":
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{major}.{minor}" if (major, minor) < FP8_CAPABILITY else ""
+
+
 class TritonMatrices:
     """Matrices, see ../matrices.py."""
 
@@ -44,13 +52,11 @@ class TritonMatrices:
                 "nf4 weights have no kernel for GPUs; dense, int8, int4 and fp8 have",
                 hint="use --quantization int4, or --device cpu",
             )
-        if kind == "fp8" and self.device.type == "cuda":
-            major, minor = torch.cuda.get_device_capability(self.device)
-            if (major, minor) < FP8_CAPABILITY:
-                raise StartupError(
-                    f"fp8 weights need a GPU of compute capability 8.9; this one has {major}.{minor}",
-                    hint="use an int8 or int4 checkpoint, or --device cpu",
-                )
+        if kind == "fp8" and (here := fp8_lacks(self.device)):
+            raise StartupError(
+                f"fp8 weights need a GPU of compute capability 8.9; this one has {here}",
+                hint="use an int8 or int4 checkpoint, or --device cpu",
+            )
 
     def place(self, tensor: Tensor) -> Tensor:
         """The tensor on the device, for several who use it: it is there once."""

@@ -18,9 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..paged_kv import PagedKV
 from .activation import tanh
 from .decode_attention import LOG2_E, Scores
-from .paged import PagedKV, cache_rows, gather_reference
+from .paged import cache_rows, gather_reference
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .paged import LIMITS, quantize, quantize_reference
+from ..paged_kv import LIMITS
+from ..paged_kv import quantize as quantize_reference
+from .paged import quantize
 
 
 @triton.jit

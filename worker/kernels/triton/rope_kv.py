@@ -16,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .paged import LIMITS, PagedKV, quantize, quantize_reference
+from ..paged_kv import LIMITS, PagedKV
+from ..paged_kv import quantize as quantize_reference
+from .paged import quantize
 
 
 class HeadNorms(NamedTuple):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from worker.kernels.triton.paged import PagedKV, quantize_reference
+from worker.kernels.paged_kv import PagedKV, quantize
 
 
 class Sequences:
@@ -37,7 +37,7 @@ class Sequences:
         if stored is None:
             self.kv = PagedKV(cache.to(device, dtype))
         else:
-            numbers, scales = quantize_reference(cache.nan_to_num(), stored)
+            numbers, scales = quantize(cache.nan_to_num(), stored)
             self.kv = PagedKV(numbers.to(device), scales.to(device))
 
     def on_cpu(self) -> tuple[PagedKV, Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.worker.kernels.triton.tolerance import close
-from worker.kernels.triton.paged import PagedKV
+from worker.kernels.paged_kv import PagedKV
 from worker.kernels.triton.rope_kv import HeadNorms, reference, rope_kv
 
 BLOCKS = 3
@@ -52,6 +52,7 @@ def test_quantized_caches(stored: torch.dtype, device: torch.device) -> None:
     heads, kv_heads, dim = 2, 2, 80
     qkv = torch.randn(3, heads + 2 * kv_heads, dim, device=device)
     qkv[1, 2] = 0  # a key without any amplitude
+    qkv[2, 4, 3], qkv[2, 5, 70] = math.nan, math.inf
     positions, slots = torch.tensor([0, 1, 2], device=device), torch.tensor([3, 40, 16], device=device)
     kvs = [
         PagedKV(
@@ -65,12 +66,8 @@ def test_quantized_caches(stored: torch.dtype, device: torch.device) -> None:
     reference(qkv, positions, slots, angles, kvs[1], heads)
     assert kvs[0].scales is not None
     assert kvs[1].scales is not None
-    torch.testing.assert_close(kvs[0].scales, kvs[1].scales, rtol=1e-6, atol=0)
-    found, expected = kvs[0].cache.float(), kvs[1].cache.float()
-    if stored == torch.int8:
-        assert float((found - expected).abs().max()) <= 1
-        assert float((found != expected).float().mean()) < 0.01, "only ties round differently"
-    else:
-        # The interpreter loses the carry of a mantissa that rounds up to the next power of two.
-        powers = expected.abs().log2().frac() == 0
-        assert torch.equal(found[~powers], expected[~powers])
+    torch.testing.assert_close(kvs[0].scales, kvs[1].scales, rtol=1e-6, atol=0, equal_nan=True)
+    finite = kvs[1].scales.isfinite()
+    found, expected = kvs[0].cache.float()[finite], kvs[1].cache.float()[finite]
+    assert float((found - expected).abs().max()) <= (1 if stored == torch.int8 else 32), "one step"
+    assert float((found != expected).float().mean()) < 0.01, "only ties round differently"

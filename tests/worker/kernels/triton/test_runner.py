@@ -139,6 +139,36 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Served, Driver]:
         return Served(folder, "qwen3", where), Served(folder, "qwen3", None).driver
 
 
+@pytest.mark.parametrize("stored", ["int8", "fp8"])
+def test_the_same_answers_from_a_quantized_cache(stored: str, tmp_path: Path, device: torch.device) -> None:
+    """As torch, whose cache is rounded alike; and not as without: rounding moves log-probabilities."""
+    served = Served(tmp_path, "qwen3", device, kv_cache_dtype=stored)
+    cache = served.driver.runner.served.cache
+    facts = served.driver.runner.facts
+    assert cache.scales is not None
+    assert facts.kv_bytes == 40 * (cache.tensor[:, :, 0].nbytes + cache.scales[:, :, 0].nbytes)
+    assert facts.kv_dtype == {"int8": "int8", "fp8": "float8_e4m3fn"}[stored]
+    options = {"cpu_kernels": "torch"}
+    found = generate(served.driver)
+    check(found, generate(Served(tmp_path, "qwen3", None, kv_cache_dtype=stored, **options).driver))
+    exact = generate(Served(tmp_path, "qwen3", None, **options).driver)
+    moved = [
+        abs(a[t] - b[t])
+        for a, b in zip(found[2].logprobs, exact[2].logprobs, strict=True)
+        for t in a
+        if t in b
+    ]
+    assert 1e-4 < max(moved) < 0.5
+
+
+def test_a_sick_sequence_of_a_quantized_cache_is_found(tmp_path: Path, device: torch.device) -> None:
+    driver = Served(tmp_path, "qwen3", device, kv_cache_dtype="int8", eager=True).driver
+    seqs = [driver.add([5, 9, 13 + i, 7, 1, 2], GREEDY) for i in range(2)]
+    driver.run(seqs, 1, chunk=4)
+    driver.runner.spoil([seqs[0].tables[0][0]])
+    assert driver.step(dict.fromkeys(seqs, 1)).failed_rows == ((0, "numerical_error"),)
+
+
 def test_the_same_answers_of_another_family(pair: tuple[Served, Driver]) -> None:
     check(generate(pair[0].driver), generate(pair[1]))
 
