@@ -4,9 +4,10 @@
     folder/1/9c01…     of the next; whoever looks for a document looks into every folder, and whoever
                        writes one removes what others had written of it
 
-So a document outlives its frontend, and is gone with the server, whose private folder it lies in. A name is a
-hash of tenant and id: no tenant finds another's. Files are read in threads, and changed in one thread, in the
-order in which that was decided, even if nobody waits for it any more. Knows no shapes.
+A predecessor that still finishes its streams stores in our folder, too: its documents come into our account
+as we store some. So a document outlives its frontend, and is gone with the server, whose private folder it
+lies in. A name is a hash of tenant and id: no tenant finds another's. Files are read in threads, and changed
+in one thread, in the order in which that was decided, even if nobody waits for it any more. Knows no shapes.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
@@ -28,6 +29,8 @@ _UNFINISHED = ".new"
 """End of the names of files that are being written, behind the pid of whoever does."""
 MOST_DOCUMENTS = 4096
 """Of all frontends together."""
+RECOUNT_EVERY = 16
+"""Documents of our own, between two looks for those of a predecessor; each takes up to a millisecond."""
 
 
 class ResponseStore:
@@ -45,9 +48,11 @@ class ResponseStore:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         """Of our files, the oldest first."""
         self._num_bytes = 0
+        self._num_puts = 0
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="responses")
         if self.enabled:
-            self._take_over()
+            os.makedirs(self._own, mode=0o700, exist_ok=True)
+            self._take_over(self._strangers(frozenset()))
 
     async def put(self, tenant: str, document_id: str, document: bytes) -> bool:
         """Keep it, as long as there is room for it. False: it is not kept."""
@@ -65,6 +70,10 @@ class ResponseStore:
         kept = await self._change(functools.partial(self._write, name, document, crowded))
         if not kept:
             self._forget(name)
+        if self._num_puts % RECOUNT_EVERY == 0:
+            known = frozenset(self._sizes)  # of which some may be yet to be written
+            self._take_over(await self._change(functools.partial(self._strangers, known)))
+        self._num_puts += 1
         return kept
 
     async def get(self, tenant: str, document_id: str) -> bytes | None:
@@ -81,22 +90,26 @@ class ResponseStore:
         self._forget(name)
         return await self._change(functools.partial(self._unlink, name, self._folders))
 
-    def _take_over(self) -> None:
-        """What a frontend that had our index has left."""
-        os.makedirs(self._own, mode=0o700, exist_ok=True)
+    def _take_over(self, found: Iterable[tuple[str, int]]) -> None:
+        """Files that we have not written, the oldest first, and their sizes."""
+        for name, size in found:
+            if name not in self._sizes:
+                self._sizes[name] = size
+                self._num_bytes += size
+
+    def _strangers(self, known: Collection[str]) -> list[tuple[str, int]]:
+        """What is in our folder besides, the oldest first; what a dead frontend had begun goes."""
         found = []
-        with os.scandir(self._own) as entries:
+        with suppress(FileNotFoundError), os.scandir(self._own) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # a predecessor that still finishes its streams changes it
                     if entry.name.endswith(_UNFINISHED):
                         if not _is_alive(int(entry.name.split(".")[1])):
                             os.unlink(entry.path)
-                        continue
-                    status = entry.stat()
-                    found.append((status.st_mtime_ns, entry.name, status.st_size))
-        for _, name, size in sorted(found):
-            self._sizes[name] = size
-            self._num_bytes += size
+                    elif entry.name not in known:
+                        status = entry.stat()
+                        found.append((status.st_mtime_ns, entry.name, status.st_size))
+        return [(name, size) for _, name, size in sorted(found)]
 
     def _forget(self, name: str) -> None:
         """In the account of our files, not on the disk."""

@@ -160,7 +160,7 @@ class Load:
     async def _read(self, place: int, response: httpx2.Response, answer: Answer) -> None:
         done = False
         async for line in _lines(response):
-            if not line:
+            if not line or line.startswith(":"):  # a comment: it is still alive
                 continue
             assert not done, f"after [DONE]: {line}"
             data = line.removeprefix("data: ")

@@ -5,7 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from frontend.response_store import MOST_DOCUMENTS, ResponseStore
+from frontend.response_store import MOST_DOCUMENTS, RECOUNT_EVERY, ResponseStore
 
 
 async def test_documents_are_kept_and_forgotten(tmp_path: Path) -> None:
@@ -70,6 +70,19 @@ def test_what_a_predecessor_still_writes_is_left_alone(tmp_path: Path) -> None:
     ResponseStore(str(tmp_path), 400)
     assert writing.exists()
     assert not abandoned.exists()
+
+
+async def test_what_a_predecessor_stores_late_counts(tmp_path: Path) -> None:
+    """It retires, and its streams end after its successor has begun."""
+    old = ResponseStore(str(tmp_path), 100)
+    new = ResponseStore(str(tmp_path), 100)
+    assert await old.put("", "late", b"x" * 60)
+    for i in range(RECOUNT_EVERY + 1):
+        assert await new.put("", str(i), b"x")
+    assert await new.get("", "late") is not None  # it is there, and counts
+    assert await new.put("", "large", b"x" * 80)
+    assert await new.get("", "late") is None
+    assert sum(path.stat().st_size for path in (tmp_path / "0").iterdir()) <= 100
 
 
 async def test_nothing_is_kept_without_a_folder() -> None:

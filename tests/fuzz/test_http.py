@@ -84,11 +84,14 @@ async def test_anything_over_the_wire(target: "Stack") -> None:
     endings = ["wait"] * 6 + ["half close", "reset"]
     cases = ((mutator.next(), chance.choice(endings)) for _ in range(NUM_CASES))
     seen: Counter[int] = Counter()
+    num_sent = 0
 
     async def worker() -> None:
+        nonlocal num_sent
         for payload, ending in cases:
             try:
                 seen.update(await converse(target, payload, ending))
+                num_sent += 1
             except Exception as error:
                 error.add_note(f"FUZZ_SEED={SEED} {ending} {payload[:2000]!r}")
                 raise
@@ -96,5 +99,6 @@ async def test_anything_over_the_wire(target: "Stack") -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(AT_ONCE):
             group.create_task(worker())
+    assert num_sent == NUM_CASES
     for status in (200, 400, 404, 405, 408, 431):
         assert seen[status], f"no case came so far: {seen}"

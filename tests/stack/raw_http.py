@@ -147,6 +147,8 @@ class RawConnection:
         async for chunk in self.chunks():
             *whole, text = (text + chunk).split(b"\n\n")
             for lines in whole:
+                if lines.startswith(b":"):  # a comment: it is still alive
+                    continue
                 fields = dict(line.split(": ", 1) for line in lines.decode().splitlines())
                 data = fields["data"]
                 yield Event(fields.get("id", ""), data if data == "[DONE]" else msgspec.json.decode(data))
