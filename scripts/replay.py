@@ -193,7 +193,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
             raise StartupError(
                 f"{path}: recorded with model {opened.facts.model} ({opened.model_fingerprint}),"
                 f" and this is {runner.facts.model} ({runner.model_fingerprint})",
-                hint="name the model, --dtype and --worker of the recording",
+                hint="name the model, --dtype, --lora and --worker of the recording",
             )
         replay = Replay(runner)
         for record in records:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from protocol.adapters import adapter_folders
 from protocol.options import ModelOptions
 from worker.memory import kv_vector_bytes
 
@@ -102,14 +103,23 @@ def read_config(folder: str) -> Config | None:
 
 
 def weights_bytes(options: ModelOptions, config: Config) -> int:
-    """Of memory, at least."""
-    total = 0.0
+    """Of memory, at least; adapters with them."""
+    total = float(_adapters_bytes(options, config))
     for name, entry in _headers(options.model):
         if _is_loaded(name, config):
             total += _kept_bytes(name, entry, options, config)
             if _EMBEDDING.search(name) and "wpe" not in name and config.tie_word_embeddings:
                 total += _rounded_head_bytes(entry, options)
     return int(total)
+
+
+def _adapters_bytes(options: ModelOptions, config: Config) -> int:
+    numbers = sum(
+        prod(entry.shape)
+        for folder in adapter_folders(options.lora).values()
+        for _, entry in _headers_of(os.path.join(folder, "adapter_model.safetensors"))
+    )
+    return numbers * config.dtype_bytes(options.dtype)
 
 
 def _is_loaded(name: str, config: Config) -> bool:
@@ -152,16 +162,24 @@ def _headers(folder: str) -> list[tuple[str, _Entry]]:
         if os.path.exists(index):
             with open(index, "rb") as file:
                 names = set(msgspec.json.decode(file.read(), type=_Index).weight_map.values())
-        for name in sorted(names):
-            with open(os.path.join(folder, os.path.basename(name)), "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > MAX_HEADER_BYTES:
-                    return []
-                entries = msgspec.json.decode(file.read(length), type=dict[str, _Entry])
-                found += [(key, entry) for key, entry in entries.items() if key != "__metadata__"]
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return []
+    for name in sorted(names):
+        found += _headers_of(os.path.join(folder, os.path.basename(name)))
     return found
+
+
+def _headers_of(path: str) -> list[tuple[str, _Entry]]:
+    """Of the tensors in a safetensors file."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                return []
+            entries = msgspec.json.decode(file.read(length), type=dict[str, _Entry])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return []
+    return [(key, entry) for key, entry in entries.items() if key != "__metadata__"]
 
 
 def _stored_bytes(dtype: str) -> float:

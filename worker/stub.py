@@ -113,7 +113,7 @@ class StubRunner:
         self._salts = [i * _SALT for i in range(len(self.groups))]
         self._windows = [group.window for group in self.groups]
         self.model_fingerprint = "-".join(
-            ["stub", str(self.vocab_size), *map(str, filter(None, self._windows))]
+            ["stub", str(self.vocab_size), *map(str, filter(None, self._windows)), *self.facts.adapters]
         )
 
     def reset(self) -> None:

@@ -14,13 +14,18 @@ from worker.runner import TorchRunner
 
 
 def sample(checkpoint: Path, group_dir: Path, rank: int, size: int) -> dict[str, Any]:
-    """Greedy with log-probabilities of everything, and seeded sampling beside it."""
-    runner = TorchRunner(worker_config(checkpoint, group_dir, rank=rank, size=size), quiet)
+    """Greedy with log-probabilities of everything, and seeded sampling beside it; each with an adapter, if
+    there are any beside the checkpoint."""
+    adapters = sorted((checkpoint.parent / "adapters").glob("*"))
+    lora = [f"{folder.name}={folder}" for folder in adapters]
+    runner = TorchRunner(worker_config(checkpoint, group_dir, rank=rank, size=size, lora=lora), quiet)
     driver = Driver(runner)
     vocab = runner.facts.vocab_size
     everything = SamplingParams(temperature=0, logprobs=vocab, prompt_logprobs=vocab)
-    greedy = driver.add([i * 7 % vocab for i in range(20)], everything)
-    seeded = driver.add([i * 5 % vocab for i in range(9)], SamplingParams(temperature=0.8, top_p=0.9, seed=3))
+    first, second = (adapters[0].name, adapters[-1].name) if adapters else ("", "")
+    greedy = driver.add([i * 7 % vocab for i in range(20)], everything, adapter=first)
+    drawn = SamplingParams(temperature=0.8, top_p=0.9, seed=3)
+    seeded = driver.add([i * 5 % vocab for i in range(9)], drawn, adapter=second)
     driver.run([greedy, seeded], 24, chunk=6)
     rows = [greedy.prompt_logprobs[i] for i in range(1, 20)] + greedy.logprobs
     return {

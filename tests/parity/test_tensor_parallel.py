@@ -12,11 +12,13 @@ import torch
 from tests.parity.families import FAMILIES
 from tests.parity.rank import sample
 from tests.parity.reference import write_checkpoint
+from tests.parity.test_lora import write_three
 from tests.worker.quantization.checkpoints import write_twins
 from tests.worker.quantization.test_fp8 import in_blocks
 
 DEADLINE_S = 110
 
+ADAPTED = "with adapters: "
 IN_BLOCKS = "fp8 in blocks, some of which are split"
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [32, 32]}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,6 +32,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     IN_BLOCKS: ("llama", {"intermediate_size": 192}),
     **FAMILIES,
+    **{f"{ADAPTED}{family}": FAMILIES[family] for family in ("qwen3", "phi3", "gpt2")},
 }
 
 
@@ -42,7 +45,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             twins = write_twins(found[name], in_blocks(32), BLOCKS, model_type, **changes)
             twins.quantized.rename(found[name] / "model")
         else:
-            write_checkpoint(found[name] / "model", model_type, **changes)
+            model = write_checkpoint(found[name] / "model", model_type, **changes)
+            if name.startswith(ADAPTED):
+                write_three(found[name] / "adapters", model)
     return found
 
 

@@ -11,6 +11,7 @@ from protocol.options import CacheOptions, ModelOptions, ParallelOptions, ServeO
 from scripts import memory_plan
 from scripts.memory_plan import check
 from tests.scripts.sized_checkpoint import KV_PER_TOKEN, MATRIX, VECTOR, checkpoint
+from tests.worker.adapters import write_adapter
 
 
 def options(folder: Path, **model: Any) -> ServeOptions:
@@ -25,6 +26,15 @@ def test_weights_that_do_not_fit_are_refused_with_numbers_and_the_remedy(tmp_pat
         check(options(folder), needed - 1)
     assert "--quantization int4" in caught.value.hint
     check(options(folder, quantization="int8"), needed - 1)
+
+
+def test_adapters_are_counted_with_the_weights(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "m")
+    adapter = write_adapter(tmp_path / "a", {"model.layers.0.mlp.up_proj": (1000, 64)}, r=4)
+    needed = 2 * (MATRIX + VECTOR + 4 * 1064)
+    check(options(folder, lora=(f"a={adapter}",)), needed)
+    with pytest.raises(OutOfMemory, match="the weights take at least"):
+        check(options(folder, lora=(f"a={adapter}",)), needed - 1)
 
 
 def test_a_fixed_context_that_does_not_fit_once_names_the_one_that_does(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from protocol.sockets import fingerprint
 from protocol.steps import Reset, StepResult
 from scripts.cli import main
 from tests.stack.conftest import Stack, serve, sliding_checkpoint, tiny_checkpoint
+from tests.worker.adapters import write_adapter
 
 if TYPE_CHECKING:
     from tests.stack.conftest import Serve
@@ -32,11 +34,14 @@ PROMPTS = [[1, 2, 3] * 10 + [number] for number in range(1, 5)] + [[9], [8, 7], 
 """Some with a common prefix."""
 
 
-async def ask(stack: Stack, *, kill_worker: bool) -> int:
+async def ask(stack: Stack, *, kill_worker: bool, adapters: Sequence[str] = ("",)) -> int:
     """All prompts at once; the worker dies in the middle, if it shall. How many tokens came."""
     async with asyncio.timeout(60):
         client = await EngineClient.attach(stack.endpoint_file)
-        streams = [client.submit(prompt, GREEDY if len(prompt) % 2 else SEEDED) for prompt in PROMPTS]
+        streams = [
+            client.submit(prompt, GREEDY if len(prompt) % 2 else SEEDED, adapter=adapters[i % len(adapters)])
+            for i, prompt in enumerate(PROMPTS)
+        ]
         await anext(streams[0])
         if kill_worker:
             os.kill(stack.pids["worker"][0], signal.SIGKILL)
@@ -60,19 +65,25 @@ def rewrite(path: Path, records: list[Record]) -> None:
 
 
 @pytest.fixture
-def recording(serve: "Serve", tmp_path: Path) -> Path:
+def flags(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    """Of the recorded stub."""
+    adapter = write_adapter(tmp_path / "red", {"model.layers.0.self_attn.q_proj": (64, 64)})
+    return ["--model", str(tiny_checkpoint), "--worker", "stub", "--lora", f"red={adapter}"]
+
+
+@pytest.fixture
+def recording(serve: "Serve", tmp_path: Path, flags: list[str]) -> Path:
     """The journal of a stub server whose worker was killed once, and which was told to stop."""
     path = tmp_path / "journal"
-    stack = serve("--journal", str(path))
-    asyncio.run(ask(stack, kill_worker=True))
+    stack = serve("--journal", str(path), *flags[-2:])
+    asyncio.run(ask(stack, kill_worker=True, adapters=("", "red", "")))
     assert stack.ends(signal.SIGTERM) == 0
     return path
 
 
 def test_a_recording_over_a_kill_agrees_and_a_flipped_token_is_found(
-    recording: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    recording: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--model", str(tiny_checkpoint), "--worker", "stub"]
     for path in (f"{recording}.old", str(recording)):
         assert main(["replay", path, *flags]) == 0
         assert "agreed: 1 epochs" in capsys.readouterr().out
@@ -95,11 +106,13 @@ def test_a_recording_over_a_kill_agrees_and_a_flipped_token_is_found(
 
 
 def test_a_recording_that_was_cut_off_is_replayed_up_to_there(
-    recording: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    recording: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recording.write_bytes(recording.read_bytes()[:-3])
-    assert main(["replay", str(recording), "--model", str(tiny_checkpoint), "--worker", "stub"]) == 0
+    assert main(["replay", str(recording), *flags]) == 0
     assert "agreed" in capsys.readouterr().out
+    assert main(["replay", str(recording), *flags[:-2]]) == 78
+    assert "name the model, --dtype, --lora" in capsys.readouterr().err
 
 
 def test_a_real_model_with_a_window_replays_too(

@@ -14,6 +14,7 @@ import pytest
 from protocol.errors import InvalidRequest, ModelNotFound, StartupError
 from scripts.api_client import ApiClient
 from scripts.llm import LLM
+from tests.worker.adapters import write_adapter
 
 if TYPE_CHECKING:
     from tests.conftest import Program
@@ -85,8 +86,10 @@ def test_a_server_that_cannot_start_is_the_one_error(
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_checkpoint: Path) -> Iterator[LLM]:
-    with LLM(str(tiny_checkpoint), worker="stub", max_model_len="4k", crash_dir="") as llm:
+def llm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    adapter = write_adapter(tmp_path_factory.mktemp("red"), {"model.layers.0.self_attn.q_proj": (64, 64)})
+    options = {"worker": "stub", "max_model_len": "4k", "crash_dir": "", "lora": [f"red={adapter}"]}
+    with LLM(str(tiny_checkpoint), **options) as llm:
         yield llm
 
 
@@ -99,6 +102,8 @@ def test_llm_answers_in_order(llm: LLM) -> None:
     assert alone[0].text != alone[1].text
     assert {one.num_tokens for one in answers} == {4}
     assert answers[-1].num_prompt_tokens == 3
+    adapted = llm.generate(["0", "49"], model="red", **fixed)
+    assert all(answers[i].text != one.text for i, one in zip((0, 49), adapted, strict=True))
 
 
 def test_llm_chats(llm: LLM) -> None:

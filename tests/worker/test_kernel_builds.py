@@ -8,7 +8,13 @@ import shutil
 import pytest
 import torch
 
-from tests.worker import test_matmul, test_native_attention, test_rows, test_sampling_kernels
+from tests.worker import (
+    test_lora_product,
+    test_matmul,
+    test_native_attention,
+    test_rows,
+    test_sampling_kernels,
+)
 from tests.worker.native import LESSER, built
 from worker.kernels import activation
 from worker.kernels.cpu.library import Library
@@ -50,6 +56,11 @@ def test_norms_and_activations(build: Library, dtype: torch.dtype) -> None:
     test_rows.test_norms(build, dtype, rows=130, size=100)
     for function in (activation.silu_and_multiply, activation.gelu_tanh):
         test_rows.test_activations(build, dtype, 97, function)
+
+
+@pytest.mark.parametrize("dtype", test_matmul.FLOATS)
+def test_adapters(build: Library, dtype: torch.dtype) -> None:
+    test_lora_product.test_each_row_has_its_own(build, dtype, [33, 7, 600], 100)
 
 
 def test_sampling(build: Library) -> None:

@@ -16,6 +16,7 @@ from protocol.config import WorkerConfig
 from protocol.errors import OutOfMemory, StartupError
 from protocol.options import SchedulerOptions
 from protocol.sampling import SamplingParams
+from tests.worker.adapters import write_adapter
 from tests.worker.driver import GREEDY, Driver, Resident, quiet, worker_config, write_config
 from tests.worker.kernels.triton.replayed import ReplayedDevice, open_gpu
 from worker import devices
@@ -33,6 +34,7 @@ SMALL = {
 }
 FAMILIES: dict[str, dict[str, object]] = {
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16, "tie_word_embeddings": True},
+    "one layer": {"architectures": ["Qwen3ForCausalLM"], "head_dim": 16, "num_hidden_layers": 1},
     "gemma3": {
         "architectures": ["Gemma3ForCausalLM"],
         "head_dim": 16,
@@ -171,6 +173,38 @@ def test_a_sick_sequence_of_a_quantized_cache_is_found(tmp_path: Path, device: t
 
 def test_the_same_answers_of_another_family(pair: tuple[Served, Driver]) -> None:
     check(generate(pair[0].driver), generate(pair[1]))
+
+
+SHAPES = {
+    "self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32),
+    "self_attn.o_proj": (32, 32), "mlp.gate_proj": (48, 32), "mlp.down_proj": (32, 48),
+}  # fmt: skip
+
+
+def test_a_graph_serves_whatever_adapters_its_rows_have(tmp_path: Path, device: torch.device) -> None:
+    """Captured with none; and mixed steps. A slot goes from one adapter to another."""
+    modules = {f"model.layers.0.{name}": shape for name, shape in SHAPES.items()}
+    few = {module: shape for module, shape in modules.items() if "v_proj" in module}
+    all_of_it = write_adapter(tmp_path / "a", modules, seed=1)
+    values = write_adapter(tmp_path / "b", few, seed=2, std=1.0, r=20, use_rslora=True)
+    options = {"lora": [f"all={all_of_it}", f"values={values}"], "max_num_seqs": 2}
+    served = Served(tmp_path, "one layer", device, **options)
+    drivers = served.driver, Served(tmp_path, "one layer", None, **options).driver
+    answers = []
+    for driver in drivers:
+        first, second = driver.add([5, 6, 7], GREEDY, adapter="all"), driver.add([5, 6, 7], GREEDY)
+        driver.step({first: 3})
+        driver.step({first: 1, second: 3})
+        driver.run([first, second], 3)
+        driver.drop(first)
+        third = driver.add([5, 6, 7], GREEDY, adapter="values")
+        driver.run([third, second], 5)
+        answers.append([first.outputs, second.outputs, third.outputs])
+    assert answers[0] == answers[1]
+    assert len({tuple(outputs[:3]) for outputs in answers[0]}) == 3
+    assert served.replays() >= 4, "decodes were replayed"
+    ours, torchs = (driver.runner.facts.weights_bytes for driver in drivers)
+    assert ours > torchs, "smaller ranks are filled up"
 
 
 RULES = {
