@@ -78,8 +78,8 @@ class Adapters:
         self.of_slot: Int32s = np.full(max_num_seqs, NONE, dtype=np.int32)
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self._checkpoints, self._wants = checkpoints, wants
-        self._decodes = torch.full((max_num_seqs,), NONE, dtype=torch.int32, device="cpu")
-        """Of the rows of small steps, at one place, as tapes expect it."""
+        self._decodes = torch.full((2, max_num_seqs), NONE, dtype=torch.int32, device="cpu")
+        """Numbers and order of the rows of a step that only decodes, at one place, as tapes expect them."""
         all_of_them = [Adapted(one, _segments(one.cuts)) for one in wants.linears]
         # An expert's rows are not the step's tokens in their order.
         all_of_them = [one for one in all_of_them if not _is_expert(one.segments[0].name)]
@@ -131,11 +131,14 @@ class Adapters:
         """The next products on the CPU are those of these rows' tokens."""
         numbers = self.of_slot[rows.slots]
         self.rows.some = bool((numbers != NONE).any())
-        if rows.num_decodes == len(rows.slots) <= len(self._decodes):
-            self._decodes.numpy()[: len(numbers)] = numbers
-            self.rows.numbers = self._decodes[: len(numbers)]
-        else:
-            self.rows.numbers = torch.from_numpy(numbers[rows.token_rows])
+        if rows.num_decodes == len(rows.slots):
+            here = self._decodes[:, : len(numbers)]
+            here.numpy()[:] = numbers, numbers.argsort(kind="stable")
+            self.rows.numbers, self.rows.order = here
+        elif self.rows.some:
+            of_tokens = numbers[rows.token_rows]
+            self.rows.numbers = torch.from_numpy(of_tokens)
+            self.rows.order = torch.from_numpy(of_tokens.argsort(kind="stable").astype(np.int32))
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 

@@ -38,6 +38,7 @@ def test_each_row_has_its_own(native: Library, dtype: torch.dtype, segments: lis
     updates, rows = updates_of(segments, k, dtype), AdapterRows()
     x, y = torch.randn(len(ROWS), 2 * k).to(dtype)[:, :k], torch.randn(len(ROWS), sum(segments)).to(dtype)
     rows.numbers, rows.some = torch.tensor(ROWS, dtype=torch.int32), True
+    rows.order = rows.numbers.argsort(stable=True).int()
     expected, found = y.clone(), y.clone()
     TorchProduct(segments, updates, rows).add_to(expected, x)
     product = NativeProduct(native, segments, updates, rows)
@@ -50,6 +51,7 @@ def test_each_row_has_its_own(native: Library, dtype: torch.dtype, segments: lis
         for places in itertools.islice(itertools.combinations(range(len(ROWS)), count), 40):
             few = torch.tensor(places)
             rows.numbers, again = torch.tensor(ROWS, dtype=torch.int32)[few], y[few]
+            rows.order = rows.numbers.argsort(stable=True).int()
             product.add_to(again, x[few])
             assert torch.equal(again, found[few])
 

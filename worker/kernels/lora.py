@@ -44,6 +44,8 @@ class AdapterRows:
     def __init__(self) -> None:
         self.numbers = torch.empty(0, dtype=torch.int32)
         """int32 [rows]; NONE: none"""
+        self.order = self.numbers
+        """int32 [rows], on the CPU: the rows, those with one adapter beside each other"""
         self.some = False
         """Otherwise no row has any: there is nothing to do."""
 
@@ -149,7 +151,7 @@ class NativeProduct:
         )
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._call = kernels.function(
-            "tern_lora", None, pointer, pointer, pointer, *[integer] * 3, pointer, integer, pointer
+            "tern_lora", None, *[pointer] * 4, *[integer] * 3, pointer, integer, pointer
         )
 
     def _adapter(self, update: Update) -> _Adapter:
@@ -173,7 +175,7 @@ class NativeProduct:
         return _Adapter(a.data_ptr(), scales.data_ptr(), held, at)
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
-        numbers, recorder = self._rows.numbers, self._kernels.recorder
+        numbers, order, recorder = self._rows.numbers, self._rows.order, self._kernels.recorder
         if not self._rows.some and recorder is None:  # a tape is played with others, too
             return
         if x.stride(1) != 1:
@@ -183,6 +185,7 @@ class NativeProduct:
         arguments = (
             ctypes.addressof(self._lora),
             numbers.data_ptr(),
+            order.data_ptr(),
             x.data_ptr(),
             TYPES[x.dtype],
             len(x),
@@ -193,4 +196,4 @@ class NativeProduct:
         )
         self._call(*arguments)
         if recorder is not None:
-            recorder.add(LORA, arguments, numbers, x, y, h)
+            recorder.add(LORA, arguments, numbers, order, x, y, h)

@@ -3,8 +3,8 @@
    shrink   h[row][r] = s[r] · (A[r] · x[row])           A of the row's adapter, all segments' ranks
    expand   y[row][c] += Σ_r B[c][r] h[row][r]           r of the segment of column c
 
-   Rows that follow each other with one adapter, up to ROWS of them, read its matrices together. What a row gets does
-   not depend on that: its sums go along K in vectors, and along the ranks one by one, in every company. */
+   Rows with one adapter, up to ROWS of them, read its matrices together. What a row gets does not depend on that: its
+   sums go along K in vectors, and along the ranks one by one, in every company. */
 
 #include "lora.h"
 #include "elementwise.h"
@@ -19,7 +19,7 @@
 
 typedef struct {
     const Lora *lora;
-    const int32_t *adapters;
+    const int32_t *adapters, *order;
     const char *x;
     char *y;
     float *h;
@@ -31,15 +31,17 @@ typedef struct {
 
 /* ── shrink ───────────────────────────────────────────────────────────────────────────────────── */
 
-INLINE void shrink(const Job *job, int type, int x_type, int64_t row, int rows, const Adapter *adapter, int64_t rank) {
+INLINE void shrink(const Job *job, int type, int x_type, const int32_t *row, int rows, const Adapter *adapter,
+                   int64_t rank) {
     int64_t k = job->lora->k, a_size = size_of(type), x_size = size_of(x_type);
     int ranks = adapter->rank - rank < RANKS ? (int)(adapter->rank - rank) : RANKS;
     const char *a = (const char *)adapter->a + rank * k * a_size;
-    const char *x = job->x + row * job->x_stride * x_size;
+    const char *x[ROWS];
+    for (int i = 0; i < rows; i++) x[i] = job->x + row[i] * job->x_stride * x_size;
     vf sums[ROWS][RANKS] = {};
     for (int64_t at = 0; at < k; at += LANES) {
         vf v[ROWS];
-        for (int i = 0; i < rows; i++) v[i] = load_some(x + (i * job->x_stride + at) * x_size, x_type, k - at);
+        for (int i = 0; i < rows; i++) v[i] = load_some(x[i] + at * x_size, x_type, k - at);
         for (int j = 0; j < ranks; j++) {
             vf w = load_some(a + (j * k + at) * a_size, type, k - at);
             for (int i = 0; i < rows; i++) sums[i][j] = fma_(w, v[i], sums[i][j]);
@@ -47,16 +49,17 @@ INLINE void shrink(const Job *job, int type, int x_type, int64_t row, int rows, 
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < ranks; j++)
-            job->h[(row + i) * job->lora->most_rank + rank + j] = sum_of(sums[i][j]) * adapter->scales[rank + j];
+            job->h[row[i] * job->lora->most_rank + rank + j] = sum_of(sums[i][j]) * adapter->scales[rank + j];
 }
 
 /* ── expand ───────────────────────────────────────────────────────────────────────────────────── */
 
-INLINE void expand(const Job *job, int type, int y_type, int64_t row, int rows, const Up *up, int64_t start,
+INLINE void expand(const Job *job, int type, int y_type, const int32_t *row, int rows, const Up *up, int64_t start,
                    int64_t columns, int64_t first, int64_t last) {
     const Lora *lora = job->lora;
     int64_t b_size = size_of(type), y_size = size_of(y_type);
-    const float *h = job->h + row * lora->most_rank + up->at;
+    const float *h[ROWS];
+    for (int i = 0; i < rows; i++) h[i] = job->h + row[i] * lora->most_rank + up->at;
     for (int64_t at = first; at < last; at += 2 * LANES) {
         int64_t left = last - at, second = left > LANES ? left - LANES : 0;
         vf sums[ROWS][2] = {};
@@ -64,13 +67,13 @@ INLINE void expand(const Job *job, int type, int y_type, int64_t row, int rows, 
             const char *b = (const char *)up->b + (r * columns + at - start) * b_size;
             vf b0 = load_some(b, type, left), b1 = second ? load_some(b + LANES * b_size, type, second) : (vf){};
             for (int i = 0; i < rows; i++) {
-                vf factor = splat(h[i * lora->most_rank + r]);
+                vf factor = splat(h[i][r]);
                 sums[i][0] = fma_(b0, factor, sums[i][0]);
                 sums[i][1] = fma_(b1, factor, sums[i][1]);
             }
         }
         for (int i = 0; i < rows; i++) {
-            char *y = job->y + ((row + i) * lora->n + at) * y_size;
+            char *y = job->y + (row[i] * lora->n + at) * y_size;
             store_some(y, y_type, left, load_some(y, y_type, left) + sums[i][0]);
             if (second) {
                 y += LANES * y_size;
@@ -80,7 +83,7 @@ INLINE void expand(const Job *job, int type, int y_type, int64_t row, int rows, 
     }
 }
 
-INLINE void expand_all(const Job *job, int type, int y_type, int64_t row, int rows, const Adapter *adapter,
+INLINE void expand_all(const Job *job, int type, int y_type, const int32_t *row, int rows, const Adapter *adapter,
                        int64_t piece) {
     const Lora *lora = job->lora;
     for (int64_t s = 0; s < lora->segments; s++) {
@@ -108,21 +111,24 @@ INLINE void expand_all(const Job *job, int type, int y_type, int64_t row, int ro
     else if (type == F16 && other == F16) { NUMBER_OF_ROWS(CALL, F16, F16) }             \
     else { CALL(type, other, rows); }
 
-static void shrink_run(const Job *job, int64_t row, int rows, const Adapter *adapter, int64_t piece) {
+static void shrink_run(const Job *job, const int32_t *row, int rows, const Adapter *adapter, int64_t piece) {
     if (piece * RANKS < adapter->rank) { TYPES(SHRINK, (int)job->lora->type, job->x_type) }
 }
 
-static void expand_run(const Job *job, int64_t row, int rows, const Adapter *adapter, int64_t piece) {
+static void expand_run(const Job *job, const int32_t *row, int rows, const Adapter *adapter, int64_t piece) {
     if (adapter->rank) { TYPES(EXPAND, (int)job->lora->type, job->y_type) }
 }
 
-/* Of ROWS rows, each run of those with one adapter. */
-INLINE void runs(const Job *job, int64_t unit, void (*run)(const Job *, int64_t, int, const Adapter *, int64_t)) {
-    int64_t row = unit / job->pieces * ROWS, end = row + ROWS < job->m ? row + ROWS : job->m;
+typedef void (*Run)(const Job *, const int32_t *, int, const Adapter *, int64_t);
+
+/* Of ROWS rows in the order of their adapters, each run of those with one. */
+INLINE void runs(const Job *job, int64_t unit, Run run) {
+    const int32_t *row = job->order + unit / job->pieces * ROWS, *all = job->order + job->m;
+    const int32_t *end = row + ROWS < all ? row + ROWS : all;
     while (row < end) {
-        int32_t adapter = job->adapters[row];
+        int32_t adapter = job->adapters[*row];
         int rows = 1;
-        while (row + rows < end && job->adapters[row + rows] == adapter) rows++;
+        while (row + rows < end && job->adapters[row[rows]] == adapter) rows++;
         if (adapter >= 0) run(job, row, rows, job->lora->adapters + adapter, unit % job->pieces);
         row += rows;
     }
@@ -148,8 +154,8 @@ static void phase(Job *job, tern_chunk run, int64_t pieces, int64_t each) {
     tern_parallel_for(run, job, (long)((job->units + job->at_once - 1) / job->at_once));
 }
 
-void tern_lora(const Lora *lora, const int32_t *adapters, const void *x, int64_t x_type, int64_t m, int64_t x_stride,
-               void *y, int64_t y_type, float *h) {
+void tern_lora(const Lora *lora, const int32_t *adapters, const int32_t *order, const void *x, int64_t x_type, int64_t m,
+               int64_t x_stride, void *y, int64_t y_type, float *h) {
     int64_t row = 0, widest = 0;
     while (row < m && (adapters[row] < 0 || !lora->adapters[adapters[row]].rank)) row++;
     if (row == m) return;
@@ -157,7 +163,7 @@ void tern_lora(const Lora *lora, const int32_t *adapters, const void *x, int64_t
         int64_t columns = lora->starts[s + 1] - lora->starts[s];
         if (columns > widest) widest = columns;
     }
-    Job job = {lora, adapters, x, y, h, m, x_stride, (int)x_type, (int)y_type, 0, 0, 0};
+    Job job = {lora, adapters, order, x, y, h, m, x_stride, (int)x_type, (int)y_type, 0, 0, 0};
     phase(&job, shrink_units, (lora->most_rank + RANKS - 1) / RANKS, ROWS * RANKS * lora->k);
     phase(&job, expand_units, (widest + COLUMNS - 1) / COLUMNS,
           ROWS * COLUMNS * (lora->most_rank / lora->segments + 1) * lora->segments);

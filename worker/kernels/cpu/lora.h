@@ -22,6 +22,7 @@ typedef struct {
     int64_t type; /* of A and B */
 } Lora;
 
-/* adapters int32 [m], -1: none; x [m][k] of rows `x_stride` apart; y [m][n]; h float [m][most_rank], scratch. */
-void tern_lora(const Lora *lora, const int32_t *adapters, const void *x, int64_t x_type, int64_t m, int64_t x_stride,
-               void *y, int64_t y_type, float *h);
+/* adapters int32 [m], -1: none; order int32 [m]: the rows, those with one adapter beside each other; x [m][k] of rows
+   `x_stride` apart; y [m][n]; h float [m][most_rank], scratch. */
+void tern_lora(const Lora *lora, const int32_t *adapters, const int32_t *order, const void *x, int64_t x_type, int64_t m,
+               int64_t x_stride, void *y, int64_t y_type, float *h);

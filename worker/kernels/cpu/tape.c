@@ -30,7 +30,8 @@ static int make(const Recorded *call) {
         tern_activate(a[0], address(a[1]), address(a[2]), address(a[3]), a[4], a[5], a[6], a[7]);
         return 0;
     case LORA:
-        tern_lora(address(a[0]), address(a[1]), address(a[2]), a[3], a[4], a[5], address(a[6]), a[7], address(a[8]));
+        tern_lora(address(a[0]), address(a[1]), address(a[2]), address(a[3]), a[4], a[5], a[6], address(a[7]), a[8],
+                  address(a[9]));
         return 0;
     default:
         return tern_write_kv_and_attend(address(a[0]), address(a[1]), address(a[2]), address(a[3]), address(a[4]), a[5],
