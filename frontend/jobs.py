@@ -101,8 +101,8 @@ class Job:
         os.lseek(descriptor, 0, os.SEEK_END)
         head, *events = whole[: self._size].split(BLOCK_END)
         self.what = head.removeprefix(_HEAD)
-        self.position = _position(events)
-        """Behind its last event, when it was taken over."""
+        self.position = _position(events, Position())
+        """Behind its last event with an id."""
         self._most = len(head) + most_bytes
         self._is_full = self._size >= self._most
 
@@ -120,6 +120,7 @@ class Job:
             return
         self._is_full = self._size + len(events) > self._most
         written = instead if self._is_full else events
+        self.position = _position(written.split(BLOCK_END), self.position)
         self._size += len(written)
         _write(self._descriptor, written)
 
@@ -171,9 +172,12 @@ class JobEvents:
                 return blocks
 
 
-def _position(events: Sequence[bytes]) -> Position:
-    ids = [block.partition(b"\n")[0] for block in events if block.startswith(b"id: ")]
-    return Position(*map(int, ids[-1].removeprefix(b"id: ").split(b"."))) if ids else Position()
+def _position(events: Sequence[bytes], before: Position) -> Position:
+    """Behind them."""
+    last = next((block for block in reversed(events) if block.startswith(b"id: ")), None)
+    if last is None:
+        return before
+    return Position(*map(int, last.partition(b"\n")[0].removeprefix(b"id: ").split(b".")))
 
 
 def _is_gone(descriptor: int) -> bool:

@@ -32,6 +32,9 @@ PING_TIMEOUT_S = 0.5
 SAMPLE_EVERY = 16
 """One gap between tokens in this many is observed: an observation costs 1 µs, a tenth of a token."""
 
+VLLM_PREFIX = "vllm:"
+"""With which every name is vLLM's, also where Prometheus' rules would have another."""
+
 _LATENCY_S = (
     0.001,
     0.005,
@@ -224,8 +227,9 @@ class _Engine(Collector):
         }
         for name, (text, found) in times.items():
             yield _histogram(self._prefix + name, text, TIME_BOUNDS_S, found)
-        text = "Tokens that a step computes, of prompts and answers; the sum counts all"
-        yield _histogram(f"{self._prefix}iteration_tokens_total", text, STEP_TOKENS_BOUNDS, stats.step_tokens)
+        name = "iteration_tokens_total" if self._prefix == VLLM_PREFIX else "iteration_tokens"
+        text = "Tokens that a step computes, of prompts and answers"
+        yield _histogram(self._prefix + name, text, STEP_TOKENS_BOUNDS, stats.step_tokens)
 
 
 def _histogram(name: str, text: str, bounds: Sequence[float], found: Distribution) -> Metric:

@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 ENVIRONMENTS = ROOT / ".clients"
 PAGE = ROOT / "docs" / "clients.md"
 DEADLINE_S = 120
+HEAVY_DEADLINE_S = 900
 
 
 class Client(NamedTuple):
@@ -34,6 +37,8 @@ class Client(NamedTuple):
     """What to install, each pinned: `name==1.2.3`, `name@1.2.3` for Node."""
     light: bool = True
     """Whether CI installs and asks it."""
+    beside: tuple[str, ...] = ()
+    """More of them, without what they need (torch, transformers): the tests' own environment has it."""
 
     @property
     def folder(self) -> Path:
@@ -52,7 +57,8 @@ class Client(NamedTuple):
         if self.is_node and shutil.which("node") is None:
             return "there is no node"
         stamp = self.folder / "installed.json"
-        if self.packages and not (stamp.exists() and json.loads(stamp.read_text()) == list(self.packages)):
+        wanted = [*self.packages, *self.beside]
+        if wanted and not (stamp.exists() and json.loads(stamp.read_text()) == wanted):
             return "not installed; run scripts/clients" + ("" if self.light else " --check")
         return ""
 
@@ -70,12 +76,21 @@ class Client(NamedTuple):
             subprocess.run(
                 ["uv", "venv", "--quiet", "--clear", "--python", sys.executable, self.folder], check=True
             )
-            command = ["uv", "pip", "install", "--quiet", "--python", self.python, *self.packages]
-            subprocess.run(command, check=True)
-        (self.folder / "installed.json").write_text(json.dumps(self.packages))
+            command = ["uv", "pip", "install", "--quiet", "--python", self.python]
+            subprocess.run([*command, *self.packages], check=True)
+            if self.beside:
+                subprocess.run([*command, "--no-deps", *self.beside], check=True)
+                self._see_the_tests_packages()
+        (self.folder / "installed.json").write_text(json.dumps([*self.packages, *self.beside]))
 
-    def ask(self, url: str, model: str) -> list[str]:
-        """Run the program: the calls that it made. Raises AssertionError with what it wrote."""
+    def _see_the_tests_packages(self) -> None:
+        """Those of the tests' environment, where its own lacks them."""
+        own = sysconfig.get_path("purelib", vars={"base": str(self.folder)})
+        theirs = [path for path in sys.path if path.endswith("site-packages")]
+        (Path(own) / "tests.pth").write_text("".join(f"{path}\n" for path in theirs))
+
+    def ask(self, url: str, model: str) -> "Said":
+        """Run the program. Raises AssertionError with what it wrote, if it fails."""
         program = PROGRAMS / self.program
         if self.is_node:  # which looks for packages beside the program
             for file in (program, PROGRAMS / "calls.mjs"):
@@ -90,16 +105,26 @@ class Client(NamedTuple):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=DEADLINE_S if self.light else HEAVY_DEADLINE_S,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return re.findall(r"^ok (.+)$", done.stdout, re.M)
+        calls, results = (re.findall(rf"^{kind} (.+)$", done.stdout, re.M) for kind in ("ok", "row"))
+        return Said(calls, results)
 
     def versions(self) -> str:
         """For people."""
         pins = self.packages or tuple(f"{name}=={version(name)}" for name in self.name.split(", "))
         return ", ".join(re.sub(r"(\[.*\])?(==|(?<=.)@(?=\d))", " ", pin) for pin in pins)
+
+
+class Said(NamedTuple):
+    """By a program."""
+
+    calls: list[str]
+    """That it made."""
+    results: list[str]
+    """Rows of a table, where it measures something."""
 
 
 CLIENTS = (
@@ -109,14 +134,11 @@ CLIENTS = (
     Client("langchain-openai", "langchain.py", ("langchain-openai==1.7.4", "openai==3.57.0")),
     Client("pydantic-ai", "pydantic_ai_python.py", ("pydantic-ai-slim[openai]==2.68.0", "openai==3.57.0")),
     Client("instructor", "instructor_python.py", ("instructor==1.17.0", "openai==3.3.0")),
-    Client("litellm", "litellm_python.py", ("litellm==1.110.2", "openai==3.57.0"), light=False),
+    Client("litellm", "litellm_python.py", ("litellm==1.110.2", "openai==3.57.0")),
+    Client("llama-index", "llama_index_python.py", ("llama-index-llms-openai-like==0.8.1", "openai==2.54.0")),
     Client(
-        "llama-index",
-        "llama_index_python.py",
-        ("llama-index-llms-openai-like==0.8.1", "openai==2.54.0"),
-        light=False,
+        "lm-eval", "lm_eval_python.py", ("lm_eval[api]==0.4.13",), light=False, beside=("accelerate==1.12.0",)
     ),
-    Client("lm-eval", "lm_eval_python.py", ("lm_eval[api]==0.4.13",), light=False),
     Client("openai (Node)", "openai_node.mjs", ("openai@6.49.0", "zod@4.6.7")),
     Client(
         "Vercel AI SDK (Node)",
@@ -126,12 +148,18 @@ CLIENTS = (
 )
 
 
-def install(*, everything: bool) -> Iterator[str]:
-    """Make the environments that are missing; the names of those that could not be made."""
-    for client in CLIENTS:
-        if client.light or everything:
-            try:
-                client.install()
-            except (subprocess.CalledProcessError, FileNotFoundError) as error:
-                print(f"clients: {client.name}: {error}", file=sys.stderr)
-                yield client.name
+def install(clients: Sequence[Client]) -> list[str]:
+    """Make the environments that are missing, all at once, as most of it is waiting for the network.
+    Returns the names of those that could not be made."""
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(_installed, clients))
+    return [client.name for client, there in zip(clients, done, strict=True) if not there]
+
+
+def _installed(client: Client) -> bool:
+    try:
+        client.install()
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        print(f"clients: {client.name}: {error}", file=sys.stderr)
+        return False
+    return True

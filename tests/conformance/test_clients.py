@@ -22,8 +22,8 @@ def calls_of(program: str) -> list[str]:
 def test_every_call_works(client: Client, bundled: Stack) -> None:
     if reason := client.missing():
         pytest.skip(f"{client.name}: {reason}")
-    calls = client.ask(bundled.base_url, bundled.model)
-    assert sorted(calls) == sorted(calls_of(client.program))
+    said = client.ask(bundled.base_url, bundled.model)
+    assert sorted(said.calls) == sorted(calls_of(client.program))
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)

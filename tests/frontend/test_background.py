@@ -65,6 +65,9 @@ async def test_its_events_can_be_read_again_from_anywhere(
     stream = await client.responses.create(model="tiny", input="x", background=True, stream=True)
     events = [event async for event in stream]
     assert [event.sequence_number for event in events] == list(range(len(events)))
+    begun = ["response.created", "response.queued", "response.in_progress"]
+    assert [event.type for event in events[:3]] == begun
+    assert [event.response.status for event in events[:3]] == ["queued", "queued", "in_progress"]
     assert events[-1].type == "response.completed"
     response_id = events[-1].response.id
     for after in (0, 4, len(events) - 2, len(events)):
@@ -121,7 +124,7 @@ async def test_cancelling(client: openai.AsyncOpenAI, http: httpx2.AsyncClient, 
     assert cancelled.status == "cancelled"
     assert TEXT.startswith(cancelled.output_text)
     assert cancelled.output_text
-    assert bird.submits[0].request_id in bird.aborted
+    await bird.until(lambda: bird.submits[0].request_id in bird.aborted)
     assert (await client.responses.cancel(made["id"])).status == "cancelled", "once more changes nothing"
     plain = await client.responses.create(model="tiny", input="x", store=True, max_output_tokens=2)
     with pytest.raises(openai.BadRequestError, match="background"):
@@ -173,7 +176,7 @@ async def test_another_frontend_takes_over_behind_the_last_event(
         events = events_of((await other.get(f"{URL}/{response_id}?stream=true")).text)
         assert (await other.get(f"{URL}/{response_id}")).json()["status"] == "completed"
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    assert "".join(event.get("delta", "") for event in events) == TEXT
+    assert text_of(events) == TEXT
     assert events[-1]["response"]["created_at"] == events[0]["response"]["created_at"]
     again, before = engines[1].submits[0], engines[0].submits[0]
     assert (again.key, again.digest, again.sampling.seed) == (before.key, before.digest, before.sampling.seed)
@@ -193,13 +196,37 @@ async def test_a_key_is_for_one_request(make_service: MakeService, bird: FakeEng
         assert streamed.json()["error"]["param"] == "Last-Event-ID"
 
 
+async def test_it_stays_queued_while_there_is_no_room(http: httpx2.AsyncClient, bird: FakeEngine) -> None:
+    bird.refuse_next = Refused(0, "overloaded", "full", True, "", 0.01)
+    events = events_of((await http.post(URL, json={**ASK, "stream": True})).text)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["type"] for event in events[:3]] == [
+        "response.created", "response.queued", "response.in_progress",
+    ]  # fmt: skip
+    assert (events[-1]["type"], text_of(events)) == ("response.completed", TEXT)
+    assert len(bird.submits) == 2
+
+
+async def test_cancelling_while_there_is_no_room(live: httpx2.AsyncClient, bird: FakeEngine) -> None:
+    bird.refuse_next = Refused(0, "overloaded", "full", True, "", 3600.0)
+    async with live.stream("POST", URL, json={**ASK, "stream": True}) as response:
+        lines = response.aiter_lines()
+        url = f"{URL}/{(await first_event(lines))['id']}"
+        await bird.until(lambda: bird.submits)
+        assert (await live.post(f"{url}/cancel")).json()["status"] == "cancelled"
+        data = [line.removeprefix("data: ") async for line in lines if line.startswith("data: ")]
+    kinds = [msgspec.json.decode(one)["type"] for one in data]
+    assert kinds == ["response.queued", "error"]
+    assert len(bird.submits) == 1
+
+
 async def test_it_fails_as_any_other(http: httpx2.AsyncClient, bird: FakeEngine) -> None:
-    bird.refuse_next = Refused(0, "overloaded", "full", True)
+    bird.refuse_next = Refused(0, "context_length_exceeded", "too long", False)
     made = (await http.post(URL, json={**ASK, "stream": True})).text
     failed = events_of(made.rpartition("event: error")[0])[-1]
     assert failed["type"] == "response.failed"
     body = await until(http, failed["response"]["id"], "failed")
-    assert body["error"] == {"code": "rate_limit_exceeded", "message": "full"}
+    assert body["error"] == {"code": "invalid_prompt", "message": "too long"}
 
 
 async def test_what_comes_to_nothing_is_refused_at_once(http: httpx2.AsyncClient, bird: FakeEngine) -> None:
@@ -219,6 +246,10 @@ async def test_more_events_than_are_kept(
         response_id = first_response(text.split("\n"))["id"]
         assert '"too_many_events"' in text.split("\n\n")[-2]
         await until(http, response_id, "completed")
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    return "".join(event.get("delta", "") for event in events)
 
 
 def first_response(lines: list[str]) -> dict[str, Any]:

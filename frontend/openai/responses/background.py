@@ -3,7 +3,8 @@
     POST background ─▶ stored as queued, and answered at once
                          │ Job: the order, then its events ──▶ whoever reads along, through any frontend
                          ▼
-    engine core ◀── a keyed request, as all that outlive their connection; the key follows from the id
+    engine core ◀── a keyed request, as all that outlive their connection; the key follows from the id;
+                         │ sent again after a while, if the queue there is full
                          │
                          ▼
     stored as in_progress ─▶ completed, incomplete, failed or cancelled; its events beside it, if it streams
@@ -27,13 +28,15 @@ from protocol.messages import EngineFacts
 from ...idempotency import Key
 from ...jobs import BLOCK_END, JobEvents, Jobs
 from ...keep_alive import KeepAlive
+from ...outbox import Outbox
 from ...response_store import document_name
 from ...responses import EVENT_STREAM_HEADERS, send_body, send_json
 from ...service import Service
 from ..headers import LAST_EVENT_ID, Terms
-from .order import LOOK_AGAIN_S, Order, Plan, Workshop
+from .order import LOOK_AGAIN_S, TOO_MANY, Order, Plan, Workshop
 from .past import PastResponse, PastResponses
 from .request import ResponsesRequest
+from .writer import announce
 
 CANCEL_PATIENCE_S = 10.0
 EVENTS_SHARE = 4
@@ -69,6 +72,10 @@ class Background:
                 job.release()
                 why = "the request is larger than what is stored (--response-store-bytes)"
                 raise InvalidRequest(f"background: {why}", param="background")
+            if request.stream:
+                first = Outbox(numbered=True, ids=True)
+                announce(planned.begun, first)
+                job.append(first.take(), TOO_MANY)
             self._workshop.begin(job, planned)
         elif known.digest != key.digest:
             raise KeyReused("this Idempotency-Key belongs to another request")

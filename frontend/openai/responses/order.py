@@ -1,7 +1,8 @@
 """Order: a background response that is to be made, and Workshop, which makes it.
 
 What comes of it goes into its job's file, if somebody may want to read its events, and into the store: as
-queued by whoever took the order, as in_progress with the first token, and as it is in the end.
+queued by whoever took the order, as in_progress with the first token, and as it is in the end. While the
+engine core has no room for it, it stays queued.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct, structs
 
-from protocol.errors import InternalError, RequestError, TernError, Unavailable
+from protocol.errors import InternalError, Overloaded, RequestError, TernError, Unavailable
 from protocol.messages import EngineFacts
 
 from ...idempotency import Key
@@ -36,6 +37,8 @@ log = logging.getLogger("tern.frontend")
 
 LOOK_AGAIN_S = 0.05
 """How often somebody who waits for a job looks at its file."""
+RETRY_S = 1.0
+"""Until an order is sent again that found the engine core's queue full, if that does not say how long."""
 
 
 class TooManyEvents(RequestError):
@@ -50,7 +53,7 @@ class ResponseCancelled(RequestError):
     code = "response_cancelled"
 
 
-_TOO_MANY = b"event: error\n" + OpenAIErrors().last_event(
+TOO_MANY = b"event: error\n" + OpenAIErrors().last_event(
     TooManyEvents("the events are too many to be kept (--response-store-bytes); ask for the response whole"),
     "",
 )
@@ -154,20 +157,24 @@ class Workshop:
         if planned is None:
             facts = await self._service.door.admit()
             planned = await self._plan(order.request, facts, order.terms(), order.created_at)
+        while not await self._is_made(job, order, planned):
+            pass
+
+    async def _is_made(self, job: Job, order: Order, planned: PlannedResponse) -> bool:
+        """Ask the engine core. False: it had no room, and has had time to find some."""
         outbox = Outbox(numbered=True, ids=True, known=job.position)
         with Generation(self._service, [planned.prompt], planned.wish) as generation:
             writer = planned.begin(generation, outbox)
             try:
-                begun = False
-                async for piece in generation.choices[0]:
-                    if not begun:
-                        begun = True
-                        await self._past.keep(order.tenant, planned.begun, planned.items, order.key.digest)
-                    writer.write(piece)
-                    self._tell(job, order, outbox.take())
-                await writer.end()
-                self._tell(job, order, outbox.take())
-                return
+                try:
+                    await self._write(job, order, planned, generation, writer, outbox)
+                except Overloaded as error:
+                    if writer.begun:
+                        raise
+                    generation.choices[0].close("error")
+                    await asyncio.sleep(error.retry_after_s or RETRY_S)
+                    return False
+                return True
             except asyncio.CancelledError:
                 if not _unwanted(job):
                     raise
@@ -181,10 +188,29 @@ class Workshop:
             self._tell(job, order, last)
             if not job.is_deleted:
                 await self._past.keep(order.tenant, writer.response, planned.items, order.key.digest)
+            return True
+
+    async def _write(
+        self,
+        job: Job,
+        order: Order,
+        planned: PlannedResponse,
+        generation: Generation,
+        writer: ResponseWriter,
+        outbox: Outbox,
+    ) -> None:
+        """The whole answer, as it comes. Raises what ends it early."""
+        async for piece in generation.choices[0]:
+            if not writer.begun:
+                await self._past.keep(order.tenant, planned.begun, planned.items, order.key.digest)
+            writer.write(piece)
+            self._tell(job, order, outbox.take())
+        await writer.end()
+        self._tell(job, order, outbox.take())
 
     def _tell(self, job: Job, order: Order, events: bytes) -> None:
         if order.request.stream:
-            job.append(events, _TOO_MANY)
+            job.append(events, TOO_MANY)
 
     async def _change(self, order: Order, **changes: object) -> None:
         past = await self._past.find(order.tenant, order.full_id)

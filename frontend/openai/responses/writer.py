@@ -1,6 +1,6 @@
 """ResponseWriter: one response's events in their order, and the response object in the end.
 
-response.created, response.in_progress
+response.created, response.queued if it is a background one, response.in_progress
   response.output_item.added                  of every item: item_id and output_index are its own
     response.content_part.added
       response.output_text.delta …            or reasoning_text.delta, or function_call_arguments.delta
@@ -60,7 +60,7 @@ class ResponseWriter:
         self._vocabulary = vocabulary
         self._width = width
         self._output: list[OutputItem] = []
-        self._begun = False
+        self._announced = self._begun = False
         self._open: WrittenItem | None = None
         """One of the following, or none."""
         self._message: WrittenMessage | None = None
@@ -70,7 +70,7 @@ class ResponseWriter:
     def write(self, piece: Piece) -> None:
         if not self._begun:
             self._begun = True
-            self._lifecycle("response.created")
+            self._announce()
             self._lifecycle("response.in_progress")
         if piece.text or piece.entries:
             self._say(piece.text, piece.entries)
@@ -98,6 +98,11 @@ class ResponseWriter:
         return self._response
 
     @property
+    def begun(self) -> bool:
+        """Something of the answer has come."""
+        return self._begun
+
+    @property
     def response(self) -> ResponseObject:
         """As it was last told of."""
         return self._response
@@ -117,6 +122,7 @@ class ResponseWriter:
         return self._error(error)
 
     def _break_off(self, **changes: Any) -> None:
+        self._announce()
         self._outbox.break_off()
         self._close("incomplete")
         usage = response_usage(self._generation.usage())
@@ -164,5 +170,23 @@ class ResponseWriter:
             self._output.append(self._open.close(status))
             self._open = self._message = self._reasoning = self._call = None
 
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
+            announce(self._response, self._outbox)
+
     def _lifecycle(self, name: str) -> None:
-        self._outbox.mark(name, _encode({"type": name, "response": self._response}))
+        _tell(name, self._response, self._outbox)
+
+
+def announce(response: ResponseObject, outbox: Outbox) -> None:
+    """Its first events, which say that there is such a response, and of a background one that it waits."""
+    if response.background:
+        response = structs.replace(response, status="queued")
+    _tell("response.created", response, outbox)
+    if response.background:
+        _tell("response.queued", response, outbox)
+
+
+def _tell(name: str, response: ResponseObject, outbox: Outbox) -> None:
+    outbox.mark(name, _encode({"type": name, "response": response}))
