@@ -272,6 +272,7 @@ class FrontendOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "qwen3_coder",
             "glm45",
             "deepseek_v3",
+            "deepseek_v32",
             "openai",
         ],
         Meta(description="how the model writes tool calls; auto: as its chat template shows"),

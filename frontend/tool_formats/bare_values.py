@@ -47,10 +47,13 @@ class BareValueReader(CallReader):
         self._num_members = 0
         self._state = self._member
 
-    def _begin_value(self, key: str) -> None:
+    def _begin_value(self, key: str, is_text: bool | None = None) -> None:
+        """`is_text`: if the model says so; then the schema only says whether the text null means null."""
         self._argue(f"{', ' if self._num_members else '{'}{_json(key)}: ")
         self._num_members += 1
         self._kinds = kinds_of(self._schemas.get(key))
+        if is_text is not None and not (is_text and self._kinds == _NULL_OR_TEXT):
+            self._kinds = _TEXT if is_text else frozenset()
         self._text_begun = False
         self._state = self._text_value if self._kinds == _TEXT else self._other_value
 
@@ -123,8 +126,23 @@ class BareValueFormat(ToolFormat):
         """Lark: the body of a rule for one call; `members` stands for all arguments."""
 
     @abstractmethod
-    def around_value(self, key: str, mark: Mark) -> tuple[str, str]:
-        """Lark: what stands before a value; and the mark, or the text, that ends it."""
+    def around_value(self, key: str, mark: Mark, *, text: bool) -> tuple[str, str]:
+        """Lark: what stands before a value (`text`: it is one, and not JSON); and the mark, or the text, that
+        ends it."""
+
+    def closed(self, end: str, mark: Mark) -> str:
+        """Lark: that end."""
+        return mark(end)
+
+    def text_rule(self, name: str, end: str, mark: Mark) -> str:
+        """Lark: the rule for any text up to that end."""
+        if mark(end) == literal(end):
+            return f"{name}[suffix={literal(end)}]: BARE"
+        return f"{name}: SOME? {mark(end)}"
+
+    def rules_beside(self, mark: Mark) -> list[str]:
+        """Lark: more that `call_list` is made of."""
+        return []
 
     @abstractmethod
     def call_list(self, *, single: bool) -> str:
@@ -134,6 +152,7 @@ class BareValueFormat(ToolFormat):
         rules = [
             f"calls: {self.call_list(single=single)}",
             f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}",
+            *self.rules_beside(mark),
         ]
         marks = "|".join(one.replace("/", "\\/") for one in self.value_ends)
         rules.append(f"BARE: /(.|\\n)*/ & ~/(.|\\n)*({marks})(.|\\n)*/")
@@ -142,19 +161,18 @@ class BareValueFormat(ToolFormat):
         for i, tool in enumerate(tools):
             members = []
             for j, (key, schema, required) in enumerate(members_of(tool)):
-                before, end = self.around_value(key, mark)
+                choices = text_choices(tool.name, key, schema)
+                before, end = self.around_value(key, mark, text=choices is not None)
                 members.append(f"member_{i}_{j}{'' if required else '?'}")
                 rules.append(f"member_{i}_{j}: {before} value_{i}_{j}")
-                choices = text_choices(tool.name, key, schema)
                 if choices is None:
-                    rules.append(f"value_{i}_{j}: args_{len(values)} {mark(end)}")
+                    rules.append(f"value_{i}_{j}: args_{len(values)} {self.closed(end, mark)}")
                     values.append(ToolArguments(tool.name, schema, key))
                 elif choices:
-                    rules.append(f"value_{i}_{j}: ({' | '.join(map(literal, choices))}) {mark(end)}")
-                elif mark(end) == literal(end):
-                    rules.append(f"value_{i}_{j}[suffix={literal(end)}]: BARE")
+                    any_of = " | ".join(map(literal, choices))
+                    rules.append(f"value_{i}_{j}: ({any_of}) {self.closed(end, mark)}")
                 else:
-                    rules.append(f"value_{i}_{j}: SOME? {mark(end)}")
+                    rules.append(self.text_rule(f"value_{i}_{j}", end, mark))
             rules.append(f"call_{i}: {self.call_rule(tool.name, ' '.join(members), mark)}")
         return CallGrammar("\n".join(rules), tuple(values))
 

@@ -1,6 +1,7 @@
 """All tool formats by name, and which of them a chat template speaks."""
 
 from .deepseek_v3 import CALLS, FENCE, DeepSeekV3
+from .deepseek_v32 import DSML, DeepSeekV32
 from .glm45 import KEY, Glm45
 from .harmony import CHANNEL, Harmony
 from .hermes import Hermes
@@ -20,6 +21,7 @@ FORMATS: dict[str, ToolFormat] = {
         Qwen3Coder(),
         Glm45(),
         DeepSeekV3(fenced=True),
+        DeepSeekV32(),
         Harmony(),
     )
 }
@@ -42,6 +44,8 @@ def format_of(template: str) -> ToolFormat | None:
         return format_named("mistral", template)
     if CHANNEL in template and "to=functions." in template:
         return FORMATS["openai"]
+    if DSML in template:
+        return FORMATS["deepseek_v32"]
     if CALLS in template:
         return format_named("deepseek_v3", template)
     if "<tool_call>" in template and KEY in template:

@@ -90,5 +90,5 @@ class Glm45(BareValueFormat):
     def call_rule(self, name: str, members: str, mark: Mark) -> str:
         return f'{mark(OPEN)} {literal(name)} "\\n"? {members} {mark(CLOSE)}'
 
-    def around_value(self, key: str, mark: Mark) -> tuple[str, str]:
+    def around_value(self, key: str, mark: Mark, *, text: bool) -> tuple[str, str]:
         return f'{mark(KEY)} {literal(key)} {mark(KEY_END)} "\\n"? {mark(VALUE)}', VALUE_END

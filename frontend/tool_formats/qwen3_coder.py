@@ -76,5 +76,5 @@ class Qwen3Coder(BareValueFormat):
         head, end = literal(f"\n{FUNCTION}{name}>\n"), literal(f"{FUNCTION_END}\n")
         return f"{mark(OPEN)} {head} {members} {end} {mark(CLOSE)}"
 
-    def around_value(self, key: str, mark: Mark) -> tuple[str, str]:
+    def around_value(self, key: str, mark: Mark, *, text: bool) -> tuple[str, str]:
         return literal(f"{PARAMETER}{key}>\n"), f"\n{PARAMETER_END}\n"

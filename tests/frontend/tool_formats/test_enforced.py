@@ -19,7 +19,7 @@ from frontend.tool_formats.tool_format import FramingFormat, ToolFormat
 from frontend.tools import Tool, ToolUse
 from protocol.errors import Unsupported
 from tests.frontend.conftest import train_byte_level
-from tests.frontend.tool_formats.test_formats import coder, fenced, glm, harmony, unfenced
+from tests.frontend.tool_formats.test_formats import coder, dsml, fenced, glm, harmony, unfenced
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -74,6 +74,12 @@ def written(kind: str, arguments: dict[str, Any]) -> str:
             return f"<｜tool▁calls▁begin｜>{fenced('get_weather', arguments)}<｜tool▁calls▁end｜>"
         case "deepseek_v31":
             return f"<｜tool▁calls▁begin｜>{unfenced('get_weather', arguments)}<｜tool▁calls▁end｜>"
+        case "deepseek_v32":
+            members = [
+                (key, "true" if key in ("city", "unit", "note") else "false", one)
+                for key, one in bare(arguments).items()
+            ]
+            return f"<｜DSML｜function_calls>\n{dsml('get_weather', *members)}</｜DSML｜function_calls>"
         case "openai":
             thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
             return f"{thought}{harmony('get_weather', arguments, end='')}"
@@ -166,6 +172,10 @@ def test_calls_or_a_format_of_the_text(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_strict_tools_beside_free_text(kind: str) -> None:
     world = World(kind, tokens=True)
+    if kind == "deepseek_v32":
+        with pytest.raises(Unsupported, match="its mark <｜DSML｜function_calls> is no token"):
+            world.reading("auto").constrain(None)
+        return
     constraint = world.reading("auto").constrain(None)
     before = "<|channel|>final<|message|>" if kind == "openai" else ""
     assert world.accepts(constraint, written(kind, ARGUMENTS))
@@ -208,6 +218,9 @@ def test_one_call_where_they_may_not_be_parallel() -> None:
             "pythonic": f"{one[:-1]}, {one[1:]}",
             "deepseek_v3": one.replace("<｜tool▁calls▁end｜>", fenced("now", {}) + "<｜tool▁calls▁end｜>"),
             "deepseek_v31": one.replace("<｜tool▁calls▁end｜>", unfenced("now", {}) + "<｜tool▁calls▁end｜>"),
+            "deepseek_v32": one.replace(
+                "</｜DSML｜function_calls>", dsml("now") + "</｜DSML｜function_calls>"
+            ),
         }.get(kind, one + one)
         assert world.accepts(world.reading("required").constrain(None), two), kind
         assert not world.accepts(world.reading("required", parallel=False).constrain(None), two), kind

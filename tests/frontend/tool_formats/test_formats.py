@@ -89,6 +89,15 @@ def unfenced(name: str, arguments: object) -> str:
     return f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{inner}<｜tool▁call▁end｜>"
 
 
+def dsml(name: str, *members: tuple[str, str, str], line: str = "\n") -> str:
+    """DeepSeek V3.2: of each argument its name, "true" if it is a text, and its value."""
+    tags = [
+        f'<｜DSML｜parameter name="{key}" string="{is_text}">{value}</｜DSML｜parameter>{line}'
+        for key, is_text, value in members
+    ]
+    return f'<｜DSML｜invoke name="{name}">{line}{"".join(tags)}</｜DSML｜invoke>{line}'
+
+
 def harmony(name: str, arguments: object, end: str = "<|call|>") -> str:
     head = f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
     return f"{head}{json.dumps(arguments, ensure_ascii=False)}{end}"
@@ -222,6 +231,28 @@ GOOD: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
     ),
     ("deepseek_v3", f"{unfenced('now', {})} Done.", "Done.", [("now", {})]),
     ("deepseek_v3", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>now<｜tool▁sep｜>{}", "", [("now", {})]),
+    (
+        "deepseek_v32",
+        "So.\n\n<｜DSML｜function_calls>\n"
+        + dsml("get_weather", ("city", "true", ' "O" </b>\n'), ("n", "false", "[1, {}]"), ("x", "true", "5"))
+        + dsml("now")
+        + "</｜DSML｜function_calls>",
+        "So.",
+        [("get_weather", {"city": ' "O" </b>\n', "n": [1, {}], "x": "5"}), ("now", {})],
+    ),
+    (
+        "deepseek_v32",
+        f"<｜DSML｜tool_calls>{dsml('set-timer', ('min', 'false', '3'), line='')}</｜DSML｜tool_calls>There.",
+        "There.",
+        [("set-timer", {"min": 3})],
+    ),
+    (
+        "deepseek_v32",
+        '<｜DSML｜invoke name="get_weather"><｜DSML｜parameter name="city">Oslo</｜DSML｜parameter>'
+        '<｜DSML｜parameter name="s" string="false">null</｜DSML｜invoke>',
+        "",
+        [("get_weather", {"city": "Oslo", "s": None})],
+    ),
     ("openai", "Plain text, <b>bold</b>.\n", "Plain text, <b>bold</b>.\n", []),
     ("openai", "<|channel|>final<|message|>It is 21 °C. <|x|>", "It is 21 °C. <|x|>", []),
     ("openai", harmony("get_weather", PARIS, end=""), "", [("get_weather", PARIS)]),
@@ -297,6 +328,11 @@ MALFORMED = [
     ("deepseek_v3", "<｜tool▁call▁begin｜>other<｜tool▁sep｜>now\n{}"),
     ("deepseek_v3", "<｜tool▁call▁begin｜>now<｜tool"),
     ("deepseek_v3", "<｜tool▁call▁begin｜>" + "x" * 300),
+    ("deepseek_v32", "<｜DSML｜function_calls> what"),
+    ("deepseek_v32", '<｜DSML｜function_calls>\n<｜DSML｜invoke name="unknown">'),
+    ("deepseek_v32", '<｜DSML｜invoke what="now">'),
+    ("deepseek_v32", '<｜DSML｜invoke name="no' + "w" * 300),
+    ("deepseek_v32", '<｜DSML｜invoke name="now"'),
     ("openai", "<|channel|>commentary to=functions.unknown <|constrain|>json<|message|>{}"),
     ("openai", "<|channel|>analysis to=browser.search code<|message|>{}"),
     ("openai", "<|channel|>commentary to=functions.now"),
@@ -315,6 +351,10 @@ def test_a_call_that_breaks_off_is_passed_on_as_far_as_it_came() -> None:
         ("qwen3_coder", "<tool_call><function=get_weather><parameter=city>Os"),
         ("glm45", "<tool_call>get_weather<arg_key>city</arg_key><arg_value>Os"),
         ("deepseek_v3", '<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Os'),
+        (
+            "deepseek_v32",
+            '<｜DSML｜invoke name="get_weather"><｜DSML｜parameter name="city" string="true">Os',
+        ),
         ("openai", '<|channel|>commentary to=functions.get_weather<|message|>{"city": "Os'),
     ]:
         assert read(name, text) == {"text": "", "calls": [("id0", "get_weather", '{"city": "Os')]}
@@ -341,6 +381,7 @@ TEMPLATES = {
     "<tool_call><function=example>": "qwen3_coder",
     "<tool_call>{name}<arg_key>": "glm45",
     "{{ '<｜tool▁calls▁begin｜>' }}": "deepseek_v3",
+    "<｜DSML｜function_calls> or <｜tool▁calls▁begin｜>": "deepseek_v32",
     "<|channel|>commentary to=functions.": "openai",
     "[func_name1(params_name1=params_value1)]": "pythonic",
     "{{ messages[0].content }}": None,
@@ -365,6 +406,7 @@ def test_what_is_soon_known_to_be_no_call_is_not_held_back() -> None:
         ("qwen3_coder", "<function=unknown>"),
         ("glm45", "<tool_call>u"),
         ("deepseek_v3", "<｜tool▁calls▁begin｜>x"),
+        ("deepseek_v32", '<｜DSML｜invoke name="unknown">'),
         ("openai", "<|channel|>commentary to=functions.unknown<|message|>"),
     ]:
         reader = FORMATS[name].reader(TOOLS, str, single=False)

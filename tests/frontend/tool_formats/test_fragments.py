@@ -26,6 +26,11 @@ FRAGMENTS: dict[str, list[str]] = {
         "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "function<｜tool▁sep｜>now\n```json\n",
         "now<｜tool▁sep｜>", "{}", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "```", "<｜tool",
     ],
+    "deepseek_v32": [
+        "<｜DSML｜function_calls>", '<｜DSML｜invoke name="now">', '<｜DSML｜invoke name="get_weather">',
+        '<｜DSML｜parameter name="city" string="true">', '<｜DSML｜parameter name="n">',
+        "</｜DSML｜parameter>", "</｜DSML｜invoke>", "</｜DSML｜function_calls>", "<｜DSML", ">",
+    ],
 }  # fmt: skip
 JSON_FRAGMENTS = [', "arguments": ', '{"a": 1}', "{", "}", "[", "]", ", ", '"', "\\", "null", " ", "\n", "x"]
 
