@@ -322,11 +322,14 @@ class Engine:
             if job.error is not None:
                 self.desk.fail(request, job.error)
                 continue
-            assert self.scheduler is not None
-            num_forced = deliver_forced(request, job.forced)
-            self.meter.generation_tokens += num_forced
+            num_forced = 0
+            if job.forced:
+                num_forced = deliver_forced(request, job.forced)
+                self.meter.generation_tokens += num_forced
             job.grammar.mask, job.grammar.mask_at = job.mask, request.num_tokens
-            self.scheduler.go_on(request, num_forced)
+            if request.state is State.WAITING:
+                assert self.scheduler is not None
+                self.scheduler.go_on(request, num_forced)
             if request.finish:
                 self._finish([request])
 

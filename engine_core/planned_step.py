@@ -66,26 +66,21 @@ class PlannedStep(Struct, frozen=True):
 
     def masks(self, width: int) -> bytes | None:
         """Of the masked rows, `width` bytes each; None while a grammar has yet to say what one may sample."""
-        masks = []
-        for masked in self.masked:
-            mask = _mask(masked, width)
-            if not mask:
+        masks, echoes = [], []
+        for row, request, position in self.masked:
+            grammar = request.grammar
+            assert grammar is not None
+            if grammar.mask_at == position and grammar.mask:
+                masks.append(grammar.mask)
+            elif request.state is State.ENDED:  # nobody reads what it samples
+                masks.append(b"\xff" * width)
+            elif position < request.num_tokens:  # has been forced upon it
+                masks.append((1 << request.token_ids[position]).to_bytes(width, "little"))
+                echoes.append(row)
+            else:
                 return None
-            masks.append(mask)
-        self.echoes.update([row for row, request, position in self.masked if position < request.num_tokens])
+        self.echoes.update(echoes)
         return b"".join(masks)
-
-
-def _mask(masked: MaskedRow, width: int) -> bytes:
-    """What the row may sample; empty: that is not known yet."""
-    _, request, position = masked
-    grammar = request.grammar
-    assert grammar is not None
-    if request.state is State.ENDED:  # nobody reads what it samples
-        return b"\xff" * width
-    if position < request.num_tokens:  # has been forced upon it
-        return (1 << request.token_ids[position]).to_bytes(width, "little")
-    return grammar.mask if grammar.mask_at == position else b""
 
 
 class Draft:
@@ -147,6 +142,17 @@ class Draft:
         self._total -= count
         self._new -= count
         self._embedding_bytes -= request.embedding_bytes
+
+    def next(self, request: Request) -> bool:
+        """The step computes its newest token and samples the next one under its grammar. False: no room."""
+        if self._total <= 0 or self._mask_bytes < self._mask_width or self._started_bytes <= 0:
+            return False
+        self.chunks.append((request, 1))
+        self._total -= 1
+        self._new -= 1
+        request.num_computed_tokens += 1
+        self.mask(request)
+        return True
 
     def mask(self, request: Request) -> None:
         """The request, added last, samples under its grammar; a token that was forced is known already."""

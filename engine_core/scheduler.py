@@ -87,8 +87,8 @@ class Scheduler:
         self.waiting.push(request)
 
     def go_on(self, request: Request, num_forced: int) -> None:
-        """A grammar has been asked: it has forced so many ids upon the request, and says what may follow."""
-        if request.state is State.WAITING and not request.suspect:
+        """It waits for its grammar, which has forced so many ids upon it, and now says what may follow."""
+        if not request.suspect:
             self.waiting.num_tokens += num_forced
             self.waiting.release(request)
 
@@ -160,7 +160,8 @@ class Scheduler:
         for request in grown:
             draft.grow(request)
         for request in (*self.constrained, *self.prefilling):
-            self._plan_chunk(request, draft)
+            if not self._plan_next(request, draft):
+                self._plan_chunk(request, draft)
         while self.free_slots and (candidate := self._candidate()) is not None and draft.of(candidate) > 0:
             if not self._admit(candidate):
                 break
@@ -263,6 +264,14 @@ class Scheduler:
         self.calendar.end(request)
 
     # ── inside: prompts ─────────────────────────────────────────────────────────────────────────
+
+    def _plan_next(self, request: Request, draft: Draft) -> bool:
+        """Plan the next token of an answer to a grammar, if nothing stands in its way, as is usual."""
+        computed, sent = request.num_computed_tokens, request.num_sent_tokens
+        if request not in self.constrained or sent != computed + 1 or sent < len(request.token_ids):
+            return False
+        fits = computed < request.num_blocks * self.facts.block_size
+        return fits and request.may_go_on and draft.next(request)
 
     def _plan_chunk(self, request: Request, draft: Draft) -> None:
         """Plan the next stretch of known tokens, if there is one and the draft has room for it."""

@@ -19,9 +19,10 @@ LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-WORDS = r"[a-zA-Z ]{1,15}"
+WORDS = (r"[a-zA-Z ]{1,15}", r"[a-zA-Z ]{1,6}")
 """Tokens that are looked at together where a grammar allows any text of letters, besides the classes that the
-library knows: 18 → 6 µs a mask of the bundled model's vocabulary."""
+library knows: 18 → 6 µs a mask of the bundled model's vocabulary. The short ones are for where little room is
+left."""
 SILENT = 0
 DEAD_END = "there is no text that could follow"
 _WORD_BYTES = 4
@@ -46,7 +47,7 @@ class GrammarReader:
                 path.read_text(encoding="utf-8"),
                 n_vocab=vocab_size,
                 eos_token=list(eos_token_ids),
-                slices=[*LLTokenizer.general_slices(), WORDS],
+                slices=[*LLTokenizer.general_slices(), *WORDS],
             )
         except (ValueError, OSError) as error:
             raise GrammarError(f"tokenizer.json does not fit the model: {error}") from None
@@ -78,16 +79,19 @@ class Follower:
         """Another answer that has got as far."""
         return Follower(self._matcher.deep_copy(), self._mask_bytes, self._eos_token_ids)
 
-    def take(self, token_ids: Sequence[int]) -> None:
+    def take(self, token_ids: list[int]) -> None:
         """The answer's next tokens. Raises GrammarError."""
-        if token_ids and not self._matcher.consume_tokens(list(token_ids)):
+        if not token_ids:
+            return
+        if not self._matcher.consume_tokens(token_ids):
             self.check()
             raise GrammarError("the answer does not follow the grammar")
 
     def take_forced(self) -> list[int]:
         """What comes next without a choice, end of sequence included, which is the last then."""
-        token_ids = self._matcher.compute_ff_tokens()
-        self.take(token_ids)
+        token_ids: list[int] = self._matcher.compute_ff_tokens()
+        if token_ids:
+            self.take(token_ids)
         if self._matcher.is_stopped():
             self.check()
             self.ended = True

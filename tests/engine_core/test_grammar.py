@@ -283,6 +283,9 @@ class Later:
     def __init__(self) -> None:
         self.works: list[Callable[[], None]] = []
 
+    def now(self) -> float:
+        return 0.0
+
     def worked_s(self) -> float:
         return 0.0
 

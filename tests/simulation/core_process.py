@@ -76,8 +76,11 @@ class Beside:
         self._draw = draw
         self._worked_s = 0.0
 
-    def worked_s(self) -> float:
+    def now(self) -> float:
         self._worked_s += self._draw.choice(_PACE_S)
+        return self._worked_s
+
+    def worked_s(self) -> float:
         return self._worked_s
 
     def do(self, work: Callable[[], None]) -> None:
