@@ -57,10 +57,10 @@ class ChatEvents:
         self._model = model
         self._frame = ChunkFrame(self._id, "chat.completion.chunk", self._created, model)
 
-    def opening(self, choice: Choice) -> bytes:
+    def opening(self, choice: Choice, usage: Usage | None) -> bytes:
         delta = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,' % choice.index
         begin = self._frame.begin(self._extras.prompt_token_ids(choice))
-        return begin + delta + NULL_FINISH + self._frame.tail(None)
+        return begin + delta + NULL_FINISH + self._frame.tail(usage)
 
     def around(self, choice: Choice) -> tuple[bytes, bytes]:
         before = self._frame.head + b'{"index":%d,"delta":{"content":' % choice.index

@@ -67,13 +67,13 @@ class CompletionEvents:
         self._created = service.now()
         self._frame = ChunkFrame(self._id, "text_completion", self._created, model)
 
-    def opening(self, choice: Choice) -> bytes:
+    def opening(self, choice: Choice, usage: Usage | None) -> bytes:
         ids = self._extras.prompt_token_ids(choice)
         if not self._echo:
-            return b"" if ids is None else self._event(choice, "", None, None, None, [], ids)
+            return b"" if ids is None else self._event(choice, "", None, None, usage, [], ids)
         text, entries = self._prompt(choice)
         told: list[int] | None = None if ids is None else []
-        return self._event(choice, text, self._logprobs(entries, 0), None, None, told, ids)
+        return self._event(choice, text, self._logprobs(entries, 0), None, usage, told, ids)
 
     def around(self, choice: Choice) -> tuple[bytes, bytes]:
         before = self._frame.head + b'{"index":%d,"text":' % choice.index

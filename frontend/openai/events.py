@@ -35,7 +35,7 @@ class Events(Protocol):
     def plain(self) -> bool:
         """Whether a piece that is only text may be written with `around`."""
 
-    def opening(self, choice: Choice) -> bytes:
+    def opening(self, choice: Choice, usage: Usage | None) -> bytes:
         """Before the first piece of a choice; may be empty."""
         ...
 
@@ -133,7 +133,8 @@ class EventStream(Sender):
             else:
                 event = self._full(choice, piece)
             if not opened:
-                opened, event = True, self._events.opening(choice) + event  # a prompt is scored only by now
+                opened = True  # a prompt is scored only by now
+                event = self._events.opening(choice, self.usage_so_far()) + event
                 await self.start()
             await send({"type": "http.response.body", "body": event, "more_body": self._unfinished > 0})
 

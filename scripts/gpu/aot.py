@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import triton
 
 from .compile import Launch, Resources, compile_for, record
@@ -82,15 +81,17 @@ def page(rows: Sequence[Row], targets: Sequence[int]) -> str:
     """docs/gpu-kernels.md"""
     head = " | ".join(f"sm_{target}" for target in targets)
     lines = [
-        "# Triton kernels, compiled without a GPU",
+        "# What each GPU kernel takes",
         "",
-        "Made by `scripts/aot_report`; do not edit. Every kernel, specialized as its wrapper launches it for",
-        "the models named in `scripts/gpu/variants.py`, compiled by Triton and ptxas for each target.",
-        "**This says that the kernels compile and what they take; nothing here was run on a GPU.**",
+        "Made by `scripts/aot_report`; do not edit. Triton compiles every kernel as the models named in",
+        "`scripts/gpu/variants.py` launch it, for three kinds of GPU: sm_80 (such as A100), sm_89 (L40S,",
+        "RTX 4090) and sm_90 (H100). No GPU is needed for that. **So they compile; nothing here has run.**",
         "",
-        f"Triton {triton.__version__}, torch {torch.__version__}. Each cell: registers of a thread · KiB of",
-        "shared memory of a block · warps of a block; `+n B` are bytes of each thread that did not fit the",
-        f"registers. Limits: 255 registers, {MOST_STACK_BYTES} such bytes (ours), "
+        f"A cell, of Triton {triton.__version__}, says: registers of a thread · KiB of shared memory of a",
+        "block · warps of a block (32 threads each). The less a block takes, the more of them run at once.",
+        "`+n B` are bytes of a thread for which there was no register (a thread has 255), and which go",
+        f"through slower memory. The report fails beyond {MOST_STACK_BYTES} such bytes, or the shared memory",
+        "that a block can have: "
         + ", ".join(f"{SHARED_LIMIT[target] / 1024:.0f} KiB (sm_{target})" for target in targets)
         + ".",
         "",
