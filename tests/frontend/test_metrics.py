@@ -1,5 +1,6 @@
 """The format of /metrics: promtool's rules, and promtool itself where it is installed."""
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from frontend.metrics import Metrics
 from protocol.client import EngineClient
 from tests.frontend.conftest import MakeService, asgi_client
-from tests.frontend.fake_engine import FakeEngine
+from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 
 UNITS = {"milliseconds", "ms", "minutes", "hours", "kilobytes", "kb", "mb", "percent"}
 
@@ -57,13 +58,16 @@ async def test_prometheus_likes_every_metric(http: httpx2.AsyncClient, engine: F
     assert promtool(text) == ""
 
 
-async def test_the_prefix_is_everywhere() -> None:
+async def test_the_prefix_is_everywhere(engine: FakeEngine) -> None:
     client = EngineClient("test")
+    client.reattach(engine.endpoint)
+    await asyncio.wait_for(client.attached.wait(), DEADLINE_S)
     text = (await Metrics(prefix="vllm:", restarts=lambda: {"worker": 2}).scrape(client)).decode()
     await client.close()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert families
     assert all(name.startswith("vllm:") for name in families)
+    assert "vllm:iteration_tokens_total" in families, "which Prometheus' rules would not allow"
     [restarts] = families["vllm:process_restarts"].samples
     assert (restarts.labels, restarts.value) == ({"process": "worker"}, 2)
 
