@@ -85,7 +85,7 @@ def page(rows: Sequence[Row], targets: Sequence[int]) -> str:
         "",
         "Made by `scripts/aot_report`; do not edit. Triton compiles every kernel as the models named in",
         "`scripts/gpu/variants.py` launch it, for three kinds of GPU: sm_80 (such as A100), sm_89 (L40S,",
-        "RTX 4090) and sm_90 (H100). No GPU is needed for that. **So they compile; nothing here has run.**",
+        "RTX 4090) and sm_90 (H100). That takes none: **they compile; nothing here was run on a GPU.**",
         "",
         f"A cell, of Triton {triton.__version__}, says: registers of a thread · KiB of shared memory of a",
         "block · warps of a block (32 threads each). The less a block takes, the more of them run at once.",
