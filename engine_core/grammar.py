@@ -13,7 +13,7 @@ import resource
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
@@ -67,7 +67,7 @@ class Job:
 
     __slots__ = ("error", "forced", "grammar", "mask", "request", "room", "seconds", "token_ids")
 
-    def __init__(self, request: "Request", grammar: Grammar, token_ids: Sequence[int], room: int) -> None:
+    def __init__(self, request: "Request", grammar: Grammar, token_ids: list[int], room: int) -> None:
         self.request = request
         self.grammar = grammar
         self.token_ids = token_ids
