@@ -203,6 +203,8 @@ class Workshop:
         async for piece in generation.choices[0]:
             if not writer.begun:
                 await self._past.keep(order.tenant, planned.begun, planned.items, order.key.digest)
+                if job.is_deleted:  # while it was queued
+                    await self._forget(order)
             writer.write(piece)
             self._tell(job, order, outbox.take())
         await writer.end()
