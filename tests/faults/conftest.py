@@ -1,13 +1,15 @@
 """Servers to be hurt, beside one that never is: `scene(*flags, restarts={"worker": 1})` and its oracles."""
 
-from collections.abc import Callable, Collection, Iterator
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from scripts.model_path import BUNDLED
 from tests.faults.load import KEY
-from tests.faults.oracles import Reference, Scene
+from tests.faults.oracles import Reference, Scene, untouched
 from tests.stack.conftest import Serve, Stack, serve, sliding_checkpoint, tiny_checkpoint
 from tests.worker.adapters import write_adapter
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     from tests.conftest import Launch
 
 __all__ = [
-    "reference", "scene", "serve", "sliding_checkpoint", "sliding_reference", "tiny_checkpoint",
-    "torch_reference",
+    "bundled_reference", "reference", "scene", "serve", "sliding_checkpoint", "sliding_reference",
+    "tiny_checkpoint", "torch_reference", "unhurt",
 ]  # fmt: skip
 
 NewScene = Callable[..., Scene]
@@ -63,6 +65,15 @@ def torch_reference(
 
 
 @pytest.fixture(scope="session")
+def bundled_reference(
+    tmp_path_factory: pytest.TempPathFactory, launcher: "Callable[[Path], Launch]"
+) -> Iterator[Reference]:
+    """Of the bundled model."""
+    named = ("--served-model-name", Stack.model)
+    yield from _reference("torch", tmp_path_factory, BUNDLED, launcher, named)
+
+
+@pytest.fixture(scope="session")
 def sliding_reference(
     tmp_path_factory: pytest.TempPathFactory, sliding_checkpoint: Path, launcher: "Callable[[Path], Launch]"
 ) -> Iterator[Reference]:
@@ -87,8 +98,8 @@ def _reference(
 def scene(serve: Serve, reference: Reference, request: pytest.FixtureRequest) -> NewScene:
     """scene(*flags, worker="stub", restarts={}, **environment): a server with a key, and its oracles.
 
-    With `sliding`, its (stub) model has a sliding window. What a scenario says of oracles beyond that: see
-    Scene.
+    `worker`: stub, torch, or bundled: torch with the bundled model. With `sliding`, its (stub) model has a
+    sliding window. What a scenario says of oracles beyond that: see Scene.
     """
 
     def make(
@@ -102,8 +113,11 @@ def scene(serve: Serve, reference: Reference, request: pytest.FixtureRequest) ->
         sliding: bool = False,
         **environ: str,
     ) -> Scene:
-        truth = reference if worker == "stub" else request.getfixturevalue("torch_reference")
+        truth = reference if worker == "stub" else request.getfixturevalue(f"{worker}_reference")
         pace = {"TERN_FAULTS": PACE} if restarts else {}
+        if worker == "bundled":
+            worker, flags = "torch", ("--served-model-name", Stack.model, *flags)
+            environ["checkpoint"] = str(BUNDLED)
         if sliding:
             truth = request.getfixturevalue("sliding_reference")
             environ["checkpoint"] = request.getfixturevalue("sliding_checkpoint")
@@ -114,3 +128,20 @@ def scene(serve: Serve, reference: Reference, request: pytest.FixtureRequest) ->
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture
+async def unhurt(serve: Serve) -> AsyncIterator[Serve]:
+    """unhurt(*flags, **environment): a server none of whose processes may notice what is done to it. At its
+    end, all oracles are asked at which a test does not look itself."""
+    before: list[tuple[Stack, dict[str, list[int]], set[str]]] = []
+
+    def start(*flags: str, **named: Any) -> Stack:
+        shared_memory = set(os.listdir("/dev/shm"))
+        stack = serve(*flags, **named)
+        before.append((stack, stack.pids, shared_memory))
+        return stack
+
+    yield start
+    for stack, pids, shared_memory in before:
+        await untouched(stack, pids, shared_memory)

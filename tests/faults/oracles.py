@@ -214,6 +214,20 @@ class Scene:
                         self._health.append(epoch)
 
 
+async def untouched(stack: "Stack", pids: Mapping[str, Sequence[int]], shared_memory: set[str]) -> None:
+    """O3, O4, O6 and O7 of a server whose processes, as they were, had nothing to notice. Ends it."""
+    async with asyncio.timeout(DEADLINE_S):
+        async with Core.of(stack) as core:
+            await core.at_rest()
+        await asyncio.to_thread(stack.wait_ready)
+        assert stack.pids == pids, stack.program.output
+        stack.program.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(stack.program.wait) == 0, stack.program.output
+    nothing_left(stack, shared_memory)
+    for word in ("Traceback", "starting it again", CANARY, KEY):
+        assert word not in stack.program.output, stack.program.output
+
+
 def nothing_left(stack: "Stack", shared_memory: set[str], *, run_dir: bool = True) -> None:
     """O4. `shared_memory`: what was there before. `run_dir`: of a supervisor that could still clean up."""
     assert stack.program.survivors() == []

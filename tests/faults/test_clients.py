@@ -53,9 +53,9 @@ def says_nothing_of_clients(stack: "Stack") -> None:
     assert "Traceback" not in output
 
 
-async def test_resets_in_the_middle_of_streams(serve: "Serve") -> None:
+async def test_resets_in_the_middle_of_streams(unhurt: "Serve") -> None:
     """Scenario 28: 200 clients reset their connections at once; a bystander's stream goes on."""
-    stack = serve("--max-num-seqs", "256", "--num-kv-blocks", "65536")  # nobody waits for blocks
+    stack = unhurt("--max-num-seqs", "256", "--num-kv-blocks", "65536")  # nobody waits for blocks
     expected = await text_of(stack, "bystander", 1000)
     async with Core.of(stack) as core:
         bystander = asyncio.create_task(streamed(stack, "bystander", 1000))
@@ -66,9 +66,9 @@ async def test_resets_in_the_middle_of_streams(serve: "Serve") -> None:
     says_nothing_of_clients(stack)
 
 
-async def test_leaving_the_queue(serve: "Serve") -> None:
+async def test_leaving_the_queue(unhurt: "Serve") -> None:
     """Scenario 29: clients without a first token leave; they are off the queue at once, worker or not."""
-    stack = serve("--max-num-seqs", "1", "--no-hang-detection")
+    stack = unhurt("--max-num-seqs", "1", "--no-hang-detection")
     expected = await text_of(stack, "first", 500)
     worker = stack.pids["worker"][0]
     async with Core.of(stack) as core:
@@ -89,9 +89,9 @@ async def test_leaving_the_queue(serve: "Serve") -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-async def test_leaving_without_a_stream(serve: "Serve", n: int) -> None:
+async def test_leaving_without_a_stream(unhurt: "Serve", n: int) -> None:
     """Scenario 30: clients that wait for a whole answer leave; it is not computed to its end."""
-    stack = serve()
+    stack = unhurt()
     async with Core.of(stack) as core:
         clients = [await RawConnection.open(stack) for _ in range(8)]
         for i, client in enumerate(clients):
@@ -103,9 +103,9 @@ async def test_leaving_without_a_stream(serve: "Serve", n: int) -> None:
     says_nothing_of_clients(stack)
 
 
-async def test_a_reader_that_takes_a_byte_at_a_time(serve: "Serve") -> None:
+async def test_a_reader_that_takes_a_byte_at_a_time(unhurt: "Serve") -> None:
     """Scenario 31: what it asked for ends after --write-stall; others get their answers meanwhile."""
-    stack = serve("--write-stall", "1")
+    stack = unhurt("--write-stall", "1")
     expected = await text_of(stack, "bystander", 100)
     wanted = 16 * 4000
     async with Core.of(stack) as core, await RawConnection.open(stack, receive_buffer=4096) as slow:
@@ -120,9 +120,9 @@ async def test_a_reader_that_takes_a_byte_at_a_time(serve: "Serve") -> None:
     says_nothing_of_clients(stack)
 
 
-async def test_a_thousand_requests_that_never_end(serve: "Serve") -> None:
+async def test_a_thousand_requests_that_never_end(unhurt: "Serve") -> None:
     """Scenario 32: 1,000 connections send a header byte by byte; a good client is served, they are closed."""
-    stack = serve("--receive-timeout", "3")
+    stack = unhurt("--receive-timeout", "3")
     expected = await text_of(stack, "good", 20)
     slow = [await RawConnection.open(stack) for _ in range(1000)]
     for connection in slow:

@@ -20,7 +20,7 @@ KIND = "engine_core"
 
 @pytest.mark.parametrize(
     ("worker", "flags", "count", "length"),
-    [("stub", (), 64, 300), ("stub", ("--tensor-parallel-size", "2"), 24, 400), ("torch", (), 12, 90)],
+    [("stub", (), 64, 300), ("stub", ("--tensor-parallel-size", "2"), 24, 400), ("bundled", (), 12, 90)],
 )
 async def test_killed(
     scene: "NewScene", worker: str, flags: tuple[str, ...], count: int, length: int
@@ -54,17 +54,18 @@ async def test_killed_while_requests_wait(scene: "NewScene") -> None:
         await client.close()
 
 
-async def test_stopped(scene: "NewScene") -> None:
+@pytest.mark.parametrize(("worker", "count", "length"), [("stub", 32, 300), ("bundled", 12, 90)])
+async def test_stopped(scene: "NewScene", worker: str, count: int, length: int) -> None:
     """Scenario 16: SIGSTOP of the engine core: killed before its successor starts, so it never speaks."""
-    async with scene(restarts=ONE) as one:
+    async with scene(worker=worker, restarts=ONE) as one:
         old = one.stack.pids[KIND][0]
-        await one.load(many(32, 300), at(640, one, STOP, KIND))
+        await one.load(many(count, length), at(20 * count, one, STOP, KIND))
         await one.hears(rf"engine core \(pid {old}\) is stopped and was not continued; killing it")
         async with Core.of(one.stack) as core:
             assert (await core.stats()).stale_messages == 0
 
 
-@pytest.mark.parametrize("worker", ["stub", "torch"])
+@pytest.mark.parametrize("worker", ["stub", "bundled"])
 async def test_killed_five_times(scene: "NewScene", worker: str) -> None:
     """Scenario 17: kill -9 of five engine cores, each as soon as all streams go on at its successor."""
     length = 2000 if worker == "stub" else 300

@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.faults.load import KEY, Answer, Load, ask, many, no_fault
 from tests.faults.strikes import KILL, STOP
 
@@ -104,16 +106,17 @@ async def test_killed_while_it_answers_with_headers(scene: "NewScene") -> None:
         assert (await one.at_rest()).generation_tokens < LONG, "nobody read it, and yet it went on"
 
 
-async def test_replaced(scene: "NewScene") -> None:
+@pytest.mark.parametrize(("worker", "count", "length"), [("stub", 32, LENGTH), ("bundled", 12, 90)])
+async def test_replaced(scene: "NewScene", worker: str, count: int, length: int) -> None:
     """Scenario 26: SIGHUP replaces the frontends, and no stream is lost."""
-    async with scene("--frontends", "2", rolled=True) as one:
+    async with scene("--frontends", "2", worker=worker, rolled=True) as one:
         before = one.stack.pids["frontend"]
 
         async def fault(load: Load) -> None:
             await load.until(lambda: load.chunks > 100)
             one.stack.program.signal(signal.SIGHUP)
 
-        await one.load(many(32, LENGTH), fault)
+        await one.load(many(count, length), fault)
         for pid in before:
             await one.hears(rf"\(pid {pid}\) exited with code 0; its successor serves")
         answers: list[Answer] = await one.load(many(12, 40), no_fault)

@@ -66,7 +66,7 @@ def check_valid(asks: list[Ask], answers: list[Answer]) -> None:
                 assert 8 <= len(document["seen"]) <= 30
 
 
-@pytest.mark.parametrize("worker", ["stub", "torch"])
+@pytest.mark.parametrize("worker", ["stub", "bundled"])
 @pytest.mark.parametrize("victim", ["worker", "engine_core"])
 async def test_killed_in_the_middle_of_constrained_answers(
     scene: "NewScene", worker: str, victim: str

@@ -26,9 +26,9 @@ def text(response: Response) -> str:
     return found
 
 
-async def test_ten_times_too_many_requests(serve: "Serve") -> None:
+async def test_ten_times_too_many_requests(unhurt: "Serve") -> None:
     """Scenario 39: most are refused with a Retry-After while nothing moves; the others are answered right."""
-    stack = serve("--max-num-seqs", "4", "--max-num-waiting", "8", "--no-hang-detection")
+    stack = unhurt("--max-num-seqs", "4", "--max-num-waiting", "8", "--no-hang-detection")
     questions = [completion(prompt=f"{CANARY} {i}", max_tokens=LENGTH) for i in range(120)]
     worker = stack.pids["worker"][0]
     async with Core.of(stack) as core:
@@ -52,9 +52,9 @@ async def test_ten_times_too_many_requests(serve: "Serve") -> None:
     assert CANARY not in stack.program.output
 
 
-async def test_prompts_over_the_tokens_that_may_wait(serve: "Serve") -> None:
+async def test_prompts_over_the_tokens_that_may_wait(unhurt: "Serve") -> None:
     """Scenario 39: the queue is bounded in prompt tokens, too."""
-    stack = serve("--max-num-seqs", "1", "--max-waiting-tokens", "64", "--no-hang-detection")
+    stack = unhurt("--max-num-seqs", "1", "--max-waiting-tokens", "64", "--no-hang-detection")
     worker = stack.pids["worker"][0]
     async with Core.of(stack) as core:
         first = asyncio.create_task(ask(stack, completion(prompt="first", max_tokens=8000)))
@@ -81,9 +81,9 @@ async def test_prompts_over_the_tokens_that_may_wait(serve: "Serve") -> None:
     ],
     ids=["prompt", "together", "answer", "text"],
 )
-async def test_what_can_never_fit(serve: "Serve", asked: dict[str, Any]) -> None:
+async def test_what_can_never_fit(unhurt: "Serve", asked: dict[str, Any]) -> None:
     """Scenario 40: refused at once with 400, also while nothing else is let in."""
-    stack = serve("--block-size", "16", "--num-kv-blocks", "8", "--max-num-waiting", "0")
+    stack = unhurt("--block-size", "16", "--num-kv-blocks", "8", "--max-num-waiting", "0")
     response = await ask(stack, completion(**asked))
     assert (response.status, response.code) == (400, "context_length_exceeded")
     assert "128" in response.json["error"]["message"]
@@ -92,9 +92,9 @@ async def test_what_can_never_fit(serve: "Serve", asked: dict[str, Any]) -> None
         assert (await core.at_rest()).prompt_tokens == 0
 
 
-async def test_deadlines(serve: "Serve") -> None:
+async def test_deadlines(unhurt: "Serve") -> None:
     """Scenario 41: over while queued: 503; while running: 504, or an error event in a stream."""
-    stack = serve("--max-num-seqs", "2", "--no-hang-detection")
+    stack = unhurt("--max-num-seqs", "2", "--no-hang-detection")
     worker = stack.pids["worker"][0]
 
     def question(timeout_s: float, **more: Any) -> bytes:
@@ -126,9 +126,9 @@ async def test_deadlines(serve: "Serve") -> None:
     assert CANARY not in stack.program.output
 
 
-async def test_the_server_has_a_deadline_of_its_own(serve: "Serve") -> None:
+async def test_the_server_has_a_deadline_of_its_own(unhurt: "Serve") -> None:
     """Scenario 41: --request-timeout holds for all, and a client cannot ask for more."""
-    stack = serve("--request-timeout", "0.5")
+    stack = unhurt("--request-timeout", "0.5")
     asked = completion(headers={"x-request-timeout": "1000"}, prompt="x" * 100, max_tokens=16000)
     response = await ask(stack, asked)
     assert (response.status, response.code) == (504, "deadline_exceeded")

@@ -26,7 +26,7 @@ async def test_its_step_raises(scene: "NewScene", tmp_path: Path) -> None:
         await one.load([*many(COUNT, LENGTH), MARKED], no_fault, failing={COUNT: "internal_error"})
 
 
-@pytest.mark.parametrize("worker", ["stub", "torch"])
+@pytest.mark.parametrize("worker", ["stub", "bundled"])
 async def test_the_device_is_lost(scene: "NewScene", tmp_path: Path, worker: str) -> None:
     """Scenario 9: an error that poisons the device's context, once: exit 70, and everyone goes on."""
     faults = fault(f"poison:token={MARK},times=1", tmp_path)

@@ -96,7 +96,7 @@ def test_the_supervisor_is_killed_while_it_starts(
     socket.create_server(("127.0.0.1", port)).close()
 
 
-@pytest.mark.parametrize("worker", ["stub", "torch"])
+@pytest.mark.parametrize("worker", ["stub", "bundled"])
 async def test_asked_to_end(scene: "NewScene", worker: str) -> None:
     """Scenario 24: SIGTERM with 32 streams, which finish; new work is refused meanwhile."""
     count, length = (32, 600) if worker == "stub" else (12, 90)
