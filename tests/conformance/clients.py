@@ -97,11 +97,12 @@ class Client(NamedTuple):
                 shutil.copy(file, self.folder)
             command = ["node", str(self.folder / self.program)]
         else:
-            command = [self.python, str(program)]
+            command = [self.python, "-m", f"{PROGRAMS.name}.{program.stem}"]
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
             [*command, url, model],
+            cwd=PROGRAMS.parent,
             env=environment,
             capture_output=True,
             text=True,

@@ -1,5 +1,6 @@
 """The real Engine and the hash model in one thread: no sockets, and a clock that only the test moves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import structs
@@ -12,6 +13,7 @@ from protocol.config import EngineCoreConfig, WorkerConfig
 from protocol.messages import PROTOCOL_VERSION, ClientMessage, EngineMessage
 from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.registry import Registry
+from protocol.sampling import SamplingParams
 from protocol.sockets import fingerprint
 from protocol.steps import EngineToWorker, Reset, StepFailed, StepMasks, StepPlan, WorkerReady, WorkerToEngine
 from protocol.stream import Parting, TokenStream
@@ -168,8 +170,10 @@ class Rig:
     def say(self, name: bytes, messages: list[ClientMessage]) -> None:
         self.clients_wire.arrived += [(name, message) for message in messages]
 
-    def submit(self, name: bytes, *arguments: Any, **options: Any) -> TokenStream:
-        stream, messages = self.registries[name].submit(*arguments, self.now, **options)
+    def submit(
+        self, name: bytes, prompt: Sequence[int], sampling: SamplingParams, **options: Any
+    ) -> TokenStream:
+        stream, messages = self.registries[name].submit(prompt, sampling, self.now, **options)
         self.say(name, messages)
         return stream
 

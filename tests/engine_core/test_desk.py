@@ -142,8 +142,8 @@ def test_leaving_keeps_what_has_a_key_and_aborts_the_rest() -> None:
     rig.client(b"a")
     plain, keyed = rig.submit(b"a", PROMPT, SAMPLING), rig.submit(b"a", PROMPT, SAMPLING, key="k")
     run_until(rig, plain, 5)
-    rig.close(b"a", plain, True)
-    rig.close(b"a", keyed, True)
+    rig.close(b"a", plain, Parting.DETACH)
+    rig.close(b"a", keyed, Parting.DETACH)
     rig.turn()
     assert rig.engine.stats().num_running == 1
     back = rig.submit(b"a", PROMPT, SAMPLING, key="k")

@@ -10,7 +10,7 @@ import tokenizers
 
 from engine_core.scheduler import Scheduler
 from protocol.errors import GrammarFailed, InvalidRequest, TernError, Unsupported
-from protocol.messages import Finish
+from protocol.messages import Finish, Outputs
 from protocol.options import CacheOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.stream import Parting, TokenStream
@@ -186,8 +186,8 @@ def test_another_engine_core_goes_on_with_the_same_tokens(rig: Rig) -> None:
 
 def message_end(rig: Rig, count: int) -> int:
     """Tokens that a client has after so many messages with tokens: a kill comes between messages."""
-    outputs = [message for _, message in rig.history if type(message).__name__ == "Outputs"]
-    return sum(len(message.finishes) for message in outputs[:count])  # type: ignore[union-attr]
+    outputs = [message for _, message in rig.history if isinstance(message, Outputs)]
+    return sum(len(message.finishes) for message in outputs[:count])
 
 
 def test_it_runs_in_few_blocks() -> None:

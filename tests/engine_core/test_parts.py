@@ -152,8 +152,8 @@ def test_with_windows_the_longest_prefix_is_the_one_of_the_definition(seed: int)
         expected = max(length for length in range(limit + 1) if is_there(length))
         tables = cache.match(keys, limit)
         assert {len(table) for table in tables} == {expected}
-        for number, (group, table) in enumerate(zip(groups, tables, strict=True)):
-            first = group.first_block(expected * size, size)
+        for number, (kv_group, table) in enumerate(zip(groups, tables, strict=True)):
+            first = kv_group.first_block(expected * size, size)
             assert table == [NO_BLOCK] * first + [100 * number + index for index in range(first, expected)]
 
 

@@ -26,7 +26,9 @@ PUBLIC = {"/health", "/health/live", "/health/ready", "/version"}
 def rss_bytes(pid: int) -> int:
     """Resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) << 10  # type: ignore[index]
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) << 10
 
 
 def header() -> Iterator[bytes]:

@@ -33,7 +33,7 @@ TOLD = {"role": "tool", "content": "y", "tool_call_id": "c1"}
 OTHER = {"id": "c2", "type": "function", "function": {"name": "go", "arguments": "{}"}}
 FUNCTION = {"name": "look", "description": "d", "parameters": OBJECT}
 TOOLS: dict[str, Any] = {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "required"}
-TAG = {"structures": [{"begin": "<a>", "schema": {}, "end": "</a>"}], "triggers": ["<a"]}
+TAG: dict[str, Any] = {"structures": [{"begin": "<a>", "schema": {}, "end": "</a>"}], "triggers": ["<a"]}
 
 
 class Case(NamedTuple):
@@ -91,7 +91,7 @@ CONSTRAINTS = {
     ),
     "response_format.structures": Case(
         {"response_format": {"type": "structural_tag", **TAG}},
-        [{**TAG["structures"][0], "end": "</b>"}],  # type: ignore[dict-item]
+        [{**TAG["structures"][0], "end": "</b>"}],
     ),
     "response_format.triggers": Case({"response_format": {"type": "structural_tag", **TAG}}, ["<a>"]),
     "structured_outputs.json": Case({"structured_outputs": {"json": OBJECT}}, {"type": "object"}),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from frontend.chat_template import ChatTemplate
+from frontend.chat_template import ChatTemplate, Message
 from frontend.tokenizer import Tokenizer
 from frontend.tools import Tool
 from protocol.errors import InvalidRequest, StartupError
@@ -250,7 +250,7 @@ def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
 
 def test_calls_in_the_history_are_as_the_template_needs_them() -> None:
     call = {**CALL, "id": "call_1"}
-    chat = [
+    chat: list[Message] = [
         USER,
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "done", "tool_call_id": "call_1"},

@@ -63,7 +63,7 @@ def test_every_route_is_in_it(service: Service) -> None:
         (method.lower(), route.path.replace("{id:path}", "{id}"))
         for route in routes(service, ())
         if isinstance(route, Route) and route.path not in playground.load()
-        for method in (route.methods or ()) - {"HEAD"}
+        for method in (route.methods or set()) - {"HEAD"}
     }
     paths = make_document(None)["paths"]
     assert found == {(method, path) for path, methods in paths.items() for method in methods}

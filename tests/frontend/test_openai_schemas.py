@@ -115,7 +115,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     (TEXT, "hello", {"max_tokens": 1, "return_token_ids": True}),
     (TEXT, "hello", {"stop": "lo"}),
 ]
-STREAMED = [
+STREAMED: list[dict[str, Any]] = [
     {},
     {"stream_options": {"include_usage": True}},
     {"stream_options": {"include_usage": True, "continuous_usage_stats": True}, "stream_interval": 3},

@@ -165,11 +165,12 @@ async def test_grammars_begin_behind_the_reasoning(
 ) -> None:
     says("South.")
     schema = {"type": "json_object"}
-    for fields, lead in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"response_format": schema, "chat_template_kwargs": {"open": True}}, "start: thought GAP? @answer"),
         ({"response_format": schema}, 'start: ("<think>" thought)? GAP? @answer'),
         ({"tools": [WEATHER], "tool_choice": "required"}, 'start: ("<think>" thought)? GAP? calls'),
-    ]:
+    ]
+    for fields, lead in cases:
         await ask(http, **fields)
         frame = msgspec.json.decode(engine.submits[-1].grammar)["grammars"][0]["lark_grammar"]
         assert frame.split("\n")[0] == lead

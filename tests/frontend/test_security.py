@@ -209,15 +209,14 @@ async def test_errors_and_logs_tell_nothing(
     caplog.set_level(logging.INFO)
     engine.answer = [50]
     texts = []
-    bodies: list[Any] = [
-        {"prompt": CANARY, "messages": [{"role": "user", "content": CANARY}], **fields}
-        for fields in (
-            {}, {"n": 0}, {"model": "/etc/passwd"}, {"max_tokens": 10**9}, {"tools": [1]}, {"seed": {}},
-            {"chat_template_kwargs": {"bos_token": [1]}}, {"prompt": [[1], 2]}, {"logit_bias": {"x": 1}},
-            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": 1}}]}]},
-            {"messages": [{"role": CANARY, "content": CANARY}]}, {"stream": True, "n": 2},
-        )
+    changes: list[dict[str, Any]] = [
+        {}, {"n": 0}, {"model": "/etc/passwd"}, {"max_tokens": 10**9}, {"tools": [1]}, {"seed": {}},
+        {"chat_template_kwargs": {"bos_token": [1]}}, {"prompt": [[1], 2]}, {"logit_bias": {"x": 1}},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": 1}}]}]},
+        {"messages": [{"role": CANARY, "content": CANARY}]}, {"stream": True, "n": 2},
     ]  # fmt: skip
+    plain = {"prompt": CANARY, "messages": [{"role": "user", "content": CANARY}]}
+    bodies = [{**plain, **fields} for fields in changes]
     async with asgi_client(
         service, **{"idempotency-key": CANARY, "x-request-id": f"a\x7f{CANARY}"}
     ) as client:

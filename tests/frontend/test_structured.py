@@ -48,7 +48,7 @@ SAME: list[list[dict[str, Any]]] = [
 @pytest.mark.parametrize("url", [CHAT_URL, TEXT_URL])
 async def test_spellings(http: httpx2.AsyncClient, engine: FakeEngine, url: str) -> None:
     engine.answer = [50]
-    seen = []
+    seen: list[str] = []
     for spellings in SAME:
         engine.submits.clear()
         for fields in spellings:

@@ -93,7 +93,9 @@ def polite_threads() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-async def test_the_event_loop_goes_on_beside_long_texts(polite_threads: None) -> None:
+async def test_the_event_loop_goes_on_beside_long_texts(
+    polite_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The library must not hold the GIL meanwhile: turns of the loop are counted within each call."""
     tokenizer = Tokenizer(BUNDLED)
     library, turns = tokenizer._backend, 0
@@ -114,7 +116,7 @@ async def test_the_event_loop_goes_on_beside_long_texts(polite_threads: None) ->
             turns += 1
             await asyncio.sleep(0)
 
-    tokenizer._backend = Watched()
+    monkeypatch.setattr(tokenizer, "_backend", Watched())
     turning = asyncio.ensure_future(turn())
     (ids,) = await tokenizer.encode([TEXT * 4_000], add_special_tokens=False)
     assert await tokenizer.decode_long(ids) == TEXT * 4_000

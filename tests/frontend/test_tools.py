@@ -138,7 +138,8 @@ async def test_what_the_model_is_told(
         },
         {"role": "tool", "tool_call_id": "a1", "content": [{"type": "text", "text": "rain"}]},
     ]  # fmt: skip
-    for fields in ({"tool_choice": "none"}, {"tools": None}, {"tools": []}):
+    without: list[dict[str, Any]] = [{"tool_choice": "none"}, {"tools": None}, {"tools": []}]
+    for fields in without:
         await ask(http, messages=history, **fields)
         assert prompt(engine, service) == (
             "<|user|>Weather?<|end|><|assistant|><tool_call>Oslo</tool_call><|end|>"
@@ -197,12 +198,13 @@ async def test_bad_tools(
 
 async def test_a_model_that_is_told_nothing_of_tools(make_service: MakeService, engine: FakeEngine) -> None:
     blind = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {})
-    for options, what in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"template": blind}, "no place for tools"),
         ({"template": blind, "tool_call_parser": "hermes"}, "no place for tools"),
         ({"template": ChatTemplate("{{ tools }}{{ messages }}", {})}, "--tool-call-parser"),
         ({"template": ChatTemplate(CHAT_TEMPLATE, {}), "tool_call_parser": "none"}, "--tool-call-parser"),
-    ]:
+    ]
+    for options, what in cases:
         async with asgi_client(await attached(make_service(**options), engine)) as client:
             param, message = await refused(client, tools=TOOLS)
             assert param == "tools"

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from protocol.errors import StartupError
 from protocol.options import ModelOptions
@@ -14,6 +15,8 @@ from tests.parity.families import FAMILIES, LONGROPE, UNDECLARED
 from tests.parity.reference import VOCAB_SIZE, Reference, assert_equal, tokens, write_checkpoint
 from tests.worker.driver import write_config
 from worker.checkpoint import Checkpoint
+from worker.kernels.attention import AttentionMetadata
+from worker.kernels.soft_cap import soft_capped_attention
 from worker.models import transformers_attention
 from worker.models.registry import build
 from worker.models.transformers_model import TransformersModel
@@ -71,7 +74,7 @@ def test_company_and_prefix_hits_do_not_matter(gemma2: Path, load: Load) -> None
 
 @pytest.mark.parametrize("original", [32, 256])
 def test_longrope_keeps_one_set_of_frequencies(original: int, tmp_path: Path, load: Load) -> None:
-    changes = {"original_max_position_embeddings": original, "rope_parameters": LONGROPE}
+    changes: dict[str, Any] = {"original_max_position_embeddings": original, "rope_parameters": LONGROPE}
     folder = write_checkpoint(tmp_path / "model", "phi3", **changes)
     assert_equal(load(folder, model_impl="transformers"), Reference(folder), OUTPUTS)
     prompt = tokens(20)  # short: with the long set, too, as in our own declaration
@@ -184,11 +187,15 @@ def test_weights_are_checked_by_name_and_shape(tmp_path: Path, load: Load) -> No
 def test_what_a_trace_cannot_see_is_found_by_comparing(
     gemma2: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = transformers_attention.soft_capped_attention
+    def wrong(
+        query: Tensor, cache: Tensor, metadata: AttentionMetadata, scale: float, soft_cap: float
+    ) -> Tensor:
+        return soft_capped_attention(query, cache, metadata, 2 * scale, soft_cap)
+
     monkeypatch.setattr(
         transformers_attention,
         "soft_capped_attention",
-        lambda *given: right(*given[:3], 2 * given[3], given[4]),
+        wrong,
     )
     with pytest.raises(StartupError, match=r"does not compute what transformers computes: .* by 0\."):
         load(gemma2)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from protocol import columns
+from protocol.bounds import MAX_ENTRIES
 from protocol.errors import (
     InternalError,
     InvalidRequest,
@@ -15,7 +16,6 @@ from protocol.errors import (
     ProtocolMismatch,
 )
 from protocol.messages import (
-    MAX_ENTRIES,
     NO_TOKEN,
     PROTOCOL_VERSION,
     Abort,

@@ -18,7 +18,7 @@ from protocol import columns
 from protocol.config import WorkerConfig
 from protocol.grammar import Follower
 from protocol.kv_groups import NO_BLOCK
-from protocol.messages import Submit
+from protocol.messages import Outputs, Submit
 from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan, StepResult
@@ -262,6 +262,7 @@ class World:
     def check_columns(self) -> None:
         """What the client was sent: indexes contiguous, one finish each, tokens equal to the request's."""
         (outputs,) = self.client.take_outputs(0, 0)
+        assert isinstance(outputs, Outputs)
         got: dict[int, list[int]] = {}
         ended: set[int] = set()
         for request_id, index, token, finish in zip(

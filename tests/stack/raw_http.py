@@ -182,7 +182,7 @@ class RawConnection:
             return await self._reader.readexactly(count)
 
 
-def request(method: str, path: str, body: bytes | None = None, **headers: str) -> bytes:
+def request(method: str, path: str, body: bytes | None = None, /, **headers: str) -> bytes:
     """Bytes of a well-formed request; header names with _ for -."""
     fields = {"host": "tern", **{name.replace("_", "-"): value for name, value in headers.items()}}
     if body is not None:

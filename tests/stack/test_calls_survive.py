@@ -10,6 +10,7 @@ from typing import Any
 import anthropic
 import pytest
 from msgspec import Struct
+from openai.types.chat import ChatCompletionFunctionToolParam
 from tokenizers import Tokenizer
 
 from tests.stack.conftest import SPECIAL, VOCAB_SIZE, Serve, Stack
@@ -22,7 +23,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|><think>{% endif %}{# </think> #}"
 )
 LETTERS = 400
-PARAMETERS = {
+PARAMETERS: dict[str, object] = {
     "type": "object",
     "properties": {"text": {"type": "string", "pattern": f"^[a-z]{{{LETTERS}}}$"}},
     "required": ["text"],
@@ -66,11 +67,14 @@ def reasoner(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 async def chat(stack: Stack, hook: Hook) -> Parts:
     parts = Parts()
-    function = {"name": "write", "parameters": PARAMETERS}
+    tool: ChatCompletionFunctionToolParam = {
+        "type": "function",
+        "function": {"name": "write", "parameters": PARAMETERS},
+    }
     async with stack.async_client() as client:
         stream = await client.chat.completions.create(
-            model=stack.model, messages=QUESTION, tools=[{"type": "function", "function": function}],  # type: ignore[list-item]
-            tool_choice="required", parallel_tool_calls=False, temperature=0, stream=True,
+            model=stack.model, messages=QUESTION, tools=[tool], tool_choice="required",
+            parallel_tool_calls=False, temperature=0, stream=True,
         )  # fmt: skip
         async for chunk in stream:
             delta, reason = chunk.choices[0].delta, chunk.choices[0].finish_reason

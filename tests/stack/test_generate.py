@@ -6,6 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,12 @@ def test_killed_at_any_instant_it_goes_on_without_a_doubled_or_lost_line(
         def lines() -> int:
             return output.read_bytes().count(b"\n") if output.exists() else 0
 
+        def has_lines(least: int) -> bool:
+            return lines() >= least
+
         for least in (10, 40):
             program = launch("scripts.cli", *argv)
-            program.wait_until(lambda least=least: lines() >= least, f"{least} lines")
+            program.wait_until(partial(has_lines, least), f"{least} lines")
             program.signal(signal.SIGKILL)
             program.wait()
             assert lines() < NUM_LINES
@@ -95,7 +99,8 @@ def llm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def test_llm_answers_in_order(llm: LLM) -> None:
     fixed = {"max_tokens": 4, "temperature": 0, "ignore_eos": True}
-    answers = llm.generate([*(f"{i}" for i in range(50)), [5, 6, 7]], **fixed)
+    prompts: list[str | list[int]] = [*(f"{i}" for i in range(50)), [5, 6, 7]]
+    answers = llm.generate(prompts, **fixed)
     alone = [llm.generate(f"{i}", **fixed)[0] for i in (0, 49)]
     assert len(answers) == 51
     assert [answers[i].text for i in (0, 49)] == [one.text for one in alone]

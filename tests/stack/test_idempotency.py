@@ -288,7 +288,9 @@ async def test_an_answer_without_a_stream(trio: Stack, fields: dict[str, Any]) -
 
 
 async def test_a_background_response_outlives_its_frontend(trio: Stack) -> None:
-    requests = [{"input": f"Tell {i}", "max_output_tokens": LENGTH, "ignore_eos": None} for i in range(8)]
+    requests: list[dict[str, Any]] = [
+        {"input": f"Tell {i}", "max_output_tokens": LENGTH, "ignore_eos": None} for i in range(8)
+    ]
     whole = [(await answered(trio, completion(RESPONSES, **fields))).json for fields in requests]
     longest = max(range(len(whole)), key=lambda i: whole[i]["usage"]["output_tokens"])
     fields, expected = requests[longest], whole[longest]

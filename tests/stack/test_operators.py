@@ -30,10 +30,12 @@ class Server:
         self.program = program
         self.run_dir = run_dir
         self.url: str = json.loads(program.wait_for(r'\{[^\n]*"message":"ready"[^\n]*\}')[0])["url"]
-        context = ssl.create_default_context(cafile=str(HERE / "localhost.pem"))
-        self.new_client = lambda: httpx2.Client(base_url=self.url, verify=context, timeout=DEADLINE_S)
+        self._context = ssl.create_default_context(cafile=str(HERE / "localhost.pem"))
         with self.new_client() as client:
             program.wait_until(lambda: client.get("/health/ready").status_code == 200, "ready")
+
+    def new_client(self) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, verify=self._context, timeout=DEADLINE_S)
 
     def ask(self, request_id: str) -> httpx2.Response:
         """Over a connection of its own, so that any frontend may get it."""

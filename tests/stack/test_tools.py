@@ -65,7 +65,7 @@ async def test_calls_that_the_model_was_taught(bundled: Stack) -> None:
                     model=bundled.model,
                     messages=question,
                     tools=tools,
-                    tool_choice=choice,  # type: ignore[arg-type]
+                    tool_choice=choice,
                     parallel_tool_calls=choice == "auto",
                     temperature=0,
                     max_tokens=100,
@@ -83,7 +83,10 @@ async def test_calls_that_the_model_was_taught(bundled: Stack) -> None:
 
 async def test_forced_calls_are_valid_at_any_temperature(bundled: Stack) -> None:
     tools = [tool("choose", CHOICE), tool("get_time")]
-    schemas = {"choose": CHOICE, "get_time": {"type": "object", "maxProperties": 0}}
+    schemas: dict[str, dict[str, Any]] = {
+        "choose": CHOICE,
+        "get_time": {"type": "object", "maxProperties": 0},
+    }
     question: Any = [{"role": "user", "content": "What time is it in Oslo?"}]
     async with bundled.async_client() as client:
         for parallel in (True, False):
@@ -173,10 +176,10 @@ async def test_the_worker_dies_in_the_middle_of_a_call(bundled: Stack) -> None:
 
     async with bundled.async_client() as client:
         expected = await stream_call(client, bundled.model, lambda count: None)
-        found = await asyncio.gather(
+        struck, beside = await asyncio.gather(
             stream_call(client, bundled.model, kill), stream_call(client, bundled.model, lambda count: None)
         )
-    assert found == [expected, expected]
+    assert (struck, beside) == (expected, expected)
     assert expected[0] == "write"
     assert len(json.loads(expected[1])["text"]) == 400
     bundled.program.wait_for("was killed by SIGKILL; starting it again")

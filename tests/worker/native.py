@@ -98,8 +98,9 @@ class Sequences:
         scale = self.dim**-0.5
         kv = PagedKV(cache) if self.stored is None else PagedKV(*quantize(cache, self.stored))
         if planner.native is None:
-            assert soft_cap is sinks is None
+            assert soft_cap is None
+            assert sinks is None
             out = paged_attention(query, kv, metadata, scale)
         else:
             out = planner.native(query, kv, metadata.native, scale, soft_cap, sinks)
-        return list(out.split(counts.tolist()))
+        return list(torch.split(out, counts.tolist()))

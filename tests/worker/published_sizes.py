@@ -38,7 +38,7 @@ _LLAMA_32 = {**PUBLISHED["Llama-3.1-8B"].config["rope_scaling"], "factor": 32.0}
 _152K = {"vocab_size": 152064, "tie_word_embeddings": False}
 _TIED, _UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 _PHI_3 = {"vocab_size": 32064, "tie_word_embeddings": False, "partial_rotary_factor": None}
-_PHI_3_LONG = {
+_PHI_3_LONG: dict[str, Any] = {
     "rope_scaling": {"type": "longrope", "long_factor": [1.1] * 48, "short_factor": [1.0] * 48},
 }
 

@@ -12,11 +12,11 @@ from worker.kernels.attention import (
     AttentionPlanner,
     KVShape,
     StepLayout,
-    Window,
     paged_attention,
     write_kv,
 )
 from worker.kernels.paged_kv import PagedKV, quantize
+from worker.kv_layout import Window
 
 DIM = 8
 SCALE = 0.3

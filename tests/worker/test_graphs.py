@@ -48,11 +48,11 @@ class FakeStream:
         self.submit(lambda: None, event)
 
 
-class Deferred(TorchDispatchMode):
+class Deferred(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """In-place copies are queued instead of made."""
 
     def __init__(self, stream: FakeStream) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._stream = stream
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -79,7 +79,7 @@ class FakeDevice:
             work()
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
-        self.recording = recorded = []
+        self.recording = recorded = list[int]()
         body()
         self.recording = None
         self.captured.append(recorded)
@@ -111,7 +111,7 @@ def test_sizes_are_few_and_close() -> None:
 
 
 def graphs(captured: tuple[int, ...]) -> tuple[FakeDevice, DecodeGraphs, list[int]]:
-    device, eager = FakeDevice(), []
+    device, eager = FakeDevice(), list[int]()
     device.replayed = []
 
     def step(rows: int) -> None:

@@ -1,10 +1,12 @@
 """The library of C kernels is built once, by whoever comes first, and what goes wrong is said."""
 
 import os
+import platform
 import select
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,8 +113,8 @@ def test_another_processor_gets_another_file(built: Path, monkeypatch: pytest.Mo
 def test_what_a_system_is_told(
     system: str, machine: str, flag: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library.platform, "system", lambda: system)
-    monkeypatch.setattr(library.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     said = fake_compiler(tmp_path, '[ "$1" = --version ] && exit 0; echo "$@"; exit 1')
     with pytest.raises(StartupError, match=flag) as error:
         library.load("native", environ(tmp_path, CC=said))
@@ -183,7 +185,7 @@ def test_a_compiler_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(library.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     loaded, which = library.load("native", environ(tmp_path / "file"))
     assert loaded is not None
     assert str(tmp_path / "tern-kernels-") in which

@@ -67,7 +67,7 @@ def test_spans() -> None:
 
 def test_random_weights_are_parts_of_one_whole() -> None:
     """Each rank of a dummy model gets its part of the same matrix."""
-    parts = []
+    parts: list[Tensor] = []
     for span in (Span(8, 0, 8), Span(8, 0, 4), Span(8, 4, 4)):
         wants = Wants(torch.float32)
         Weight([(wants.scope() / "a", [span])], whole(6))

@@ -163,8 +163,10 @@ def quantized(kind: str, sizes: list[int], k: int, kernels: Library | None) -> M
         case "nf4":
             return NF4Matrix([nf4_part(n, k, group) for n in sizes], k, group, bias=bias, kernels=kernels)
         case _:
-            blocks = {"tensor": lambda n: (n, k), "channel": lambda n: (1, k), "blocks": lambda n: (128, 128)}
-            block = blocks[kind.split()[1]]
+
+            def block(n: int) -> tuple[int, int]:
+                return {"tensor": (n, k), "channel": (1, k), "blocks": (128, 128)}[kind.split()[1]]
+
             return FP8Matrix([fp8_part(n, k, block(n)) for n in sizes], bias=bias, kernels=kernels)
 
 

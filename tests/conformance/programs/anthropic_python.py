@@ -1,21 +1,29 @@
 """anthropic for Python."""
 
 import anthropic
-from calls import FUNCTION, MODEL, SPELL, SPELLED, TOO_LONG, URL, WEATHER, WEATHER_TOLD, equal, run, within
+from anthropic.types import Message, MessageParam, ToolParam, ToolResultBlockParam
+
+from .calls import FUNCTION, MODEL, SPELL, SPELLED, TOO_LONG, URL, WEATHER, WEATHER_TOLD, equal, run, within
 
 client = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
 greedy = {"temperature": 0}
-tools = [{"name": FUNCTION["name"], "input_schema": FUNCTION["parameters"]}]
+tools: list[ToolParam] = [{"name": FUNCTION["name"], "input_schema": FUNCTION["parameters"]}]
 
 
-def user(text: object):
-    return {"role": "user", "content": text}
+def user(content: str | list[ToolResultBlockParam]) -> MessageParam:
+    return {"role": "user", "content": content}
+
+
+def text_of(answer: Message) -> str:
+    first = answer.content[0]
+    assert first.type == "text"
+    return first.text
 
 
 def create() -> None:
     """`messages.create`"""
     answer = client.messages.create(model=MODEL, max_tokens=50, messages=[user(SPELL)], extra_body=greedy)
-    equal((answer.content[0].text, answer.stop_reason), (SPELLED, "end_turn"))
+    equal((text_of(answer), answer.stop_reason), (SPELLED, "end_turn"))
 
 
 def stream() -> None:
@@ -28,13 +36,23 @@ def stream() -> None:
 
 def tool_use() -> None:
     """`tools`, and the answer after the result"""
-    fixed = {"model": MODEL, "max_tokens": 200, "tools": tools, "extra_body": greedy}
-    asked = client.messages.create(messages=[user(WEATHER)], **fixed)
+
+    def ask(*turns: MessageParam) -> Message:
+        return client.messages.create(
+            model=MODEL, max_tokens=200, messages=turns, tools=tools, extra_body=greedy
+        )
+
+    asked = ask(user(WEATHER))
     call = asked.content[-1]
+    assert call.type == "tool_use"
     equal((asked.stop_reason, call.name, call.input), ("tool_use", "get_weather", {"city": "Oslo"}))
-    result = {"type": "tool_result", "tool_use_id": call.id, "content": '{"temperature": 21}'}
-    turns = [user(WEATHER), {"role": "assistant", "content": asked.content}, user([result])]
-    equal(client.messages.create(messages=turns, **fixed).content[0].text, WEATHER_TOLD)
+    result: ToolResultBlockParam = {
+        "type": "tool_result",
+        "tool_use_id": call.id,
+        "content": '{"temperature": 21}',
+    }
+    told = ask(user(WEATHER), {"role": "assistant", "content": asked.content}, user([result]))
+    equal(text_of(told), WEATHER_TOLD)
 
 
 def count() -> None:

@@ -1,7 +1,7 @@
 """What the programs of this folder share: the server's address, what they ask, and how they report.
 
-Each program runs with nothing but its client's own package: `python NAME.py URL MODEL`. Its calls are
-functions whose docstrings say what of the client is used; each prints a line when it is done.
+Each program runs with nothing but its client's own package: `python -m programs.NAME URL MODEL`. Its calls
+are functions whose docstrings say what of the client is used; each prints a line when it is done.
 """
 
 import sys
@@ -13,7 +13,7 @@ URL, MODEL = sys.argv[1:]
 
 SPELL, SPELLED = 'Spell the word "tern".', "t-e-r-n"
 EXTRACT = "Extract name, age and city as JSON: Ada is 36 years old and lives in London."
-PERSON = {"name": "Ada", "age": 36, "city": "London"}
+PERSON: dict[str, Any] = {"name": "Ada", "age": 36, "city": "London"}
 WEATHER, WEATHER_TOLD = "Weather in Oslo?", "It is 21 degrees in Oslo."
 TOO_LONG = "tern " * 3000
 """Beyond the context of the model, which has 2048 tokens."""

@@ -2,10 +2,25 @@
 
 import asyncio
 import json
+from typing import Any
 
-from calls import EXTRACT, FUNCTION, MODEL, PERSON, SPELL, SPELLED, TOO_LONG, URL, WEATHER, equal, run, within
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+
+from .calls import (
+    EXTRACT,
+    FUNCTION,
+    MODEL,
+    PERSON,
+    SPELL,
+    SPELLED,
+    TOO_LONG,
+    URL,
+    WEATHER,
+    equal,
+    run,
+    within,
+)
 
 client = InferenceClient(base_url=f"{URL}/v1", api_key="none")
 SCHEMA = {
@@ -16,7 +31,7 @@ SCHEMA = {
 }
 
 
-def ask(text: str, **fields):
+def ask(text: str, **fields: Any) -> Any:
     messages = [{"role": "user", "content": text}]
     return client.chat.completions.create(model=MODEL, messages=messages, temperature=0, **fields)
 
@@ -39,7 +54,8 @@ def asynchronous() -> None:
             answer = await asked.chat_completion(
                 [{"role": "user", "content": SPELL}], model=MODEL, temperature=0
             )
-        return answer.choices[0].message.content
+        content: str = answer.choices[0].message.content
+        return content
 
     equal(asyncio.run(main()), SPELLED)
 

@@ -1,9 +1,12 @@
 """instructor."""
 
+from typing import Any
+
 import instructor
 import openai
-from calls import EXTRACT, MODEL, PERSON, URL, equal, run
 from pydantic import BaseModel
+
+from .calls import EXTRACT, MODEL, PERSON, URL, equal, run
 
 
 class Person(BaseModel):
@@ -12,7 +15,7 @@ class Person(BaseModel):
     city: str
 
 
-def ask(mode: instructor.Mode):
+def ask(mode: instructor.Mode) -> tuple[Any, dict[str, Any]]:
     client = instructor.from_openai(openai.OpenAI(base_url=f"{URL}/v1", api_key="none"), mode=mode)
     fixed = {"model": MODEL, "temperature": 0, "max_retries": 0}
     return client, {"messages": [{"role": "user", "content": EXTRACT}], "response_model": Person, **fixed}

@@ -1,11 +1,12 @@
 """langchain-openai."""
 
-from calls import EXTRACT, MODEL, PERSON, SPELL, SPELLED, TOO_LONG, URL, WEATHER, WEATHER_TOLD, equal, run
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
+
+from .calls import EXTRACT, MODEL, PERSON, SPELL, SPELLED, TOO_LONG, URL, WEATHER, WEATHER_TOLD, equal, run
 
 
 class Person(BaseModel):

@@ -2,12 +2,14 @@
 
 import json
 import os
+from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its prices need not be fetched
 
 import litellm
-from calls import EXTRACT, FUNCTION, MODEL, PERSON, SPELL, SPELLED, TOO_LONG, URL, WEATHER, equal, run
 from pydantic import BaseModel
+
+from .calls import EXTRACT, FUNCTION, MODEL, PERSON, SPELL, SPELLED, TOO_LONG, URL, WEATHER, equal, run
 
 
 class Person(BaseModel):
@@ -19,7 +21,7 @@ class Person(BaseModel):
 options = {"model": f"openai/{MODEL}", "api_base": f"{URL}/v1", "api_key": "none", "temperature": 0}
 
 
-def ask(text: str, **fields):
+def ask(text: str, **fields: Any) -> Any:
     return litellm.completion(
         messages=[{"role": "user", "content": text}], num_retries=0, **options, **fields
     )

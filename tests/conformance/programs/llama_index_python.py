@@ -1,10 +1,11 @@
 """llama-index, its OpenAI-like LLM."""
 
-from calls import EXTRACT, MODEL, PERSON, SPELL, SPELLED, URL, WEATHER, equal, run
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
+
+from .calls import EXTRACT, MODEL, PERSON, SPELL, SPELLED, URL, WEATHER, equal, run
 
 
 class Person(BaseModel):

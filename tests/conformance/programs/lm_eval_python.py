@@ -9,10 +9,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # transformers, beside the server
 from pathlib import Path
 from typing import Any
 
-from calls import MODEL, URL, equal, run
 from datasets import Dataset
 from lm_eval import simple_evaluate
 from lm_eval.api.task import ConfigurableTask
+
+from .calls import MODEL, URL, equal, run
 
 CHECKPOINT = str(Path(__file__).parents[3] / "models" / "tern-mini")
 WORDS = (

@@ -1,9 +1,13 @@
 """openai for Python."""
 
 import asyncio
+from typing import Any
 
 import openai
-from calls import (
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
+from pydantic import BaseModel
+
+from .calls import (
     EXTRACT,
     FUNCTION,
     MODEL,
@@ -17,7 +21,6 @@ from calls import (
     equal,
     run,
 )  # fmt: skip
-from pydantic import BaseModel
 
 
 class Person(BaseModel):
@@ -27,10 +30,21 @@ class Person(BaseModel):
 
 
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
-tools = [openai.pydantic_function_tool(Person), {"type": "function", "function": FUNCTION | {"strict": True}}]
+tools: list[ChatCompletionFunctionToolParam] = [
+    openai.pydantic_function_tool(Person),
+    {
+        "type": "function",
+        "function": {
+            "name": FUNCTION["name"],
+            "description": FUNCTION["description"],
+            "parameters": FUNCTION["parameters"],
+            "strict": True,
+        },
+    },
+]
 
 
-def user(text: str):
+def user(text: str) -> list[ChatCompletionMessageParam]:
     return [{"role": "user", "content": text}]
 
 
@@ -52,7 +66,9 @@ def stream() -> None:
         )
     )
     equal("".join(c.choices[0].delta.content or "" for c in chunks if c.choices), SPELLED)
-    assert chunks[-1].usage.completion_tokens > 4
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens > 4
 
 
 def asynchronous() -> None:
@@ -97,13 +113,13 @@ def strict_tools() -> None:
     answer = client.chat.completions.parse(
         model=MODEL, messages=user(WEATHER), temperature=0, tools=tools
     ).choices[0]
+    assert answer.message.tool_calls is not None
     [call] = answer.message.tool_calls
     equal((answer.finish_reason, call.function.name), ("tool_calls", "get_weather"))
     equal(call.function.parsed_arguments, {"city": "Oslo"})
     result = {"role": "tool", "tool_call_id": call.id, "content": '{"temperature": 21}'}
-    told = client.chat.completions.create(
-        model=MODEL, messages=[*user(WEATHER), answer.message, result], temperature=0, tools=tools
-    )
+    turns: list[Any] = [*user(WEATHER), answer.message, result]  # its types know no parsed answer among them
+    told = client.chat.completions.create(model=MODEL, messages=turns, temperature=0, tools=tools)
     equal(told.choices[0].message.content, WEATHER_TOLD)
 
 

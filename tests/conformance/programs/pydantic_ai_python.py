@@ -2,7 +2,13 @@
 
 import asyncio
 
-from calls import (
+from pydantic import BaseModel
+from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
+from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from .calls import (
     EXTRACT,
     MODEL,
     PERSON,
@@ -16,11 +22,6 @@ from calls import (
     run,
     within,
 )  # fmt: skip
-from pydantic import BaseModel
-from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
-from pydantic_ai.exceptions import ModelHTTPError
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
-from pydantic_ai.providers.openai import OpenAIProvider
 
 
 class Person(BaseModel):
@@ -34,7 +35,7 @@ model = OpenAIChatModel(MODEL, provider=provider)
 greedy = {"temperature": 0}
 
 
-def weather_agent(asked) -> Agent:
+def weather_agent(asked: OpenAIChatModel | OpenAIResponsesModel) -> Agent:
     agent = Agent(asked, model_settings=greedy)
 
     @agent.tool_plain

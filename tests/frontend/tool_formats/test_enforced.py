@@ -240,7 +240,10 @@ def test_reasoning_is_cut_at_its_budget(begin: Begins, tools: tuple[Tool, ...]) 
     world.backend.add_special_tokens([marks.open, marks.close])
     world.tokenizer = LLTokenizer(world.backend.to_str(), n_vocab=world.backend.get_vocab_size(), eos_token=0)
     ids = {**world.formats.token_ids}
-    ids |= {mark: world.backend.token_to_id(mark) for mark in (marks.open, marks.close)}
+    for mark in (marks.open, marks.close):
+        number = world.backend.token_to_id(mark)
+        assert number is not None
+        ids[mark] = number
     formats = Formats(world.format, marks, None, True, ids)
     prompt = marks.open if begin is Begins.INSIDE else ""
     opened = "" if begin is Begins.INSIDE else marks.open

@@ -1,6 +1,7 @@
 """gpu_check where there is no GPU, and the order, the clock and the failures of its steps."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def test_a_rehearsal_leaves_the_results_of_the_project_alone(
     monkeypatch.setattr(check, "describe", lambda rehearsal: Device("rehearsal", {"torch": "2"}))
     monkeypatch.setattr(check, "steps", lambda rehearsal: [Step("kernels", "kernels", 1, one)])
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(check.tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     assert main(["--rehearse", "--commit", "abc1234"]) == 0
     (path,) = tmp_path.glob("tern-rehearsal-*/*.json")
     assert json.loads(path.read_text())["commit"] == "abc1234"

@@ -3,6 +3,7 @@
 import fcntl
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_the_second_start_rounds_nothing(scheme: str, folder: Path, monkeypatch:
 def test_every_way_has_its_own(folder: Path) -> None:
     """The scheme, the head, the data of the checkpoint, and the rank."""
 
-    def start(**options: object) -> None:
+    def start(**options: Any) -> None:
         where = str(folder.parent / "cache")
         config = worker_config(folder, folder.parent, quantization_cache=where, **options)
         TorchRunner(config, quiet)

@@ -1,6 +1,7 @@
 """Checkpoints packed by the compressed-tensors package mean to us what they mean to it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from protocol.errors import StartupError
 from protocol.options import ModelOptions
 from tests.worker.quantization.checkpoints import (
-    Quantize,
     dequantized,
     load_grouped,
     mean_difference,
@@ -53,7 +53,9 @@ SCHEMES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {
 }
 
 
-def quantizer(form: str, weights: dict[str, Any]) -> Quantize:
+def quantizer(
+    form: str, weights: dict[str, Any]
+) -> Callable[[str, Tensor], tuple[dict[str, Tensor], Tensor]]:
     """With scales from the largest and smallest weights, packed and unpacked by the package."""
     parsed = QuantizationArgs(**weights)
     scheme = QuantizationScheme(targets=["Linear"], weights=parsed)

@@ -45,9 +45,8 @@ def test_both_of_eight_bits(wtype: torch.dtype, m: int, device: torch.device) ->
     x, x_scales = quantized_reference(torch.randn(m, 272), wtype)
     x, x_scales = x.to(device), x_scales.to(device)
     w, scales = stored(40, 272, wtype).to(device), (torch.rand(40) * 0.01).to(device)
-    options = {"x_scales": x_scales, "w_scales": scales}
-    found = matmul.matmul(x, w, **options, out_dtype=torch.float16)
-    close(found, matmul.reference(x, w, **options, out_dtype=torch.float16))
+    found = matmul.matmul(x, w, x_scales=x_scales, w_scales=scales, out_dtype=torch.float16)
+    close(found, matmul.reference(x, w, x_scales=x_scales, w_scales=scales, out_dtype=torch.float16))
 
 
 @pytest.mark.parametrize("k", [128, 300])
@@ -59,8 +58,8 @@ def test_scales_of_blocks(k: int, quantized: bool, device: torch.device) -> None
     if quantized:
         codes, of_x = quantized_reference(x.cpu(), FP8, 128)
         x, x_scales = codes.to(device), of_x.to(device)
-    options = {"x_scales": x_scales, "w_scales": scales, "out_dtype": torch.float16}
-    close(matmul.matmul(x, w, **options), matmul.reference(x, w, **options), 2)
+    found = matmul.matmul(x, w, x_scales=x_scales, w_scales=scales, out_dtype=torch.float16)
+    close(found, matmul.reference(x, w, x_scales=x_scales, w_scales=scales, out_dtype=torch.float16), 2)
 
 
 @pytest.mark.parametrize("group", [None, 32])
