@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from frontend.service import Service
 from protocol.messages import Finish, Refused
 from tests.frontend.conftest import END, MakeService, Serve, asgi_client, attached
-from tests.frontend.fake_engine import FakeEngine
+from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 from tests.frontend.test_responses import prompt_of
 
 Ids = Callable[[str], list[int]]
@@ -257,7 +257,9 @@ async def test_the_error_that_ends_a_stream_names_the_request(
     bird.pause_at = 2
     text = ""
     async with (
-        httpx2.AsyncClient(base_url=await serve(service), headers={"x-request-id": "r-7"}) as live,
+        httpx2.AsyncClient(
+            base_url=await serve(service), headers={"x-request-id": "r-7"}, timeout=DEADLINE_S
+        ) as live,
         live.stream("POST", URL, json={**ASK, "stream": True}) as response,
     ):
         bird.refuse(bird.submits[0].request_id, "numerical_error", "not finite")

@@ -9,7 +9,7 @@ import pytest
 from frontend.service import Service
 from protocol.errors import NumericalError
 from tests.frontend.conftest import Serve, asgi_client, attached
-from tests.frontend.fake_engine import FakeEngine
+from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 
 ROUTES = [
     ("POST", "/v1/chat/completions"),
@@ -108,7 +108,7 @@ async def test_a_body_over_the_limit(
             yield b"x" * 100
         yield b'"}'
 
-    async with httpx2.AsyncClient(base_url=await serve(service)) as client:
+    async with httpx2.AsyncClient(base_url=await serve(service), timeout=DEADLINE_S) as client:
         for content in (b"x" * 2049, chunked(4000)):
             response = await client.post("/v1/completions", content=content)
             assert response.status_code == 413

@@ -271,7 +271,7 @@ async def test_without_an_engine_core_there_is_no_service(
     make_service: Callable[[], Service], serve: Serve, engine: FakeEngine
 ) -> None:
     service = make_service()
-    async with httpx2.AsyncClient(base_url=await serve(service)) as client:
+    async with httpx2.AsyncClient(base_url=await serve(service), timeout=DEADLINE_S) as client:
         refused = await client.post("/v1/chat/completions", json=REQUEST)
         assert refused.status_code == 503
         assert int(refused.headers["retry-after"]) >= 1
