@@ -76,13 +76,24 @@ def test_only_the_libraries_used_last_are_kept(tmp_path: Path, built: Path) -> N
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "build-now", "of somebody else"}
 
 
-def test_several_processes_build_at_once(tmp_path: Path) -> None:
+def test_several_processes_build_at_once(built: Path, tmp_path: Path) -> None:
+    """None is done before all have come to linking, which their compiler sees to."""
     code = "import os; from worker.kernels.cpu import library; print(library.load('native', os.environ)[1])"
     command = [sys.executable, "-c", code]
+    library_file, linking = built / "tern" / "kernels" / files(built)[0], tmp_path / "linking"
+    linking.mkdir()
+    compiler = fake_compiler(
+        tmp_path,
+        f"""case "$*" in --version | *" -c "*) exit; esac
+touch {linking}/$$
+until [ $(ls {linking} | wc -l) = 3 ]; do sleep 0.01; done
+until [ "$1" = -o ]; do shift; done
+cp {library_file} "$2\"""",
+    )
 
     def run(_: int) -> str:
         return subprocess.run(
-            command, cwd=ROOT, env=environ(tmp_path), capture_output=True, text=True, check=True
+            command, cwd=ROOT, env=environ(tmp_path, CC=compiler), capture_output=True, text=True, check=True
         ).stdout
 
     with ThreadPoolExecutor(3) as pool:
@@ -183,7 +194,9 @@ def test_a_compiler_that_is_not_there(tmp_path: Path) -> None:
     assert "CC is 'no-such-cc', which is not found" in which
 
 
-def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_made(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = (library.cache_folder(environ(built)) / files(built)[0]).read_bytes()
+    monkeypatch.setattr(library, "_compile", lambda compiler, flags, sources, into: into.write_bytes(whole))
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     loaded, which = library.load("native", environ(tmp_path / "file"))
