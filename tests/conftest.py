@@ -101,6 +101,12 @@ class Program:
 Launch = Callable[..., Program]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a test that is marked `long` come first."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def launcher() -> Iterator[Callable[[Path], Launch]]:
     """launcher(folder) is a `launch` without any TERN_ variable, with `folder` for temporary files."""

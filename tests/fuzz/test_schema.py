@@ -57,6 +57,7 @@ class Promises:
         return self._validators[reference]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900 * FACTOR)
 async def test_everything_that_the_document_allows_and_more(target: "Stack") -> None:
     async with await RawConnection.open(target) as connection:

@@ -36,6 +36,7 @@ def run(seed: int, hours: float = HOURS) -> Campaign:
     return campaign
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", BLOCKS)
 def test_a_hundred_hours(first: int) -> None:
     """Every answer is right or its error has a cause, every process comes back, and nothing is left over."""

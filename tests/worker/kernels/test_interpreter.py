@@ -12,6 +12,7 @@ DEADLINE_S = 900
 """A minute alone on the machine."""
 
 
+@pytest.mark.long
 @pytest.mark.timeout(DEADLINE_S)
 def test_kernels_equal_their_references_under_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "tests/worker/kernels/triton", "-q", "-p", "no:cacheprovider"]
