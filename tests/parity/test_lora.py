@@ -29,13 +29,15 @@ def write_three(folder: Path, model: Path) -> dict[str, Path]:
     modules = linears(model)
     attention = {m: s for m, s in modules.items() if "attn" in m and "k_proj" not in m}
     network = {m: s for m, s in modules.items() if "mlp" in m and ".1." in m}
-    pattern = {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"down_proj": 1.5, "mlp.c_proj": 1.5}}
+    ranks, alphas = {"up_proj": 2}, {"down_proj": 1.5, "mlp.c_proj": 1.5}
     return {
         "all": write_adapter(folder / "all", modules, seed=1, r=5, lora_alpha=4),
         "attention": write_adapter(
             folder / "attention", attention, seed=2, r=16, lora_alpha=3, use_rslora=True
         ),
-        "network": write_adapter(folder / "network", network, seed=3, r=3, lora_alpha=6, **pattern),
+        "network": write_adapter(
+            folder / "network", network, seed=3, r=3, lora_alpha=6, rank_pattern=ranks, alpha_pattern=alphas
+        ),
     }
 
 
