@@ -74,6 +74,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.timeout(600)  # ten seconds of work
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_peak_is_the_quantized_model_and_one_layer(scheme: str, checkpoint: Path) -> None:
     """24 MB for temporaries: a piece of 2^18 weights, in float32, a few times, and what malloc keeps."""
