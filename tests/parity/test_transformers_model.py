@@ -16,6 +16,7 @@ from tests.parity.reference import VOCAB_SIZE, Reference, assert_equal, tokens, 
 from tests.worker.driver import write_config
 from worker.checkpoint import Checkpoint
 from worker.kernels.attention import AttentionMetadata
+from worker.kernels.paged_kv import PagedKV
 from worker.kernels.soft_cap import soft_capped_attention
 from worker.models import transformers_attention
 from worker.models.registry import build
@@ -188,7 +189,7 @@ def test_what_a_trace_cannot_see_is_found_by_comparing(
     gemma2: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(
-        query: Tensor, cache: Tensor, metadata: AttentionMetadata, scale: float, soft_cap: float
+        query: Tensor, cache: PagedKV, metadata: AttentionMetadata, scale: float, soft_cap: float
     ) -> Tensor:
         return soft_capped_attention(query, cache, metadata, 2 * scale, soft_cap)
 
