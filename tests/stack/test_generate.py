@@ -92,8 +92,8 @@ def test_a_server_that_cannot_start_is_the_one_error(
 @pytest.fixture(scope="module")
 def llm(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     adapter = write_adapter(tmp_path_factory.mktemp("red"), {"model.layers.0.self_attn.q_proj": (64, 64)})
-    options = {"worker": "stub", "max_model_len": "4k", "crash_dir": "", "lora": [f"red={adapter}"]}
-    with LLM(str(tiny_checkpoint), **options) as llm:
+    lora = [f"red={adapter}"]
+    with LLM(str(tiny_checkpoint), worker="stub", max_model_len="4k", crash_dir="", lora=lora) as llm:
         yield llm
 
 

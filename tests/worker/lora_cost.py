@@ -33,8 +33,15 @@ NAMES = ("a", "b", "c", "d")
 
 def make(folder: Path, lora: list[str]) -> Driver:
     model = write_config(folder / "model", **MODEL)
-    options = {"load_format": "dummy", "num_kv_blocks": 1000, "block_size": 32}
-    config = worker_config(model, folder, max_num_seqs=2 * ROWS + 1, lora=lora, **options)
+    config = worker_config(
+        model,
+        folder,
+        max_num_seqs=2 * ROWS + 1,
+        num_kv_blocks=1000,
+        block_size=32,
+        load_format="dummy",
+        lora=lora,
+    )
     parallel = ParallelOptions(threads=1, cpu_kernels="native")
     return Driver(TorchRunner(msgspec.structs.replace(config, parallel=parallel), quiet))
 

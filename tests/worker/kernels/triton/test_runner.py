@@ -187,9 +187,9 @@ def test_a_graph_serves_whatever_adapters_its_rows_have(tmp_path: Path, device: 
     few = {module: shape for module, shape in modules.items() if "v_proj" in module}
     all_of_it = write_adapter(tmp_path / "a", modules, seed=1)
     values = write_adapter(tmp_path / "b", few, seed=2, std=1.0, r=20, use_rslora=True)
-    options = {"lora": [f"all={all_of_it}", f"values={values}"], "max_num_seqs": 2}
-    served = Served(tmp_path, "one layer", device, **options)
-    drivers = served.driver, Served(tmp_path, "one layer", None, **options).driver
+    lora = [f"all={all_of_it}", f"values={values}"]
+    served = Served(tmp_path, "one layer", device, lora=lora, max_num_seqs=2)
+    drivers = served.driver, Served(tmp_path, "one layer", None, lora=lora, max_num_seqs=2).driver
     answers = []
     for driver in drivers:
         first, second = driver.add([5, 6, 7], GREEDY, adapter="all"), driver.add([5, 6, 7], GREEDY)
