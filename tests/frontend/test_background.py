@@ -8,6 +8,7 @@ import httpx2
 import msgspec
 import openai
 import pytest
+from openai.types.responses import ResponseCreatedEvent, ResponseInProgressEvent, ResponseQueuedEvent
 
 from frontend.idempotency import Key
 from frontend.jobs import Jobs
@@ -65,9 +66,16 @@ async def test_its_events_can_be_read_again_from_anywhere(
     stream = await client.responses.create(model="tiny", input="x", background=True, stream=True)
     events = [event async for event in stream]
     assert [event.sequence_number for event in events] == list(range(len(events)))
-    begun = ["response.created", "response.queued", "response.in_progress"]
-    assert [event.type for event in events[:3]] == begun
-    assert [event.response.status for event in events[:3]] == ["queued", "queued", "in_progress"]
+    begun = [
+        (event.type, event.response.status)
+        for event in events[:3]
+        if isinstance(event, ResponseCreatedEvent | ResponseQueuedEvent | ResponseInProgressEvent)
+    ]
+    assert begun == [
+        ("response.created", "queued"),
+        ("response.queued", "queued"),
+        ("response.in_progress", "in_progress"),
+    ]
     assert events[-1].type == "response.completed"
     response_id = events[-1].response.id
     for after in (0, 4, len(events) - 2, len(events)):
