@@ -28,7 +28,7 @@ def check(options: ServeOptions, available: int) -> None:
             f"--max-model-len {model.max_model_len} is longer than the model's {longest} positions",
             hint=f"use at most {longest}, or leave it out",
         )
-    if model.load_format == "dummy" or (options.parallel.device != "cpu" and gpu_driver()):
+    if model.load_format == "dummy" or _may_be_on_gpu(options.parallel.device):
         return
     weights = weights_bytes(model, config)
     if weights > available:
@@ -38,6 +38,11 @@ def check(options: ServeOptions, available: int) -> None:
             hint=f"{lighter} use a smaller model, or free memory".strip(),
         )
     _check_context(options, config, available - weights)
+
+
+def _may_be_on_gpu(device: str) -> bool:
+    """So that what the machine's memory holds says nothing: the worker, which knows the GPU's, refuses."""
+    return device == "cuda" or (device == "auto" and gpu_driver())
 
 
 def most_download_bytes(options: ModelOptions, available: int) -> int:

@@ -14,6 +14,7 @@ for the host is memory of its own, which is held until it is collected.
 Steps that are not all decodes run outside of graphs, between them, on the same stream.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -79,11 +80,22 @@ class DecodeGraphs:
         self._replays: dict[int, Callable[[], None]] = {}
         self.captured = tuple(captured)
 
-    def capture(self) -> None:
-        """All sizes, the largest first. The buffers must hold padding rows only."""
+    def capture(self, agree: Callable[[bool], bool] = bool) -> str:
+        """All sizes, the largest first. The buffers must hold padding rows only. `agree`: whether the capture
+        of a size has worked on every rank, given whether it has on this one; a step's sums are of all ranks,
+        so all of them replay or none does. Where one fails, nothing is captured: returns why."""
         for rows in reversed(self.captured):
             self._run_eagerly(rows)
-            self._replays[rows] = self._device.capture(lambda rows=rows: self._step(rows))  # type: ignore[misc]
+            why = "another rank's capture failed"
+            try:
+                self._replays[rows] = self._device.capture(lambda rows=rows: self._step(rows))  # type: ignore[misc]
+            except RuntimeError as error:
+                why = str(error)
+            if not agree(rows in self._replays):
+                self._replays.clear()
+                self.captured = ()
+                return f"a step of {rows} rows could not be captured: {why}"
+        return ""
 
     def size(self, rows: int) -> int:
         """How many rows a step of `rows` computes; those behind must be padding."""
@@ -178,6 +190,8 @@ class CudaDevice:
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
+        collects = gc.isenabled()
+        gc.disable()  # what is collected meanwhile may call what a capture does not allow
         # Not `torch.cuda.graph`, which collects garbage each time: seconds for all sizes. NCCL's own threads
         # may ask for their events meanwhile, so only this thread's calls are watched.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -185,6 +199,8 @@ class CudaDevice:
             body()
         finally:
             graph.capture_end()
+            if collects:
+                gc.enable()
         return graph.replay  # on the current stream, which is main
 
     def on(self, stream: Stream) -> AbstractContextManager[object]:

@@ -102,8 +102,12 @@ class TorchRunner:
             )
             report("capturing steps", "", None)
             most_tokens = config.scheduler.largest_chunk(self.served.facts.max_model_len)
-            eager = config.parallel.enforce_eager or size > 1
-            self.steps = self.gpu.steps(self.served, most_tokens, eager=eager)
+            self.steps = self.gpu.steps(
+                self.served,
+                most_tokens,
+                eager=config.parallel.enforce_eager,
+                agree=lambda worked: bool(self.group.smallest(int(worked))),
+            )
         self.facts = self.served.facts
         self._folder = Path(config.group_dir)
         self._profiler: torch.profiler.profile | None = None

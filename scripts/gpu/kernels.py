@@ -158,8 +158,8 @@ def around(place: Place) -> Iterator[Measurement]:
     yield place.against_bytes(
         f"SwiGLU, {rows} rows of {place.sizes.n // 2:,}", [partial(activate, gates)], gates.nbytes * 3 / 2
     )
-    call = partial(norm, x, place.random(place.sizes.k), 1e-6, residual=x)
-    yield place.against_bytes(f"residual + RMSNorm, {rows} rows of {place.sizes.k:,}", [call], 4 * x.nbytes)
+    call = partial(norm, x, place.random(place.sizes.k), 1e-6, add=x)
+    yield place.against_bytes(f"RMSNorm + residual, {rows} rows of {place.sizes.k:,}", [call], 3 * x.nbytes)
 
 
 def page_tables(place: Place) -> Iterator[Measurement]:

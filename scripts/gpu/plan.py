@@ -25,6 +25,7 @@ PARTS = {
     "offline": "nano-vllm's benchmark, beside HTTP and transformers' continuous batching",
     "http": "1 to 256 streams through the whole stack, beside the engine alone",
     "graphs": "a step in a graph, beside the same kernels launched one by one",
+    "invariant": "steps with --batch-invariant on, beside the same without: what it costs",
     "kernels": "each kernel beside the ceiling and torch",
     "tune": "block sizes of this GPU, written to worker/kernels/triton/tuned; only when it is named",
 }
@@ -90,6 +91,7 @@ def _all() -> Iterator[Step]:
     yield Step("offline", "transformers Qwen3-0.6B", 60, partial(batching, small))
     for name in ("Qwen3-4B", "Llama-3.2-1B"):
         yield _on_server("decode", Model(SHAPES[name]), 4, served.decode)
+    yield _invariant(small, 20)
     yield _graphs(large, 25)
     yield _on_server("decode", large._replace(weights="int8"), 5, served.decode)
     yield Step("offline", "transformers Llama-3.1-8B", 90, partial(batching, large))
@@ -113,6 +115,7 @@ def _rehearsal() -> Iterator[Step]:
     yield _on_server("http", tiny, LONG_S, partial(served.http, streams=(1, 4), tokens=16))
     yield _on_server("offline", tiny, LONG_S, partial(served.offline, workload=workload))
     yield _graphs(tiny, LONG_S, context=32, steps=32)
+    yield _invariant(tiny, LONG_S, context=32, steps=32)
     yield Step("kernels", "kernels", LONG_S, kernels)
     yield Step("offline", "transformers tiny", LONG_S, partial(batching, tiny))
     yield Step("tune", "tune", LONG_S, tune)
@@ -172,3 +175,10 @@ def _graphs(model: Model, expected_s: float, **sizes: int) -> Step:
         return served.graphs(bench.servers, model, bench.known(), limit_s, **sizes)
 
     return Step("graphs", f"graphs {model}", expected_s + start_s(model), both, model)
+
+
+def _invariant(model: Model, expected_s: float, *, context: int = 1024, steps: int = 64) -> Step:
+    def both(bench: Bench, limit_s: float) -> Iterator[Measurement]:
+        return served.invariant(bench.servers, model, bench.known(), limit_s, context=context, steps=steps)
+
+    return Step("invariant", f"invariant {model}", expected_s + start_s(model), both, model)

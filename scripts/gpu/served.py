@@ -3,6 +3,7 @@
     decode    one sequence                           batches   many at once, steadily
     prefill   prompts until their first token        offline   a whole workload, as nano-vllm's bench.py
     http      through the HTTP stack, and beside it  graphs    a step in a graph beside the same without
+    invariant a step with --batch-invariant on, beside the same without
 
 Everything but `http` goes through EngineClient: engine core and worker as they serve, without text. Goals are
 shares of the floor on an H200.
@@ -30,6 +31,8 @@ BATCH_GOALS = {256: 0.85}
 PREFILL_GOALS = {"bf16": 0.80}
 OFFLINE_GOALS = {"Qwen3-0.6B": 0.75, "Llama-3.1-8B": 0.85}
 HTTP_GOAL = 0.95
+INVARIANT_GOAL = 1 / 1.03
+"""Of the speed without: where it costs no more, --batch-invariant may be on without being asked for."""
 GRAPH_GOALS = {"Qwen3-0.6B": 3.0, "Llama-3.1-8B": 1.3}
 
 
@@ -189,6 +192,36 @@ def graphs(
         goal=GRAPH_GOALS.get(model.shape.name),
         spread=(min(inside), max(inside)),
     )
+
+
+def invariant(
+    servers: Servers,
+    model: Model,
+    ceilings: Ceilings,
+    limit_s: float,
+    *,
+    sizes: Sequence[int] = (1, 32),
+    context: int = 1024,
+    steps: int = 64,
+) -> Iterator[Measurement]:
+    """What `--batch-invariant on` costs, and whether that is little enough to be the default."""
+    found: list[list[Steady]] = []
+    for which in (model, model._replace(invariant=True)):
+        server = servers.get(which, limit_s)
+        found.append([server.ask(steady(server.client, server.prompts(n, context), steps)) for n in sizes])
+    for size, without, with_it in zip(sizes, *found, strict=True):
+        off, on = ([seconds * 1e3 for seconds in one.step_s] for one in (without, with_it))
+        cost = median(on) / median(off) - 1
+        verdict = "it may be the default" if cost < 0.03 else "it stays to be asked for"
+        yield Measurement(
+            part="invariant",
+            name=f"{model}, {size} × {context:,} tokens: --batch-invariant on, {cost:+.1%}: {verdict}",
+            value=median(on),
+            unit="ms/step",
+            limit=median(off),
+            goal=INVARIANT_GOAL,
+            spread=(min(on), max(on)),
+        )
 
 
 def _steady(

@@ -28,14 +28,17 @@ class Model(NamedTuple):
     shape: Shape
     weights: str = "bf16"
     graphs: bool = True
+    invariant: bool = False
 
     def __str__(self) -> str:
-        return f"{self.shape.name} {self.weights}{'' if self.graphs else ', no graphs'}"
+        name = f"{self.shape.name} {self.weights}{'' if self.graphs else ', no graphs'}"
+        return f"{name}, batch-invariant" if self.invariant else name
 
     def arguments(self) -> list[str]:
         """Of `tern serve`, besides model and device."""
         rounded = [] if self.weights == "bf16" else ["--quantization", self.weights]
-        return [*rounded, *([] if self.graphs else ["--enforce-eager"])]
+        invariant = ["--batch-invariant", "on"] if self.invariant else []
+        return [*rounded, *invariant, *([] if self.graphs else ["--enforce-eager"])]
 
 
 class Server:

@@ -100,7 +100,7 @@ def _around_attention() -> Iterator[Variant]:
         weight = empty(4096, dtype=dtype)
         name = short(dtype)
         yield Variant(f"{name}, RMSNorm", partial(norm.norm, x, weight, 1e-6))
-        yield Variant(f"{name}, RMSNorm + residual", partial(norm.norm, x, weight, 1e-6, residual=x))
+        yield Variant(f"{name}, RMSNorm + residual", partial(norm.norm, x, weight, 1e-6, add=x))
         yield Variant(f"{name}, LayerNorm", partial(norm.norm, x, weight, 1e-6, bias=weight))
         yield Variant(f"{name}, SwiGLU", partial(activation.activate, gates))
         yield Variant(f"{name}, GeGLU", partial(activation.activate, gates, gelu=True))

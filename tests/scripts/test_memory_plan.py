@@ -37,6 +37,13 @@ def test_adapters_are_counted_with_the_weights(tmp_path: Path) -> None:
         check(options(folder, lora=(f"a={adapter}",)), needed - 1)
 
 
+def test_the_machine_s_memory_says_nothing_of_a_gpu_s(tmp_path: Path) -> None:
+    given = options(checkpoint(tmp_path / "m"))
+    check(structs.replace(given, parallel=ParallelOptions(device="cuda")), 1)
+    with pytest.raises(OutOfMemory):
+        check(structs.replace(given, parallel=ParallelOptions(device="cpu")), 1)
+
+
 def test_a_fixed_context_that_does_not_fit_once_names_the_one_that_does(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m")
     given = structs.replace(

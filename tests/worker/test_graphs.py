@@ -80,8 +80,10 @@ class FakeDevice:
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         self.recording = recorded = list[int]()
-        body()
-        self.recording = None
+        try:
+            body()
+        finally:
+            self.recording = None
         self.captured.append(recorded)
         return lambda: self.replayed.append(recorded[0])
 
@@ -137,6 +139,33 @@ def test_a_step_runs_in_the_smallest_size_that_holds_it() -> None:
     del eager[:]
     made.run(9)
     assert eager == [9], "larger than all: as it is"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_where_one_capture_fails_nothing_is_replayed_and_it_is_said_why(elsewhere: bool) -> None:
+    """On this rank, or on another one: sums are of all ranks, so all of them replay or none."""
+    device, ran = FakeDevice(), []
+    device.replayed = []
+
+    def step(rows: int) -> None:
+        if rows == 2 and device.recording is not None and not elsewhere:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        ran.append(rows)
+
+    made = DecodeGraphs(device, step, (1, 2, 4))
+    asked: list[bool] = []
+
+    def agree(worked: bool) -> bool:
+        asked.append(worked)
+        return worked and not (elsewhere and len(asked) == 2)
+
+    why = made.capture(agree)
+    assert why.startswith("a step of 2 rows could not be captured: ")
+    assert why.endswith("another rank's capture failed" if elsewhere else "when stream is capturing")
+    assert asked == [True, elsewhere], "all ranks ask after each size, and stop at the same"
+    made.run(1)
+    assert ran[-1] == 1
+    assert not device.replayed
 
 
 @pytest.mark.parametrize("seed", range(20))

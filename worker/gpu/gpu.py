@@ -1,5 +1,6 @@
 """GPU: all that a runner needs of one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -30,6 +31,9 @@ class GPU:
     def device(self) -> torch.device:
         return self.kernels.device
 
-    def steps(self, served: Served, most_tokens: int, *, eager: bool) -> DeviceSteps:
-        """`most_tokens` of one step. `eager`: without graphs; else they are captured now."""
-        return DeviceSteps(served, self.kernels, self.streams, most_tokens, eager=eager)
+    def steps(
+        self, served: Served, most_tokens: int, *, eager: bool, agree: Callable[[bool], bool] = bool
+    ) -> DeviceSteps:
+        """`most_tokens` of one step. `eager`: without graphs; else they are captured now, if all ranks
+        `agree`."""
+        return DeviceSteps(served, self.kernels, self.streams, most_tokens, eager=eager, agree=agree)

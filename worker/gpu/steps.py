@@ -12,6 +12,7 @@ row on the host (bad words), that make a vector, whose masks are still to come, 
 graph or its room for attention.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -49,9 +50,16 @@ class DeviceSteps:
     """Steps."""
 
     def __init__(
-        self, served: Served, kernels: TritonKernels, streams: Device, most_tokens: int, *, eager: bool
+        self,
+        served: Served,
+        kernels: TritonKernels,
+        streams: Device,
+        most_tokens: int,
+        *,
+        eager: bool,
+        agree: Callable[[bool], bool] = bool,
     ) -> None:
-        """`most_tokens` of a step. `eager`: no graphs."""
+        """`most_tokens` of a step. `eager`: no graphs. `agree`: see DecodeGraphs.capture."""
         facts, device = served.facts, kernels.device
         self.served, self.device = served, device
         self.staging = Staging(streams, device)
@@ -70,7 +78,8 @@ class DeviceSteps:
         self._arranged: Rows | None = None
         """Whose slots the inputs have."""
         with torch.inference_mode():
-            self.graphs.capture()
+            if why := self.graphs.capture(agree):
+                print(f"tern: kernels are launched one by one: {why}", file=sys.stderr, flush=True)
 
     def start(self, start: SequenceStart) -> None:
         self.sampler.start(start)

@@ -35,6 +35,8 @@ SPLIT = 256
 TILE = 64
 """Tokens of one matrix product, whatever the block size."""
 NO_WINDOW = 1 << 30
+LEAST_DOT = 16
+"""Of each size of a product on tensor cores. The interpreter does not ask for it."""
 MOST_AT_ONCE = 256
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -113,7 +115,7 @@ def _attend(
     GROUP: tl.constexpr,  # query heads per KV head
     GROUP_WIDTH: tl.constexpr,  # power of two ≥ GROUP and ≥ 16
     DIM: tl.constexpr,
-    WIDTH: tl.constexpr,  # power of two ≥ DIM
+    WIDTH: tl.constexpr,  # power of two ≥ DIM and ≥ 16
     BLOCK_SIZE: tl.constexpr,
     SPLIT: tl.constexpr,
     TILE: tl.constexpr,
@@ -241,12 +243,12 @@ def decode_attention(
     """
     rows, num_heads, dim = query.shape
     _, num_blocks, num_kv_heads, block_size, _ = kv.cache.shape
-    group, width = num_heads // num_kv_heads, triton.next_power_of_2(dim)
+    group, width = num_heads // num_kv_heads, max(triton.next_power_of_2(dim), LEAST_DOT)
     _attend[(num_programs, num_kv_heads)](
         query, kv.cache, kv.scales, block_tables, context_lens, plan.starts, plan.partials, plan.stats,
         query.stride(0), block_tables.stride(0), rows, num_kv_heads, num_blocks * num_kv_heads * block_size,
         scores.window, scores.scale, scores.soft_cap,
-        GROUP=group, GROUP_WIDTH=max(triton.next_power_of_2(group), 16), DIM=dim, WIDTH=width,
+        GROUP=group, GROUP_WIDTH=max(triton.next_power_of_2(group), LEAST_DOT), DIM=dim, WIDTH=width,
         BLOCK_SIZE=block_size, SPLIT=SPLIT, TILE=TILE if query.element_size() < 4 else TILE // 2,
         SOFT_CAP=scores.soft_cap > 0, ROWS=plan.width(rows), num_warps=4, num_stages=2,
     )  # fmt: skip

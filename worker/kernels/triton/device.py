@@ -64,8 +64,8 @@ class TritonKernels:
     def norm(self, weight: Tensor, bias: Tensor | None, eps: float) -> NormKernel:
         def apply(x: Tensor, add: Tensor | None) -> Tensor:
             rows = x.reshape(-1, x.shape[-1])
-            y, _ = norm(rows, weight, eps, bias=bias)
-            return y.view(x.shape) if add is None else y.view(x.shape) + add
+            other = None if add is None else add.reshape(rows.shape)
+            return norm(rows, weight, eps, bias=bias, add=other).view(x.shape)
 
         return apply
 

@@ -51,10 +51,12 @@ def gemv(
     w_scales: Tensor | None = None,
     bias: Tensor | None = None,
     add: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """x [1, K], weight [N, K], w_scales float32 [N], bias [N], add [1, N] → [1, N]. As matmul.reference."""
+    """x [1, K], weight [N, K], w_scales float32 [N], bias [N], add [1, N] → [1, N] in `out_dtype`, or x's. As
+    matmul.reference."""
     n, k = weight.shape
-    y = torch.empty(1, n, dtype=x.dtype, device=x.device)
+    y = torch.empty(1, n, dtype=out_dtype or x.dtype, device=x.device)
     columns = 8 if n >= 8192 else 4
     tile = 1024 // weight.element_size()
     _gemv[(triton.cdiv(n, columns),)](

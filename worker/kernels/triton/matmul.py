@@ -149,7 +149,7 @@ def _add_parts(
     y = tl.zeros([TILE], tl.float32)
     for _ in range(PARTS):
         y += tl.load(parts_ptr + place, mask=inside, other=0.0)
-        parts_ptr += num_rows * num_columns
+        parts_ptr += num_rows.to(tl.int64) * num_columns
     rows = row + columns * 0
     y = finish(y, rows, columns, inside, num_columns, x_scales_ptr, w_scales_ptr, bias_ptr, add_ptr)
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)

@@ -5,8 +5,9 @@
     int4     W4A16, groups of 32 columns or more
     fp8      W8A16, scales per row or per block of 128 × 128; from compute capability 8.9 on
 
-nf4 has no kernel. Where a row's numbers must not depend on its company, all numbers of rows take the same
-tiles.
+One row alone is multiplied by gemv.py where the weight's scales are of rows, or there are none: in one launch
+instead of two, without tensor cores, which a row cannot fill; a rule that was not measured yet. nf4 has no
+kernel. Where a row's numbers must not depend on its company, all numbers of rows take the same tiles.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from ..combined_matrix import StackedMatrix
 from ..matmul import FP8Part, Int4Part, Int8Part, Matrix, NF4Part, unpack_int4
 from ..matrices import Kind
 from . import int4_matmul
+from .gemv import gemv
 from .int4_matmul import int4_matmul as multiply_int4
 from .matmul import BLOCK, matmul
 from .quantize_rows import quantize_rows
@@ -137,9 +139,7 @@ class TritonDense:
                 return torch.addmm(add, x, self.weight.t())
             y = F.linear(x, self.weight, self.bias)
             return y if add is None else y.add_(add)
-        return matmul(
-            x, self.weight, bias=self.bias, add=_rows(add), out_dtype=out_dtype, invariant=self._invariant
-        )
+        return _product(x, self.weight, None, self.bias, add, out_dtype, invariant=self._invariant)
 
 
 class TritonInt8:
@@ -153,12 +153,12 @@ class TritonInt8:
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        dtype, x_scales = out_dtype or x.dtype, None
-        if self._quantize_input:
-            x, x_scales = quantize_rows(x, torch.int8)
+        if not self._quantize_input:
+            return _product(x, self.weight, self.scales, self.bias, add, out_dtype, invariant=self._invariant)
+        codes, x_scales = quantize_rows(x, torch.int8)
         return matmul(
-            x, self.weight, x_scales=x_scales, w_scales=self.scales, bias=self.bias, add=_rows(add),
-            out_dtype=dtype, invariant=self._invariant,
+            codes, self.weight, x_scales=x_scales, w_scales=self.scales, bias=self.bias, add=_rows(add),
+            out_dtype=out_dtype or x.dtype, invariant=self._invariant,
         )  # fmt: skip
 
 
@@ -194,10 +194,26 @@ class TritonFP8:
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        return matmul(
-            x, self.weight, w_scales=self.scales, bias=self.bias, add=_rows(add), out_dtype=out_dtype,
-            invariant=self._invariant,
-        )  # fmt: skip
+        return _product(x, self.weight, self.scales, self.bias, add, out_dtype, invariant=self._invariant)
+
+
+def _product(
+    x: Tensor,
+    weight: Tensor,
+    w_scales: Tensor | None,
+    bias: Tensor | None,
+    add: Tensor | None,
+    out_dtype: torch.dtype | None,
+    *,
+    invariant: bool,
+) -> Tensor:
+    """Of inputs as they are."""
+    of_rows = w_scales is None or w_scales.dim() == 1
+    if len(x) == 1 and of_rows and not invariant:
+        return gemv(x.contiguous(), weight, w_scales=w_scales, bias=bias, add=_rows(add), out_dtype=out_dtype)
+    return matmul(
+        x, weight, w_scales=w_scales, bias=bias, add=_rows(add), out_dtype=out_dtype, invariant=invariant
+    )
 
 
 def _rows(add: Tensor | None) -> Tensor | None:

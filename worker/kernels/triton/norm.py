@@ -1,8 +1,11 @@
-"""Adding the residual and norming a row, in one pass: RMSNorm, RMSNorm of 1 + weight, LayerNorm.
+"""Norming a row, and adding another to it, in one pass: RMSNorm, RMSNorm of 1 + weight, LayerNorm.
 
-    sum ← x + residual                        rounded to x's type, as the unfused pair rounds it
-    y   ← sum / sqrt(mean(sum²) + eps) · weight                   RMSNorm, in float32, rounded once
-    y   ← (sum - mean) / sqrt(var + eps) · weight + bias          LayerNorm, likewise
+    y ← x / sqrt(mean(x²) + eps) · weight                   RMSNorm, in float32, rounded once
+    y ← (x - mean) / sqrt(var + eps) · weight + bias        LayerNorm, likewise
+    y ← y + add                                             rounded as the unfused pair rounds it
+
+The residual that a norm begins with needs no kernel: the product before it adds it in its epilogue
+(matmul.py, gemv.py), which moves a row less. One that is added behind a norm, as Gemma 3 does, is added here.
 
 Gemma's checkpoints store weight - 1; the layer adds the 1 when it loads, in float32, and a float32 weight
 beside half-precision rows is what this kernel then gets. A row must fit one program (65,536 elements).
@@ -18,10 +21,9 @@ from torch import Tensor
 @triton.jit
 def _norm(
     x_ptr,  # [rows, size], rows x_stride apart
-    residual_ptr,  # [rows, size] or None
     weight_ptr,  # [size]
     bias_ptr,  # [size] or None: RMSNorm
-    sum_ptr,  # out [rows, size]; None without a residual
+    add_ptr,  # [rows, size] or None
     y_ptr,  # out [rows, size]
     x_stride,
     size,
@@ -32,11 +34,6 @@ def _norm(
     columns = tl.arange(0, WIDTH)
     there = columns < size
     x = tl.load(x_ptr + row * x_stride + columns, mask=there, other=0.0).to(tl.float32)
-    if residual_ptr is not None:
-        x += tl.load(residual_ptr + row * size + columns, mask=there, other=0.0).to(tl.float32)
-        rounded = x.to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + row * size + columns, rounded, mask=there)
-        x = rounded.to(tl.float32)
     if bias_ptr is not None:
         mean = tl.sum(x, axis=0) / size
         x = tl.where(there, x - mean, 0.0)
@@ -44,32 +41,33 @@ def _norm(
     y = x * scale * tl.load(weight_ptr + columns, mask=there, other=0.0).to(tl.float32)
     if bias_ptr is not None:
         y += tl.load(bias_ptr + columns, mask=there, other=0.0).to(tl.float32)
+    if add_ptr is not None:
+        y = y.to(y_ptr.dtype.element_ty).to(tl.float32)
+        y += tl.load(add_ptr + row * size + columns, mask=there, other=0.0).to(tl.float32)
     tl.store(y_ptr + row * size + columns, y.to(y_ptr.dtype.element_ty), mask=there)
 
 
 def norm(
-    x: Tensor, weight: Tensor, eps: float, *, bias: Tensor | None = None, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """x, residual [rows, size] → (y, x + residual). With a bias it is LayerNorm, else RMSNorm."""
+    x: Tensor, weight: Tensor, eps: float, *, bias: Tensor | None = None, add: Tensor | None = None
+) -> Tensor:
+    """x, add [rows, size] → [rows, size]. With a bias it is LayerNorm, else RMSNorm."""
     rows, size = x.shape
     y = torch.empty(rows, size, dtype=x.dtype, device=x.device)
-    total = x if residual is None else torch.empty_like(y)
     width = triton.next_power_of_2(size)
     _norm[(rows,)](
-        x, residual, weight, bias, None if residual is None else total, y,
+        x, weight, bias, None if add is None else add.contiguous(), y,
         x.stride(0), size, eps,
         WIDTH=width, num_warps=min(max(width // 512, 1), 16),
     )  # fmt: skip
-    return y, total
+    return y
 
 
 def reference(
-    x: Tensor, weight: Tensor, eps: float, *, bias: Tensor | None = None, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    total = x if residual is None else x + residual
-    wide, size = total.float(), (x.shape[1],)
+    x: Tensor, weight: Tensor, eps: float, *, bias: Tensor | None = None, add: Tensor | None = None
+) -> Tensor:
+    wide, size = x.float(), (x.shape[1],)
     if bias is not None:
         y = F.layer_norm(wide, size, weight.float(), bias.float(), eps)
     else:
         y = F.rms_norm(wide, size, weight.float(), eps)
-    return y.to(x.dtype), total
+    return y.to(x.dtype) if add is None else y.to(x.dtype) + add

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..paged_kv import PagedKV
 from .activation import tanh
-from .decode_attention import LOG2_E, Scores
+from .decode_attention import LEAST_DOT, LOG2_E, Scores
 from .paged import cache_rows, gather_reference
 
 
@@ -135,7 +135,7 @@ def prefill_attention(
     tokens, num_heads, dim = query.shape
     _, num_blocks, num_kv_heads, block_size, _ = kv.cache.shape
     rows, group = len(context_lens), num_heads // num_kv_heads
-    width = triton.next_power_of_2(dim)
+    width = max(triton.next_power_of_2(dim), LEAST_DOT)
     m = product_rows(width, group, query.element_size())
     queries = m // group
     out = torch.empty(tokens, num_heads * dim, dtype=query.dtype, device=query.device)
@@ -154,7 +154,7 @@ def prefill_attention(
 def product_rows(width: int, group: int, item_bytes: int) -> int:
     """Rows of a program's products, as far as their float32 sums fit the registers: the same for every chunk.
     Products of float32 run without tensor cores, and in registers alone."""
-    least: int = max(triton.next_power_of_2(group), 16)
+    least: int = max(triton.next_power_of_2(group), LEAST_DOT)
     return max((128 if item_bytes < 4 else 16) * 128 // max(width, 128), least)
 
 

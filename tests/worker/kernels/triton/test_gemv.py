@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from tests.worker.kernels.triton.tolerance import close
-from worker.kernels.triton import matmul
+from worker.kernels.triton import matmul, matrices
 from worker.kernels.triton.gemv import gemv
+from worker.kernels.triton.matrices import TritonMatrices
 
 
 @pytest.mark.parametrize(("n", "k"), [(6, 64), (9, 700)])
@@ -12,6 +13,21 @@ def test_one_row(n: int, k: int, device: torch.device, dtype: torch.dtype) -> No
     bias, add = torch.randn(n).to(device, dtype), torch.randn(1, n).to(device, dtype)
     close(gemv(x, w), matmul.reference(x, w))
     close(gemv(x, w, bias=bias, add=add), matmul.reference(x, w, bias=bias, add=add))
+    wide = gemv(x, w, out_dtype=torch.float32)
+    assert wide.dtype == torch.float32
+    close(wide, matmul.reference(x, w, out_dtype=torch.float32))
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_it_serves_one_row_unless_company_must_not_matter(
+    invariant: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+    monkeypatch.setattr(matrices, "gemv", lambda x, *_, **__: rows.append(len(x)))
+    dense = TritonMatrices(device, invariant=invariant).dense([torch.randn(8, 64)], None)
+    for count in (1, 2):
+        dense.multiply(torch.randn(count, 64, device=device))
+    assert rows == ([] if invariant else [1])
 
 
 @pytest.mark.parametrize("wtype", [torch.int8, torch.float8_e4m3fn])
