@@ -30,8 +30,8 @@ def cache_rows(
 def quantize(x, LIMIT: tl.constexpr, ROUND: tl.constexpr):
     """float32 [n] → (numbers within ±LIMIT, still float32; scale). ROUND: to integers, halves up. A maximum
     passes over NaN, so the scale of a vector with one is made NaN."""
-    scale = tl.maximum(tl.max(tl.abs(x), axis=0), 1e-8) / LIMIT
     sick = tl.max((x != x).to(tl.int32), axis=0) > 0
+    scale = tl.maximum(tl.max(tl.where(x == x, tl.abs(x), 0.0), axis=0), 1e-8) / LIMIT
     x = x / scale
     if ROUND:
         x = tl.floor(x + 0.5)
