@@ -68,6 +68,15 @@ class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             extra={"flag": "-q"},
         ),
     ] = "none"
+    quantization_group: Annotated[
+        int,
+        Meta(
+            ge=32,
+            le=4096,
+            multiple_of=32,
+            description="with int4: columns that share a scale; 128 is faster and less exact",
+        ),
+    ] = 32
     quantization_cache: Annotated[
         str,
         Meta(description="folder that keeps rounded weights, which the next start maps; empty: none"),

@@ -9,7 +9,7 @@ from protocol.options import ModelOptions, ServeOptions
 from worker.memory import gpu_driver, set_aside
 
 from .quantities import amount
-from .stored_sizes import DTYPE_BYTES, ROUNDED_BYTES, Config, read_config, weights_bytes
+from .stored_sizes import DTYPE_BYTES, Config, read_config, rounded_bytes, weights_bytes
 
 STORED_BYTES = 4
 """Of a number in a checkpoint, at most."""
@@ -49,7 +49,7 @@ def most_download_bytes(options: ModelOptions, available: int) -> int:
     """Stored weights of more bytes than this cannot fit, whatever is done to them."""
     kept = float(DTYPE_BYTES.get(options.dtype, STORED_BYTES))
     if options.quantization != "none":
-        kept = min(kept, ROUNDED_BYTES[options.quantization])
+        kept = min(kept, rounded_bytes(options))
     return int(available * STORED_BYTES / kept)
 
 

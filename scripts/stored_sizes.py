@@ -19,8 +19,6 @@ from protocol.options import ModelOptions
 from worker.memory import kv_vector_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-ROUNDED_BYTES = {"int8": 1.0, "fp8": 1.0, "int4": 0.5 + 4 / 32, "nf4": 0.5 + 4 / 64}
-"""Of a number in a rounded matrix, with the scale of its group (worker/quantization/rounding.py)."""
 SCALE_BYTES = 4
 MAX_HEADER_BYTES = 100 << 20
 
@@ -122,6 +120,17 @@ def _adapters_bytes(options: ModelOptions, config: Config) -> int:
     return numbers * config.dtype_bytes(options.dtype)
 
 
+def rounded_bytes(options: ModelOptions) -> float:
+    """Of a number in a rounded matrix, with the scale of its group (worker/quantization/rounding.py)."""
+    match options.quantization:
+        case "int4":
+            return 0.5 + 2 / options.quantization_group
+        case "nf4":
+            return 0.5 + 4 / 64
+        case _:
+            return 1.0
+
+
 def _is_loaded(name: str, config: Config) -> bool:
     if _NOT_LOADED.search(name) or _PICTURES.search(name):
         return False
@@ -145,7 +154,7 @@ def _kept_bytes(name: str, entry: _Entry, options: ModelOptions, config: Config)
         return numbers * dtype_bytes
     if name.endswith(_HEAD):
         return numbers * (1 if options.quantize_head else dtype_bytes)
-    return numbers * ROUNDED_BYTES[options.quantization]
+    return numbers * rounded_bytes(options)
 
 
 def _rounded_head_bytes(embedding: _Entry, options: ModelOptions) -> int:

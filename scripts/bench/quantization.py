@@ -33,6 +33,7 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "fp8": {"quantization": "fp8"},
     "int4": {"quantization": "int4"},
     "nf4": {"quantization": "nf4"},
+    "int4, groups of 128": {"quantization": "int4", "quantization_group": 128},
     "int4, head as it is": {"quantization": "int4", "quantize_head": False},
     "float32, int8 KV": {"kv_cache_dtype": "int8"},
     "float32, fp8 KV": {"kv_cache_dtype": "fp8", "cpu_kernels": "torch"},

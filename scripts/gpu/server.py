@@ -37,6 +37,8 @@ class Model(NamedTuple):
     def arguments(self) -> list[str]:
         """Of `tern serve`, besides model and device."""
         rounded = [] if self.weights == "bf16" else ["--quantization", self.weights]
+        if self.weights == "int4":
+            rounded += ["--quantization-group", "128"]  # as floors.py counts
         invariant = ["--batch-invariant", "on"] if self.invariant else []
         return [*rounded, *invariant, *([] if self.graphs else ["--enforce-eager"])]
 

@@ -25,7 +25,8 @@ from worker.parallel import Group
         ({}, 2 * (MATRIX + VECTOR)),
         ({"dtype": "float32"}, 4 * (MATRIX + VECTOR)),
         ({"quantization": "int8"}, MATRIX + 2 * VECTOR),
-        ({"quantization": "int4"}, MATRIX * 5 // 8 + 2 * VECTOR),
+        ({"quantization": "int4"}, MATRIX * 9 // 16 + 2 * VECTOR),
+        ({"quantization": "int4", "quantization_group": 128}, MATRIX * 33 // 64 + 2 * VECTOR),
     ],
 )
 def test_weights_are_counted_as_they_will_be_kept(
@@ -98,6 +99,7 @@ def test_the_worker_takes_as_much(family: str, scheme: str, tmp_path: Path) -> N
 
 def test_the_worker_takes_as_much_for_the_bundled_model() -> None:
     assert close_below(BUNDLED)
+    assert close_below(BUNDLED, quantization="int4", quantization_group=128)
 
 
 def test_the_worker_takes_as_much_for_quantized_checkpoints(tmp_path: Path) -> None:

@@ -134,10 +134,10 @@ def int8_part(n: int, k: int) -> Int8Part:
     return Int8Part((codes(n, k, 255).int() - 127).to(torch.int8), random(n).abs() / 100)
 
 
-def int4_part(n: int, k: int, group: int, zeros: bool) -> Int4Part:
+def int4_part(n: int, k: int, group: int, zeros: bool, scales: torch.dtype = torch.float32) -> Int4Part:
     groups = -(-k // group)
     zero = codes(n, groups, 16).float() if zeros else None
-    return Int4Part(matmul.pack_int4(codes(n, k, 16)), random(n, groups).abs() / 10, zero)
+    return Int4Part(matmul.pack_int4(codes(n, k, 16)), (random(n, groups).abs() / 10).to(scales), zero)
 
 
 def nf4_part(n: int, k: int, group: int) -> NF4Part:
@@ -157,8 +157,9 @@ def quantized(kind: str, sizes: list[int], k: int, kernels: Library | None) -> M
         case "w8a8" | "w8a16":
             parts = [int8_part(n, k) for n in sizes]
             return Int8Matrix(parts, quantize_input=kind == "w8a8", bias=bias, kernels=kernels)
-        case "int4" | "zeros":
-            fours = [int4_part(n, k, group, kind.startswith("zeros")) for n in sizes]
+        case "int4" | "zeros" | "short":
+            scales = torch.bfloat16 if kind.startswith("short") else torch.float32
+            fours = [int4_part(n, k, group, kind.startswith("zeros"), scales) for n in sizes]
             return Int4Matrix(fours, k, group, bias=bias, kernels=kernels)
         case "nf4":
             return NF4Matrix([nf4_part(n, k, group) for n in sizes], k, group, bias=bias, kernels=kernels)
@@ -174,6 +175,8 @@ KINDS = (
     "w8a8",
     "w8a16",
     "int4 32",
+    "short 32",
+    "short 128",
     "int4 128",
     "int4 row",
     "zeros 32",

@@ -62,7 +62,7 @@ class Int4Part:
     packed: Tensor
     """By `pack_int4`"""
     scales: Tensor
-    """float32[n, groups]: weight = (code - zero) · scale"""
+    """float32 or bfloat16[n, groups]: weight = (code - zero) · scale"""
     zeros: Tensor | None
     """float32[n, groups], in units of codes; None: INT4_ZERO"""
 
@@ -163,7 +163,11 @@ class Int4Matrix:
         self.shape = sum(len(part.scales) for part in parts), columns
         self._native: NativeMatrix | None = None
         if kernels is not None:
-            self._of_groups = [(_by_block(p.scales), _by_block(p.zeros)) for p in parts]
+            kinds = {part.scales.dtype for part in parts}
+            scale_type = kinds.pop() if len(kinds) == 1 else torch.float32
+            self._of_groups = [
+                (_by_block(p.scales, scale_type), _by_block(p.zeros, torch.float32)) for p in parts
+            ]
             rows = [
                 part_of(
                     part.packed,
@@ -173,7 +177,9 @@ class Int4Matrix:
                 )
                 for part, (scales, zeros) in zip(parts, self._of_groups, strict=True)
             ]
-            self._native = NativeMatrix(kernels, native_matrix.INT4, self.shape, rows, bias, group)
+            self._native = NativeMatrix(
+                kernels, native_matrix.INT4, self.shape, rows, bias, group, scale_type
+            )
             self.parts, self._packed = [], [part.packed for part in parts]  # scales are there by block
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -296,7 +302,7 @@ def dequantize_int4(part: Int4Part, columns: int, group: int) -> Tensor:
     """→ float32[n, K]"""
     codes = unpack_int4(part.packed, len(part.scales), columns).float()
     zeros = INT4_ZERO if part.zeros is None else _spread(part.zeros, group, columns)
-    return (codes - zeros) * _spread(part.scales, group, columns)
+    return (codes - zeros) * _spread(part.scales.float(), group, columns)
 
 
 def dequantize_nf4(part: NF4Part, columns: int, group: int) -> Tensor:
@@ -342,9 +348,9 @@ def _finish(y: Tensor, bias: Tensor | None, add: Tensor | None, dtype: torch.dty
     return y.to(dtype)
 
 
-def _by_block(of_groups: Tensor | None) -> Tensor | None:
-    """[n, groups] → float32[blocks of 16 rows, groups, 16], as the kernels read it"""
+def _by_block(of_groups: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """[n, groups] → [blocks of 16 rows, groups, 16], as the kernels read it"""
     if of_groups is None:
         return None
     n, groups = of_groups.shape
-    return F.pad(of_groups.float(), (0, 0, 0, -n % 16)).view(-1, 16, groups).transpose(1, 2).contiguous()
+    return F.pad(of_groups.to(dtype), (0, 0, 0, -n % 16)).view(-1, 16, groups).transpose(1, 2).contiguous()

@@ -42,6 +42,7 @@ class _Matrix(ctypes.Structure):
         ("k", ctypes.c_long),
         ("group", ctypes.c_long),
         ("kind", ctypes.c_int),
+        ("scale_type", ctypes.c_int),
     )
 
 
@@ -63,6 +64,7 @@ class NativeMatrix:
         parts: Sequence[Part],
         bias: Tensor | None,
         group: int = 0,
+        scale_type: torch.dtype = torch.float32,
     ) -> None:
         self.n, self.k = shape
         self._bias = None if bias is None else bias.float().contiguous()
@@ -75,6 +77,7 @@ class NativeMatrix:
             k=self.k,
             group=group or self.k,
             kind=kind,
+            scale_type=TYPES[scale_type],
         )
         self._address = ctypes.addressof(self._matrix)
         self._kernels = kernels

@@ -36,7 +36,7 @@ from .format import Cut, Format, Role
 from .rounding import Rounded, Rounding
 from .unquantized import Unquantized
 
-VERSION = 2
+VERSION = 3
 """Of what rounding computes and how parts are laid out."""
 ENTRY_BYTES = 1024
 """Room in the header, which is written last, for the tensors of a part."""

@@ -15,7 +15,7 @@ from .compressed_tensors import CompressedTensors, CompressedTensorsConfig
 from .format import Formats
 from .fp8 import FP8Checkpoint, FP8Config
 from .gptq import GPTQ, GPTQConfig
-from .rounding import Rounding
+from .rounding import INT4_GROUP, Rounding
 from .unquantized import Unquantized
 
 Stored = Mapping[str, StoredTensor]
@@ -52,10 +52,16 @@ def formats_for(
             "--quantization-cache keeps what --quantization rounds, and that is none",
             hint="give --quantization a scheme, or leave the cache out",
         )
+    if options.quantization_group != INT4_GROUP and options.quantization != "int4":
+        raise StartupError(
+            f"--quantization-group {options.quantization_group} is of --quantization int4, and that is "
+            f"{options.quantization}",
+            hint="leave it out, or use --quantization int4",
+        )
     if not found:
         if options.quantization == "none":
             return Unquantized()
-        rounding = Rounding(options.quantization, options.quantize_head)
+        rounding = Rounding(options.quantization, options.quantize_head, options.quantization_group)
         return CachedRounding(rounding, cache(rounding.name)) if options.quantization_cache else rounding
     name = str(found.get("quant_method", "unnamed"))
     method = METHODS.get(name)

@@ -2,7 +2,8 @@
 
     int8   8      one scale per row, max |w| / 127
     fp8    8      e4m3, one scale per row, max |w| / 448
-    int4   4 + 1  codes -8 … 7; a scale per 32 columns, searched for the least squared error
+    int4   4 + ½  codes -8 … 7; a scale (bfloat16) per 32 columns, searched for the least squared error;
+                  with a scale per 64 or 128 columns 4 + ¼ and 4 + ⅛
     nf4    4 + ½  quantiles of a normal distribution (Dettmers et al., 2023), max |w| of 64 columns
 
 Each rank rounds the part that it holds, a piece of it at a time, where it was read to: on the CPU, or where
@@ -11,6 +12,7 @@ random weights were drawn.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -39,6 +41,7 @@ from .unquantized import Unquantized
 Scheme = Literal["int8", "fp8", "int4", "nf4"]
 
 INT4_GROUP = 32
+"""Unless --quantization-group says otherwise."""
 NF4_GROUP = 64
 FP8_MAX = 448.0
 SMALLEST = 1e-30
@@ -89,10 +92,13 @@ class Rounding:
 
     scheme: Scheme
     head: bool = True
+    group: int = INT4_GROUP
+    """Columns that share a scale, of int4."""
 
     @property
     def name(self) -> str:
-        return self.scheme if self.head else f"{self.scheme}, head as it is"
+        groups = f", groups of {self.group}" if self.scheme == "int4" and self.group != INT4_GROUP else ""
+        return f"{self.scheme}{groups}" if self.head else f"{self.scheme}{groups}, head as it is"
 
     def format_of(self, module: str, role: Role) -> Format[Any]:
         return self.rounded(role) or Unquantized()
@@ -101,9 +107,9 @@ class Rounding:
         """None: it stays as it is."""
         if role == "router" or (role != "linear" and not self.head):
             return None
-        if role == "linear":
-            return ROUNDED[self.scheme]
-        return ROUNDED["fp8" if self.scheme == "fp8" else "int8"]
+        if role != "linear":
+            return ROUNDED["fp8" if self.scheme == "fp8" else "int8"]
+        return rounded_int4(self.group) if self.scheme == "int4" else ROUNDED[self.scheme]
 
 
 def round_int8(weight: Tensor) -> Int8Part:
@@ -124,13 +130,14 @@ def round_fp8(weight: Tensor) -> FP8Part:
     return FP8Part(codes, scales, (1, weight.shape[1]))
 
 
-def round_int4(weight: Tensor) -> Int4Part:
+def round_int4(weight: Tensor, group: int = INT4_GROUP) -> Int4Part:
     """Of the scales that put a group's largest weight on one of PLACES, each improved once by least squares,
     the one with the least squared error."""
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    scales = torch.empty(len(weight), -(-weight.shape[1] // INT4_GROUP), device=weight.device)
+    num_groups = -(-weight.shape[1] // group)
+    scales = torch.empty(len(weight), num_groups, dtype=torch.bfloat16, device=weight.device)
     for rows, piece in _pieces(weight):
-        groups = _groups(piece, INT4_GROUP)
+        groups = _groups(piece, group)
         largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
         best, best_error = torch.ones_like(largest), torch.full_like(largest, torch.inf)
         for place in PLACES:
@@ -139,7 +146,8 @@ def round_int4(weight: Tensor) -> Int4Part:
             better = error < best_error
             best = torch.where(better, scale, best)
             best_error = torch.where(better, error, best_error)
-        scales[rows] = best.squeeze(2)
+        scales[rows] = best.squeeze(2).bfloat16()
+        best = scales[rows].float().unsqueeze(2)  # codes are of the scale that is kept
         codes[rows] = (_codes(groups, best) + 8).to(torch.uint8).flatten(1)[:, : weight.shape[1]]
     return Int4Part(pack_int4(codes), scales, None)
 
@@ -159,17 +167,18 @@ def round_nf4(weight: Tensor) -> NF4Part:
 
 @dataclass(frozen=True)
 class Int4:
-    """A Kind: groups of INT4_GROUP."""
+    """A Kind."""
 
+    group: int
     kind: ClassVar[MatrixKind] = "int4"
 
     def join(
         self, parts: Sequence[Int4Part], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
-        return matrices.int4(parts, bias, columns=cuts[0].columns.length, group=INT4_GROUP)
+        return matrices.int4(parts, bias, columns=cuts[0].columns.length, group=self.group)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
-        return _grouped_bytes(cut, INT4_GROUP)
+        return _grouped_bytes(cut, self.group, scale_bytes=2)
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,17 @@ class NF4Kind:
         return matrices.nf4(parts, bias, columns=cuts[0].columns.length, group=NF4_GROUP)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
-        return _grouped_bytes(cut, NF4_GROUP)
+        return _grouped_bytes(cut, NF4_GROUP, scale_bytes=4)
+
+
+@cache
+def rounded_int4(group: int) -> Rounded:
+    """One whose codes are those of `round_int4`, in groups of so many columns."""
+
+    def round_in_groups(weight: Tensor) -> Int4Part:
+        return round_int4(weight, group)
+
+    return Rounded(Int4(group), round_in_groups, lambda found, _: Int4Part(**found, zeros=None))
 
 
 ROUNDED: Mapping[Scheme, Rounded] = {
@@ -192,7 +211,6 @@ ROUNDED: Mapping[Scheme, Rounded] = {
     "fp8": Rounded(
         FP8("", "channel"), round_fp8, lambda found, cut: FP8Part(**found, block=(1, cut.columns.length))
     ),
-    "int4": Rounded(Int4(), round_int4, lambda found, _: Int4Part(**found, zeros=None)),
     "nf4": Rounded(NF4Kind(), round_nf4, lambda found, _: NF4Part(**found)),
 }
 
@@ -224,6 +242,6 @@ def _nonzero(scale: Tensor) -> Tensor:
     return torch.where(scale.abs() < SMALLEST, SMALLEST, scale)
 
 
-def _grouped_bytes(cut: Cut, group: int) -> int:
+def _grouped_bytes(cut: Cut, group: int, *, scale_bytes: int) -> int:
     rows, columns = cut.sizes
-    return rows * (32 * -(-columns // 64) + 4 * -(-columns // group))
+    return rows * (32 * -(-columns // 64) + scale_bytes * -(-columns // group))

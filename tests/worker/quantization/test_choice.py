@@ -25,6 +25,7 @@ AWQ = {"quant_method": "awq", "bits": 4}
         ),
         (GPTQ, {"load_format": "dummy"}, "--load-format dummy makes unquantized weights"),
         ({"quant_method": "gptq"}, {}, r"quantization_config \(gptq\): Object missing required field `bits`"),
+        (None, {"quantization": "nf4", "quantization_group": 64}, "group 64 is of --quantization int4"),
         ({**GPTQ, "bits": 3}, {}, "GPTQ weights of 3 bits are not supported"),
         ({**GPTQ, "group_size": 48}, {}, "GPTQ weights with group_size 48 are not supported"),
         ({**GPTQ, "checkpoint_format": "marlin"}, {}, "of the format 'marlin' are not supported"),
@@ -36,7 +37,7 @@ AWQ = {"quant_method": "awq", "bits": 4}
         ({**AWQ, "zero_point": False}, {}, "zero_point = False is not supported"),
     ],
 )
-def test_refusals(found: dict[str, Any], options: dict[str, Any], message: str) -> None:
+def test_refusals(found: dict[str, Any] | None, options: dict[str, Any], message: str) -> None:
     with pytest.raises(StartupError, match=message):
         formats_for(found, {}, ModelOptions(**options), no_cache)
 
@@ -48,5 +49,8 @@ def test_names_tell_ways_apart() -> None:
         formats_for(GPTQ, {}, ModelOptions(), no_cache),
         formats_for(None, {}, ModelOptions(quantization="int4"), no_cache),
         formats_for(None, {}, ModelOptions(quantization="int4", quantize_head=False), no_cache),
+        formats_for(None, {}, ModelOptions(quantization="int4", quantization_group=128), no_cache),
     ]
-    assert [way.name for way in ways] == ["none", "gptq", "int4", "int4, head as it is"]
+    assert [way.name for way in ways] == [
+        "none", "gptq", "int4", "int4, head as it is", "int4, groups of 128",
+    ]  # fmt: skip

@@ -42,7 +42,7 @@ INLINE vf floats_of(vi v) {
 
 INLINE void int8_to(const Part *part, long row, long k, long count, void *to, int type) {
     const uint8_t *codes = (const uint8_t *)part->weight + row * part->stride + k;
-    vf scale = splat(part->scales[row]);
+    vf scale = splat(((const float *)part->scales)[row]);
     for (long i = 0; i < count; i += LANES) put(to, type, i, floats_of(bytes_of(codes + i, count - i, 1)) * scale);
 }
 
@@ -67,7 +67,7 @@ INLINE vf fp8_values(const uint8_t *codes, long count, float scale) {
 /* Whole vectors are written: groups are multiples of 32 columns, and behind the last is room. */
 INLINE void fp8_to(const Matrix *w, const Part *part, long row, long k, long count, void *to, int type) {
     const uint8_t *codes = (const uint8_t *)part->weight + row * part->stride + k;
-    const float *scales = part->scales + row / part->scale_rows * part->scale_stride;
+    const float *scales = (const float *)part->scales + row / part->scale_rows * part->scale_stride;
     for (long done = 0; done < count;) {
         long group = (k + done) / w->group, end = (group + 1) * w->group - k;
         if (end > count) end = count;
@@ -86,7 +86,7 @@ static const float NF4_VALUES[16] = {
 /* Blocks of 64 columns in 32 bytes: byte j holds columns j (low) and j + 32 (high). */
 INLINE void nf4_to(const Matrix *w, const Part *part, long row, long k, long count, void *to, int type) {
     const uint8_t *codes = (const uint8_t *)part->weight + row * part->stride + k / 2;
-    const float *scales = part->scales + row * part->scale_stride;
+    const float *scales = (const float *)part->scales + row * part->scale_stride;
     for (long done = 0; done < count;) {
         long group = (k + done) / w->group, end = (group + 1) * w->group - k;
         if (end > count) end = count;

@@ -9,7 +9,7 @@ enum { INT8 = 3, INT8_W8A16, INT4, NF4, FP8 };
 
 typedef struct {
     const void *weight;
-    const float *scales; /* NULL: none */
+    const void *scales; /* of the matrix' type; NULL: none */
     const float *zeros;
     long rows;
     long stride;       /* bytes from row to row of the weight */
@@ -23,6 +23,7 @@ typedef struct {
     long num_parts, n, k;
     long group; /* columns that share a scale */
     int kind;
+    int scale_type; /* F32; of INT4 also BF16 */
 } Matrix;
 
 typedef struct {

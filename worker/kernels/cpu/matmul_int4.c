@@ -7,9 +7,10 @@
 
        [block of 16 rows][8 columns][row][4 bytes]     byte j: columns j (low nibble) and j + 4 (high)
 
-   and so are the scales and zeros: [block][group][row]. A tile is some rows of x by two blocks. */
+   and so are the scales (float or bf16) and zeros: [block][group][row]. A tile is some rows of x by two blocks. */
 
 #include "activations.h"
+#include "lanes.h"
 #include "pool.h"
 #include "simd_int.h"
 
@@ -27,12 +28,24 @@ typedef struct {
 
 typedef struct {
     const uint8_t *weight;
-    const float *scales, *zeros;
+    const void *scales;
+    const float *zeros;
 } Block;
 
 INLINE f32x16 load16(const float *p) {
     f32x16 a;
     memcpy(&a, p, sizeof a);
+    return a;
+}
+
+/* 16 scales, the first of which is number `at`. */
+INLINE f32x16 load_scales(const void *scales, int type, long at) {
+    if (type == F32) return load16((const float *)scales + at);
+    f32x16 a;
+    for (int i = 0; i < 16; i += LANES) {
+        vf some = load_bf16((const bf16 *)scales + at + i);
+        memcpy((float *)&a + i, &some, sizeof some);
+    }
     return a;
 }
 
@@ -68,7 +81,7 @@ INLINE void tile(const int rows, const int blocks, const Block *block, const Mat
             }
         }
         _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) {
-            f32x16 scales = load16(block[b].scales + g * 16);
+            f32x16 scales = load_scales(block[b].scales, w->scale_type, g * 16);
             _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
                 f32x16 sum = ints_to_float(acc[i][b]);
                 if (block[b].zeros) sum += load16(block[b].zeros + g * 16) * (moved[i * x->groups + g] * (1.0f / ZERO));
@@ -127,7 +140,7 @@ static void multiply_blocks(const void *product, long m0, long rows, long first,
             long own;
             const Part *part = part_of_block(w, b + i, &own, &n[i]);
             block[i].weight = (const uint8_t *)part->weight + own * part->stride;
-            block[i].scales = part->scales + own * 16 * p->x.groups;
+            block[i].scales = (const char *)part->scales + own * 16 * p->x.groups * size_of(w->scale_type);
             block[i].zeros = part->zeros ? part->zeros + own * 16 * p->x.groups : NULL;
             count[i] = part->rows - own * 16 < 16 ? part->rows - own * 16 : 16;
         }

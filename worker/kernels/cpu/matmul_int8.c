@@ -177,7 +177,7 @@ static void multiply_panels(const void *product, long m0, long rows, long first,
         for (long j = 0; j < PANEL; j++) {
             long row;
             const Part *part = tern_part_of(w, n + j, &row);
-            scales[j] = part->scales[row];
+            scales[j] = ((const float *)part->scales)[row];
         }
         for (long m = 0; m < rows; m++) scale_sums(sums[m], PANEL, p->x.moved[m0 + m], scales, p->x.scales[m0 + m]);
         tern_finish(w, p->call, m0, rows, n, columns, (const float *)sums, PANEL);
@@ -198,7 +198,7 @@ static void multiply(const Product *p, long m0, long rows, long n0, long columns
             long row;
             const Part *part = tern_part_of(w, n0 + j + r, &row);
             weights[r] = (const int8_t *)part->weight + row * part->stride;
-            scales[j + r] = part->scales[row];
+            scales[j + r] = ((const float *)part->scales)[row];
         }
         const char *from = (const char *)weights[0] + NR * w->k;
         for (long t = 0, m = 0; t < tiles; t++) {
