@@ -6,7 +6,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 
 from . import playground
 from .anthropic.errors import PATH as ANTHROPIC_PATH

@@ -4,7 +4,7 @@ import os
 import ssl
 
 from protocol.errors import StartupError
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 
 _APART = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
 """What OpenSSL says of a key that belongs to another certificate."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from protocol.errors import StartupError
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 
 
 def api_keys(options: FrontendOptions) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from protocol.errors import InvalidRequest, Unsupported
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 
 from .chat_template import ChatTemplate
 from .grammar_messages import Frame, Inner, ToolArguments

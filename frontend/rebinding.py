@@ -12,7 +12,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.errors import RequestError
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 
 OURS = (".localhost", ".internal")
 """Reserved: no public name server answers for them (RFC 6761; ICANN 2024)."""

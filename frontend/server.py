@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import uvicorn
 from starlette.types import ASGIApp
 
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 
 from .certificate import tls_context
 from .connection import KEEP_ALIVE_S, Connection, Limits, connection_type

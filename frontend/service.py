@@ -17,7 +17,7 @@ from protocol.adapters import adapter_names
 from protocol.client import EngineClient
 from protocol.config import FrontendConfig
 from protocol.errors import ModelNotFound, StartupError
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 from protocol.sampling import MAX_SEED
 
 from .chat_template import ChatTemplate

@@ -5,7 +5,8 @@ What is learned later (number of KV blocks, model length) travels as a message a
 
 from msgspec import Struct
 
-from .options import CacheOptions, FrontendOptions, ModelOptions, ParallelOptions, SchedulerOptions
+from .frontend_options import FrontendOptions
+from .options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 
 
 class FrontendConfig(Struct, frozen=True, kw_only=True, tag="frontend"):

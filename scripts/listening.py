@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 
 from protocol.errors import StartupError
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 
 BACKLOG = 2048
 

@@ -18,7 +18,8 @@ from msgspec import structs
 
 from protocol.control import die_with_parent
 from protocol.errors import StartupError
-from protocol.options import FrontendOptions, ServeOptions
+from protocol.frontend_options import FrontendOptions
+from protocol.options import ServeOptions
 
 from .api_client import TROUBLE, ApiClient
 from .flags import FOR_WORKERS, as_flags

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from frontend.keys import api_keys
 from protocol.curve import check_options
-from protocol.options import FrontendOptions, ServeOptions
+from protocol.frontend_options import FrontendOptions
+from protocol.options import ServeOptions
 
 
 def check(options: ServeOptions) -> tuple[str, ...]:

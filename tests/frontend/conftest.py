@@ -22,8 +22,8 @@ from frontend.server import HttpServer
 from frontend.service import GenerationDefaults, Service
 from frontend.tokenizer import Tokenizer
 from protocol.client import EngineClient
+from protocol.frontend_options import FrontendOptions
 from protocol.messages import EngineFacts, Finish
-from protocol.options import FrontendOptions
 from protocol.stream import TokenBatch, TokenStream
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 

@@ -7,7 +7,7 @@ import pytest
 
 from frontend.certificate import tls_context
 from protocol.errors import StartupError
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 
 STACK = Path(__file__).parents[1] / "stack"
 CERTIFICATE, KEY = str(STACK / "localhost.pem"), str(STACK / "localhost.key")

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from frontend import connection
 from frontend.server import HttpServer
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 from tests.frontend.fake_engine import DEADLINE_S
 
 STACK = Path(__file__).parents[1] / "stack"

@@ -29,7 +29,8 @@ from protocol.control import (
     SupervisorChannel,
     channel_pair,
 )
-from protocol.options import FrontendOptions, ModelOptions
+from protocol.frontend_options import FrontendOptions
+from protocol.options import ModelOptions
 from protocol.progress import Board, Progress, Reading
 from tests.frontend.conftest import MakeEngine, events, text_of
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine

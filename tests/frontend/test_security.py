@@ -19,7 +19,7 @@ from frontend.app import make_app, public_paths, routes
 from frontend.keys import api_keys
 from frontend.service import Service
 from protocol.errors import StartupError
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 from tests.frontend.conftest import Serve, asgi_client, attached
 from tests.frontend.fake_engine import DEADLINE_S, FakeEngine
 

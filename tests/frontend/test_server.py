@@ -7,7 +7,7 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 
 from frontend.server import HttpServer
-from protocol.options import FrontendOptions
+from protocol.frontend_options import FrontendOptions
 from tests.frontend.fake_engine import DEADLINE_S
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from protocol import columns, control
 from protocol.config import EngineCoreConfig, FrontendConfig, WorkerConfig
+from protocol.frontend_options import FrontendOptions
 from protocol.messages import (
     Abort,
     Attach,
@@ -32,7 +33,7 @@ from protocol.messages import (
     Suspended,
 )
 from protocol.observation import Event, Inspect, RequestView, Snapshot, Stage
-from protocol.options import CacheOptions, FrontendOptions, ModelOptions, ParallelOptions, SchedulerOptions
+from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.steps import (
     EngineToWorker,

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from protocol.options import FrontendOptions, ModelOptions, ServeOptions, ServerOptions
+from protocol.frontend_options import FrontendOptions
+from protocol.options import ModelOptions, ServeOptions, ServerOptions
 from scripts import doctor
 from scripts.doctor import Finding
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from protocol.options import FrontendOptions, ServeOptions
+from protocol.frontend_options import FrontendOptions
+from protocol.options import ServeOptions
 from scripts.local_server import LocalServer
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import StartupError
-from protocol.options import FrontendOptions, ServeOptions, ServerOptions
+from protocol.frontend_options import FrontendOptions
+from protocol.options import ServeOptions, ServerOptions
 from scripts import named_files
 
 

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from protocol.config import EngineCoreConfig
-from protocol.options import FrontendOptions, ParallelOptions, ServeOptions, ServerOptions
+from protocol.frontend_options import FrontendOptions
+from protocol.options import ParallelOptions, ServeOptions, ServerOptions
 from scripts.process import Command
 from scripts.run_dir import RunDir
 from scripts.units import Unit, make_board, plan_units
