@@ -1,11 +1,12 @@
 """Streams of adapters and of none, whose worker and engine core are killed: each goes on with its own."""
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults.at_rest import Core
 from tests.faults.load import SHARED, ask
-from tests.faults.strikes import strike_when
 
 if TYPE_CHECKING:
     from tests.faults.conftest import NewScene
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 MODELS = ("red", "tiny", "blue")
 
 
-@pytest.mark.parametrize(("worker", "count", "length"), [("stub", 24, 400), ("torch", 9, 90)])
+@pytest.mark.parametrize(("worker", "count", "length"), [("stub", 24, 1200), ("torch", 9, 120)])
 async def test_worker_and_engine_core_killed(
     scene: "NewScene", lora: tuple[str, ...], worker: str, count: int, length: int
 ) -> None:
@@ -24,13 +25,16 @@ async def test_worker_and_engine_core_killed(
     ]
     async with scene(*lora, worker=worker, restarts={"worker": 1, "engine_core": 1}) as one:
 
+        async def watch() -> None:
+            """Over one connection: between two, all may end."""
+            async with Core.of(one.stack) as core:
+                for kind, tokens in (("worker", 5 * count), ("engine_core", 10 * count)):
+                    stats = await core.until(lambda stats, least=tokens: stats.generation_tokens >= least)  # type: ignore[misc]
+                    assert stats.num_running, "all has ended before the fault"
+                    one.stack.kill(kind)
+
         async def fault(_: "Load") -> None:
-            for kind, tokens in (("worker", 10 * count), ("engine_core", 20 * count)):
-                await strike_when(
-                    lambda stats, tokens=tokens: stats.generation_tokens >= tokens,  # type: ignore[misc]
-                    lambda kind=kind: one.stack.kill(kind),  # type: ignore[misc]
-                    one.stack,
-                )
+            await asyncio.to_thread(asyncio.run, watch())
 
         answers = await one.load(asks, fault)
         texts = [answer.texts[0] for answer in answers]
