@@ -19,7 +19,7 @@ from frontend.tool_formats.tool_format import FramingFormat, ToolFormat
 from frontend.tools import Tool, ToolUse
 from protocol.errors import Unsupported
 from tests.frontend.conftest import train_byte_level
-from tests.frontend.tool_formats.test_formats import coder, dsml, fenced, glm, harmony, unfenced
+from tests.frontend.tool_formats.written import coder, dsml, fenced, glm, harmony, unfenced
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

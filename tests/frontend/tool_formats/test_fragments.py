@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from tests.frontend.tool_formats.test_formats import read
+from tests.frontend.tool_formats.written import read
 
 FRAGMENTS: dict[str, list[str]] = {
     "hermes": ["<tool_call>", "</tool_call>", '{"name": "now"', '{"name": "now", "arguments": {}}', "<tool"],
