@@ -135,7 +135,7 @@ def two_values(option: Option) -> tuple[str, str]:
         return "301", "302"
     if option.single is int:
         large = {"max_body_bytes": ("4096", "8192"), "max_num_batched_tokens": ("4096", "8192")}
-        large["journal_bytes"] = ("131072", "262144")
+        large |= {"journal_bytes": ("131072", "262144"), "quantization_group": ("64", "128")}
         return large.get(option.name, ("3", "7"))
     slash = "/" if option.name == "root_path" else ""
     return f"{slash}one", f"{slash}two"

@@ -112,7 +112,8 @@ def test_files_that_cannot_be_read_are_left_to_the_worker(tmp_path: Path) -> Non
         ({"dtype": "float32"}, 100),
         ({"dtype": "bfloat16"}, 200),
         ({"quantization": "int8"}, 400),
-        ({"dtype": "float16", "quantization": "int4"}, 640),
+        ({"dtype": "float16", "quantization": "int4"}, 711),
+        ({"dtype": "float16", "quantization": "int4", "quantization_group": 128}, 775),
     ],
 )
 def test_what_is_refused_before_the_download_cannot_fit(model: dict[str, Any], most: int) -> None:

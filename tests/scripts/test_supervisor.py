@@ -43,6 +43,9 @@ def test_a_dead_engine_core_is_replaced_under_a_new_endpoint_and_the_others_stay
     assert first != second
     assert before["engine_core"] != after["engine_core"]
     assert (before["worker"], before["frontend"]) == (after["worker"], after["frontend"])
+    stack.program.wait_until(
+        lambda: all(second.strip() in stack.told(name) for name in ("rank0", "front1")), "they are told"
+    )
     stack.ends(signal.SIGTERM)
     for name in ("rank0", "front1"):
         assert stack.told(name).index(first.strip()) < stack.told(name).index(second.strip())
@@ -57,10 +60,15 @@ def test_a_dead_rank_takes_its_group_with_it(start: "StartFakes") -> None:
     after = stack.pids
     assert set(before["worker"]).isdisjoint(after["worker"])
     assert (before["engine_core"], before["frontend"]) == (after["engine_core"], after["frontend"])
+
+    def incarnations() -> list[str]:
+        return re.findall(r"^(\d+) EngineAt", stack.told("rank0"), re.M)
+
+    stack.program.wait_until(lambda: len(incarnations()) == 2, "the new rank is told")
     stack.ends(signal.SIGTERM)
-    incarnations = re.findall(r"^(\d+) EngineAt", stack.told("rank0"), re.M)
-    assert int(incarnations[0]) < int(incarnations[1])
-    gone = f"PeerGone(incarnation={incarnations[0]}, crashed=False, cause='was killed by SIGKILL')"
+    first, second = incarnations()
+    assert int(first) < int(second)
+    gone = f"PeerGone(incarnation={first}, crashed=False, cause='was killed by SIGKILL')"
     assert gone in stack.told("core")
 
 
