@@ -72,9 +72,9 @@ async def test_leaving_the_queue(unhurt: "Serve") -> None:
     expected = await text_of(stack, "first", 500)
     worker = stack.pids["worker"][0]
     async with Core.of(stack) as core:
+        os.kill(worker, signal.SIGSTOP)
         first = asyncio.create_task(streamed(stack, "first", 500))
         await core.until(lambda stats: stats.num_running == 1)
-        os.kill(worker, signal.SIGSTOP)
         clients = [await RawConnection.open(stack) for _ in range(20)]
         for i, client in enumerate(clients):
             client.send(completion(prompt=f"{CANARY} {i}", max_tokens=LENGTH, stream=i % 2 == 0))

@@ -37,15 +37,18 @@ def test_pids_are_written_and_right(start: "StartFakes") -> None:
 def test_a_dead_engine_core_is_replaced_under_a_new_endpoint_and_the_others_stay(start: "StartFakes") -> None:
     stack = start()
     before, first = stack.pids, (stack.folder / "run" / "endpoint").read_text()
+
+    def told(endpoint: str) -> bool:
+        return all(endpoint.strip() in stack.told(name) for name in ("rank0", "front1"))
+
+    stack.program.wait_until(lambda: told(first), "they are told")
     stack.kill("engine_core")
     stack.program.wait_for(r"engine_core is ready again after .* s \(pid \d+\)")
     after, second = stack.pids, (stack.folder / "run" / "endpoint").read_text()
     assert first != second
     assert before["engine_core"] != after["engine_core"]
     assert (before["worker"], before["frontend"]) == (after["worker"], after["frontend"])
-    stack.program.wait_until(
-        lambda: all(second.strip() in stack.told(name) for name in ("rank0", "front1")), "they are told"
-    )
+    stack.program.wait_until(lambda: told(second), "they are told again")
     stack.ends(signal.SIGTERM)
     for name in ("rank0", "front1"):
         assert stack.told(name).index(first.strip()) < stack.told(name).index(second.strip())
@@ -54,17 +57,18 @@ def test_a_dead_engine_core_is_replaced_under_a_new_endpoint_and_the_others_stay
 def test_a_dead_rank_takes_its_group_with_it(start: "StartFakes") -> None:
     stack = start()
     before = stack.pids
+
+    def incarnations() -> list[str]:
+        return re.findall(r"^(\d+) EngineAt", stack.told("rank0"), re.M)
+
+    stack.program.wait_until(incarnations, "rank 0 is told")
     stack.kill("worker", 1)
     stack.program.wait_for("rank1 .* was killed by SIGKILL; starting it again now")
     stack.program.wait_for("worker is ready again")
     after = stack.pids
     assert set(before["worker"]).isdisjoint(after["worker"])
     assert (before["engine_core"], before["frontend"]) == (after["engine_core"], after["frontend"])
-
-    def incarnations() -> list[str]:
-        return re.findall(r"^(\d+) EngineAt", stack.told("rank0"), re.M)
-
-    stack.program.wait_until(lambda: len(incarnations()) == 2, "the new rank is told")
+    stack.program.wait_until(lambda: len(incarnations()) == 2, "its successor is told")
     stack.ends(signal.SIGTERM)
     first, second = incarnations()
     assert int(first) < int(second)
