@@ -130,6 +130,23 @@ class CallReader(ABC):
         self._use(len(self._held) - len(rest))
         return bool(rest)
 
+    def _behind_call(self, states: dict[str, State], otherwise: State, opener: str = "") -> bool:
+        """Which of these marks comes next; a missing one is not missed. `opener`: the one that begins
+        another call."""
+        if not self._blank_before():
+            return False
+        for mark, state in states.items():
+            if self._held.startswith(mark):
+                if mark == opener:
+                    self._raw = ""
+                self._use(len(mark))
+                self._state = state
+                return True
+            if mark.startswith(self._held):
+                return False
+        self._state = otherwise
+        return True
+
     def _use(self, count: int) -> None:
         """Go on behind so many characters."""
         if self._raw is not None:

@@ -55,25 +55,8 @@ class DeepSeekV3Reader(CallReader):
         return True
 
     def _closed(self) -> bool:
-        """Marks that are missing are not missed."""
-        if not self._blank_before():
-            return False
-        for mark, state in (
-            (FENCE, self._closed),
-            (CALL_END, self._closed),
-            (CALL, self._named),
-            (CALLS_END, self._text),
-        ):
-            if self._held.startswith(mark):
-                if mark == CALL:
-                    self._raw = ""
-                self._use(len(mark))
-                self._state = state
-                return True
-            if mark.startswith(self._held):
-                return False
-        self._state = self._text
-        return True
+        marks = {FENCE: self._closed, CALL_END: self._closed, CALL: self._named, CALLS_END: self._text}
+        return self._behind_call(marks, self._text, opener=CALL)
 
 
 class DeepSeekV3(ToolFormat):

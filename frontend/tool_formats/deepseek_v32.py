@@ -60,20 +60,8 @@ class DeepSeekV32Reader(BareValueReader):
         return True
 
     def _closed(self) -> bool:
-        """Marks that are missing are not missed."""
-        if not self._blank_before():
-            return False
-        for mark, state in ((INVOKE, self._named), (CALLS_END, self._text), (LATER_END, self._text)):
-            if self._held.startswith(mark):
-                if mark == INVOKE:
-                    self._raw = ""
-                self._use(len(mark))
-                self._state = state
-                return True
-            if mark.startswith(self._held):
-                return False
-        self._state = self._text
-        return True
+        marks = {INVOKE: self._named, CALLS_END: self._text, LATER_END: self._text}
+        return self._behind_call(marks, self._text, opener=INVOKE)
 
 
 class DeepSeekV32(BareValueFormat):

@@ -99,17 +99,7 @@ class HarmonyReader(CallReader):
 
     def _closed(self) -> bool:
         """State: behind arguments."""
-        if not self._blank_before():
-            return False
-        for mark in (CALL, END):
-            if self._held.startswith(mark):
-                self._use(len(mark))
-                self._state = self._begin
-                return True
-            if mark.startswith(self._held):
-                return False
-        self._state = self._begin
-        return True
+        return self._behind_call({CALL: self._begin, END: self._begin}, self._begin)
 
     def _think(self, text: str) -> None:
         if text and self._show:

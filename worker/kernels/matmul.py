@@ -163,8 +163,8 @@ class Int4Matrix:
         self.shape = sum(len(part.scales) for part in parts), columns
         self._native: NativeMatrix | None = None
         if kernels is not None:
-            kinds = {part.scales.dtype for part in parts}
-            scale_type = kinds.pop() if len(kinds) == 1 else torch.float32
+            short = all(part.scales.dtype == torch.bfloat16 for part in parts)
+            scale_type = torch.bfloat16 if short else torch.float32
             self._of_groups = [
                 (_by_block(p.scales, scale_type), _by_block(p.zeros, torch.float32)) for p in parts
             ]
