@@ -22,6 +22,19 @@ class NormKernel(Protocol):
         """[…, size] → the same, plus `add` if given"""
 
 
+class Projection(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        matrix: Matrix,
+        norm: NormKernel | None,
+        activation: Activation | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """x [tokens, K] → activation(matrix · norm(x)), without what is None; an activation of the device's
+        own. Nothing is rounded between where it is one kernel."""
+
+
 class AttentionKernel(Protocol):
     """All between one layer's two projections: norms of heads, rotation, KV write, attention."""
 
@@ -51,6 +64,9 @@ class DeviceKernels(Protocol):
         """LayerNorm with a bias, else RMSNorm."""
 
     def activation(self, function: Activation) -> Activation: ...
+
+    @property
+    def project(self) -> Projection: ...
 
     def attention(self, num_heads: int, scale: float, norms: HeadNorms | None) -> AttentionKernel: ...
 

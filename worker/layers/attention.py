@@ -12,7 +12,7 @@ from ..kernels.paged_kv import PagedKV
 from ..parallel import Group
 from ..weights import Scope
 from .linear import ColumnLinear, RowLinear
-from .norm import RMSNorm
+from .norm import Norm, RMSNorm
 from .rotary import rotate_
 
 
@@ -75,9 +75,11 @@ class Attention:
             scope, spec.out, q, hidden_size, group, bias=spec.out_bias, transposed=spec.transposed
         )
 
-    def __call__(self, x: Tensor, residual: Tensor | None, step: StepContext) -> Tensor:
-        """[tokens, hidden] → residual + attention(x)"""
-        qkv = self.qkv_proj(x).view(x.shape[0], -1, self.head_dim)
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, step: StepContext, norm: Norm | None = None
+    ) -> Tensor:
+        """[tokens, hidden] → residual + attention(norm(x))"""
+        qkv = self.qkv_proj(x, norm).view(x.shape[0], -1, self.head_dim)
         kv, metadata = step.caches[self.layer], step.metadata[self.layer]
         if self.on_device is not None:
             return self.o_proj(self.on_device(qkv, kv, metadata, step.cos, step.sin), residual)

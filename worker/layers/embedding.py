@@ -14,6 +14,7 @@ from ..parallel import Group, Span, whole
 from ..quantization.format import Cut
 from ..weights import Scope
 from .linear import Weight
+from .norm import Norm
 
 
 def vocabulary_span(vocab_size: int, group: Group) -> Span:
@@ -52,7 +53,7 @@ class Embedding:
 
 
 class Head:
-    """[n, size] → float32 logits [n, vocab_size], whole on every rank so that each can sample."""
+    """[n, size] → float32 logits [n, vocab_size] of norm(x), whole on every rank so that each can sample."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Head:
     ) -> None:
         """`soft_cap` c bends logits into (-c, c): c tanh(logits / c)."""
         self.group = group
+        self.on_device = None if scope.device is None else scope.device.project
         self.soft_cap = soft_cap
         self.vocab_size = vocab_size
         span = vocabulary_span(vocab_size, group)
@@ -75,8 +77,12 @@ class Head:
         else:
             self.weight = Weight([(scope, [span])], whole(size), role="head")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        logits = self.weight.multiply(x, out_dtype=torch.float32)
+    def __call__(self, x: Tensor, norm: Norm | None = None) -> Tensor:
+        if self.on_device is not None:
+            fused = None if norm is None else norm.fused
+            logits = self.on_device(x, self.weight.matrix, fused, None, torch.float32)
+        else:
+            logits = self.weight.multiply(x if norm is None else norm(x), out_dtype=torch.float32)
         if self.missing:
             logits = F.pad(logits, (0, self.missing))
         logits = self.group.all_gather(logits)

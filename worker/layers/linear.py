@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.activation import Activation
 from ..kernels.combined_matrix import StackedMatrix
 from ..kernels.matmul import Matrix
 from ..parallel import Group, Span, whole
 from ..quantization.format import Cut, Format, Role
 from ..weights import Scope
+from .norm import Norm
 
 Rows = Mapping[str, Sequence[Span]]
 """The checkpoint's matrices that are stacked into one, in order, and the spans of rows that each consists
@@ -104,9 +106,15 @@ class ColumnLinear:
     ) -> None:
         rows = [(scope / name, spans) for name, spans in merged.items()]
         self.weight = Weight(rows, whole(in_features), bias=bias, transposed=transposed, role=role)
+        self.on_device = None if scope.device is None else scope.device.project
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.weight.multiply(x)
+    def __call__(self, x: Tensor, norm: Norm | None = None, activation: Activation | None = None) -> Tensor:
+        """activation(W norm(x) + bias)"""
+        if self.on_device is not None:
+            fused = None if norm is None else norm.fused
+            return self.on_device(x, self.weight.matrix, fused, activation)
+        y = self.weight.multiply(x if norm is None else norm(x))
+        return y if activation is None else activation(y)
 
 
 class RowLinear:

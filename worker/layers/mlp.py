@@ -9,6 +9,7 @@ from ..kernels.rows import fused as fused_activation
 from ..parallel import Group, Span
 from ..weights import Scope
 from .linear import ColumnLinear, RowLinear
+from .norm import Norm
 
 
 class GatedMLP:
@@ -32,6 +33,6 @@ class GatedMLP:
         self.gate_up_proj = ColumnLinear(scope, size, merged, bias=bias)
         self.down_proj = RowLinear(scope, down, inner, size, group, bias=bias)
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[tokens, size] → residual + mlp(x)"""
-        return self.down_proj(self.activation(self.gate_up_proj(x)), residual)
+    def __call__(self, x: Tensor, residual: Tensor | None = None, norm: Norm | None = None) -> Tensor:
+        """[tokens, size] → residual + mlp(norm(x))"""
+        return self.down_proj(self.gate_up_proj(x, norm, self.activation), residual)

@@ -22,6 +22,7 @@ from ..parallel import Group, whole
 from ..weights import Scope
 from .linear import ColumnLinear
 from .mlp import GatedMLP
+from .norm import Norm
 
 
 class SparseMLP:
@@ -51,8 +52,9 @@ class SparseMLP:
                 )
             scope.after_loading(lambda: self._stack(device))
 
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
-        """[tokens, size] → residual + mlp(x)"""
+    def __call__(self, x: Tensor, residual: Tensor, norm: Norm | None = None) -> Tensor:
+        """[tokens, size] → residual + mlp(norm(x))"""
+        x = x if norm is None else norm(x)
         weights, chosen = self.gate(x).float().softmax(-1).topk(self.top_k)
         if self.renormalize:
             weights /= weights.sum(-1, keepdim=True)

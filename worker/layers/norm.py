@@ -17,6 +17,9 @@ from ..weights import Scope
 
 
 class Norm(Protocol):
+    fused: NormKernel | None
+    """On a device, or in C."""
+
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """[…, size] → the same, plus `add` if given"""
 

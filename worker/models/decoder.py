@@ -26,7 +26,8 @@ class Layer(Protocol):
 
 
 class FeedForward(Protocol):
-    def __call__(self, x: Tensor, residual: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, residual: Tensor, norm: Norm) -> Tensor:
+        """residual + feed_forward(norm(x))"""
 
 
 class PreNormLayer:
@@ -46,8 +47,8 @@ class PreNormLayer:
         self.mlp = mlp
 
     def __call__(self, x: Tensor, step: StepContext) -> Tensor:
-        x = self.self_attn(self.input_layernorm(x), x, step)
-        return self.mlp(self.post_attention_layernorm(x), x)
+        x = self.self_attn(x, x, step, self.input_layernorm)
+        return self.mlp(x, x, self.post_attention_layernorm)
 
 
 class Decoder:
@@ -113,4 +114,4 @@ class Decoder:
         return self.norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        return self.lm_head(self.norm(x))
+        return self.lm_head(x, self.norm)

@@ -105,8 +105,8 @@ class Gemma3Layer:
         self.post_feedforward_layernorm = norm(scope / "post_feedforward_layernorm", size)
 
     def __call__(self, x: Tensor, step: StepContext) -> Tensor:
-        x = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), None, step), x)
-        return self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)), x)
+        x = self.post_attention_layernorm(self.self_attn(x, None, step, self.input_layernorm), x)
+        return self.post_feedforward_layernorm(self.mlp(x, None, self.pre_feedforward_layernorm), x)
 
 
 def build_gemma3(config: Gemma3Config, wants: Wants, group: Group) -> Decoder:

@@ -20,6 +20,16 @@ def tanh(x):
 
 
 @triton.jit
+def silu(x):
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def gelu(x):
+    return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+
+
+@triton.jit
 def _activate(
     x_ptr,  # [rows, 2 * size] (gate, up), or [rows, size] when not GATED
     y_ptr,  # out [rows, size]
@@ -33,10 +43,7 @@ def _activate(
     there = columns < size
     start = x_ptr + row * size * (2 if GATED else 1)
     x = tl.load(start + columns, mask=there, other=0.0).to(tl.float32)
-    if GELU:
-        x = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
-    else:
-        x = x / (1.0 + tl.exp(-x))
+    x = gelu(x) if GELU else silu(x)
     if GATED:
         x *= tl.load(start + size + columns, mask=there, other=0.0).to(tl.float32)
     tl.store(y_ptr + row * size + columns, x.to(y_ptr.dtype.element_ty), mask=there)

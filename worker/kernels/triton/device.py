@@ -9,7 +9,6 @@ token is computed there by the same sums whether it comes alone, with others, or
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,7 +21,7 @@ from protocol.errors import StartupError
 from ...kv_layout import Window
 from .. import activation as torch_activation
 from ..activation import Activation
-from ..device import AttentionKernel, ExpertsKernel, NormKernel
+from ..device import AttentionKernel, ExpertsKernel, NormKernel, Projection
 from ..lora import AdapterRows, Product, Update
 from ..matmul import Matrix
 from ..native_attention import HeadNorms as LayerHeadNorms
@@ -30,18 +29,68 @@ from ..paged_kv import PagedKV
 from .activation import activate
 from .decode_attention import NO_WINDOW, SPLIT, DecodePlan, Scores, decode_attention, plan_decode
 from .experts import combine, expert_matmul, route
+from .gemv import RowNorm
 from .lora import TritonProduct
-from .matrices import TritonDense, TritonMatrices, fp8_lacks
+from .matrices import TritonDense, TritonMatrices, alone, fp8_lacks
 from .norm import norm
 from .prefill_attention import prefill_attention
 from .rope_kv import HeadNorms, rope_kv
 from .step_rows import DecodeRows
 
-_ACTIVATIONS: dict[Activation, Activation] = {
-    torch_activation.silu_and_multiply: activate,
-    torch_activation.gelu_tanh_and_multiply: partial(activate, gelu=True),
-    torch_activation.gelu_tanh: partial(activate, gelu=True, gated=False),
+
+@dataclass(frozen=True)
+class TritonActivation:
+    """An Activation of the device's own."""
+
+    gelu: bool
+    gated: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return activate(x, gelu=self.gelu, gated=self.gated)
+
+
+_ACTIVATIONS: dict[Activation, TritonActivation] = {
+    torch_activation.silu_and_multiply: TritonActivation(gelu=False, gated=True),
+    torch_activation.gelu_tanh_and_multiply: TritonActivation(gelu=True, gated=True),
+    torch_activation.gelu_tanh: TritonActivation(gelu=True, gated=False),
 }
+_NONE = TritonActivation(gelu=False, gated=False)
+
+
+@dataclass(frozen=True)
+class TritonNorm:
+    """A NormKernel."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, x: Tensor, add: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        other = None if add is None else add.reshape(rows.shape)
+        return norm(rows, self.weight, self.eps, bias=self.bias, add=other).view(x.shape)
+
+
+def project(
+    x: Tensor,
+    matrix: Matrix,
+    norm: NormKernel | None,
+    activation: Activation | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """A Projection: of one row in one kernel, if its norm is an RMSNorm and its activation gated."""
+    one_row = alone(matrix) if len(x) == 1 else None
+    before: RowNorm | None = None
+    if one_row is not None and isinstance(norm, TritonNorm) and norm.bias is None:
+        before, norm = RowNorm(norm.weight, norm.eps), None
+    x = x if norm is None else norm(x, None)
+    if one_row is None:
+        y = matrix.multiply(x, None, out_dtype)
+    else:
+        gate = activation if isinstance(activation, TritonActivation) and activation.gated else _NONE
+        y = one_row.multiply(x, None, out_dtype, before, gated=gate.gated, gelu=gate.gelu)
+        activation = None if gate.gated else activation
+    return y if activation is None else activation(y)
 
 
 class TritonKernels:
@@ -62,12 +111,11 @@ class TritonKernels:
             )
 
     def norm(self, weight: Tensor, bias: Tensor | None, eps: float) -> NormKernel:
-        def apply(x: Tensor, add: Tensor | None) -> Tensor:
-            rows = x.reshape(-1, x.shape[-1])
-            other = None if add is None else add.reshape(rows.shape)
-            return norm(rows, weight, eps, bias=bias, add=other).view(x.shape)
+        return TritonNorm(weight, bias, eps)
 
-        return apply
+    @property
+    def project(self) -> Projection:
+        return project
 
     def activation(self, function: Activation) -> Activation:
         return _ACTIVATIONS[function]

@@ -6,11 +6,13 @@
     fp8      W8A16, scales per row or per block of 128 × 128; from compute capability 8.9 on
 
 One row alone is multiplied by gemv.py where the weight's scales are of rows, or there are none: in one launch
-instead of two, without tensor cores, which a row cannot fill; a rule that was not measured yet. nf4 has no
-kernel. Where a row's numbers must not depend on its company, all numbers of rows take the same tiles.
+instead of two, without tensor cores, which a row cannot fill, and without rounding it to 8 bits; a rule that
+was not measured yet. nf4 has no kernel. Where a row's numbers must not depend on its company, all numbers of
+rows take the same tiles.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from ..combined_matrix import StackedMatrix
 from ..matmul import FP8Part, Int4Part, Int8Part, Matrix, NF4Part, unpack_int4
 from ..matrices import Kind
 from . import int4_matmul
-from .gemv import gemv
+from .gemv import RowNorm, gemv
 from .int4_matmul import int4_matmul as multiply_int4
 from .matmul import BLOCK, matmul
 from .quantize_rows import quantize_rows
@@ -125,21 +127,61 @@ class TritonMatrices:
         return None if bias is None else bias.to(self.device)
 
 
+class OneRow(NamedTuple):
+    """What gemv.py multiplies by one row."""
+
+    weight: Tensor
+    """[N, K]"""
+    scales: Tensor | None
+    """float32 [N]"""
+    bias: Tensor | None
+
+    def multiply(
+        self,
+        x: Tensor,
+        add: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        norm: RowNorm | None = None,
+        *,
+        gated: bool = False,
+        gelu: bool = False,
+    ) -> Tensor:
+        return gemv(
+            x.contiguous(), self.weight, norm=norm, w_scales=self.scales, bias=self.bias, add=_rows(add),
+            gated=gated, gelu=gelu, out_dtype=out_dtype,
+        )  # fmt: skip
+
+
+def alone(matrix: Matrix) -> OneRow | None:
+    """As it multiplies one row that comes alone; None: as any other number of rows."""
+    match matrix:
+        case TritonDense(alone=found) | TritonInt8(alone=found) | TritonFP8(alone=found):
+            assert found is None or isinstance(found, OneRow)
+            return found
+        case _:
+            return None
+
+
 class TritonDense:
     """A Matrix."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, invariant: bool) -> None:
         self.weight, self.bias, self._invariant = weight, bias, invariant
+        self.alone = None if invariant else OneRow(weight, None, bias)
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        if len(x) == 1 and self.alone is not None:
+            return self.alone.multiply(x, add, out_dtype)
         same_type = out_dtype is None or out_dtype == x.dtype
         if len(x) > MANY_ROWS and same_type and not self._invariant:
             if add is not None and self.bias is None:
                 return torch.addmm(add, x, self.weight.t())
             y = F.linear(x, self.weight, self.bias)
             return y if add is None else y.add_(add)
-        return _product(x, self.weight, None, self.bias, add, out_dtype, invariant=self._invariant)
+        return matmul(
+            x, self.weight, bias=self.bias, add=_rows(add), out_dtype=out_dtype, invariant=self._invariant
+        )
 
 
 class TritonInt8:
@@ -150,12 +192,13 @@ class TritonInt8:
     ) -> None:
         self.weight, self.scales, self.bias = weight, scales, bias
         self._quantize_input, self._invariant = quantize_input, invariant
+        self.alone = None if invariant else OneRow(weight, scales, bias)
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        if not self._quantize_input:
-            return _product(x, self.weight, self.scales, self.bias, add, out_dtype, invariant=self._invariant)
-        codes, x_scales = quantize_rows(x, torch.int8)
+        if len(x) == 1 and self.alone is not None:
+            return self.alone.multiply(x, add, out_dtype)
+        codes, x_scales = quantize_rows(x, torch.int8) if self._quantize_input else (x, None)
         return matmul(
             codes, self.weight, x_scales=x_scales, w_scales=self.scales, bias=self.bias, add=_rows(add),
             out_dtype=out_dtype or x.dtype, invariant=self._invariant,
@@ -191,29 +234,16 @@ class TritonFP8:
 
     def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, invariant: bool) -> None:
         self.weight, self.scales, self.bias, self._invariant = weight, scales, bias, invariant
+        self.alone = OneRow(weight, scales, bias) if scales.dim() == 1 and not invariant else None
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        return _product(x, self.weight, self.scales, self.bias, add, out_dtype, invariant=self._invariant)
-
-
-def _product(
-    x: Tensor,
-    weight: Tensor,
-    w_scales: Tensor | None,
-    bias: Tensor | None,
-    add: Tensor | None,
-    out_dtype: torch.dtype | None,
-    *,
-    invariant: bool,
-) -> Tensor:
-    """Of inputs as they are."""
-    of_rows = w_scales is None or w_scales.dim() == 1
-    if len(x) == 1 and of_rows and not invariant:
-        return gemv(x.contiguous(), weight, w_scales=w_scales, bias=bias, add=_rows(add), out_dtype=out_dtype)
-    return matmul(
-        x, weight, w_scales=w_scales, bias=bias, add=_rows(add), out_dtype=out_dtype, invariant=invariant
-    )
+        if len(x) == 1 and self.alone is not None:
+            return self.alone.multiply(x, add, out_dtype)
+        return matmul(
+            x, self.weight, w_scales=self.scales, bias=self.bias, add=_rows(add), out_dtype=out_dtype,
+            invariant=self._invariant,
+        )  # fmt: skip
 
 
 def _rows(add: Tensor | None) -> Tensor | None:

@@ -3,7 +3,7 @@ import torch
 
 from tests.worker.kernels.triton.tolerance import close
 from worker.kernels.triton import matmul, matrices
-from worker.kernels.triton.gemv import gemv
+from worker.kernels.triton.gemv import RowNorm, gemv, reference
 from worker.kernels.triton.matrices import TritonMatrices
 
 
@@ -36,3 +36,25 @@ def test_weights_of_eight_bits(wtype: torch.dtype, device: torch.device) -> None
     w = (torch.randn(7, 300) * 30).clamp(-127, 127).to(wtype).to(device)
     scales = torch.rand(7, device=device) * 0.01
     close(gemv(x, w, w_scales=scales), matmul.reference(x, w, w_scales=scales))
+
+
+@pytest.mark.parametrize(("gated", "gelu"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("k", [64, 700, 2080])
+def test_what_stands_around_a_product(
+    gated: bool, gelu: bool, k: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    x, w = torch.randn(1, k).to(device, dtype) * 3, torch.randn(10, k).to(device, dtype) * k**-0.5
+    norm = RowNorm(torch.randn(k).to(device, dtype), 1e-6)
+    bias = torch.randn(10).to(device, dtype)
+    found = gemv(x, w, norm=norm, bias=bias, gated=gated, gelu=gelu)
+    close(found, reference(x, w, norm=norm, bias=bias, gated=gated, gelu=gelu), 2)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("wtype", [torch.int8, torch.float8_e4m3fn])
+def test_the_same_with_weights_of_eight_bits(gated: bool, wtype: torch.dtype, device: torch.device) -> None:
+    x, k = torch.randn(1, 4144).to(device, torch.float16), 4144
+    w = (torch.randn(6, k) * 30).clamp(-127, 127).to(wtype).to(device)
+    norm, scales = RowNorm(torch.rand(k, device=device), 1e-5), torch.rand(6, device=device) * 1e-3
+    expected = reference(x, w, norm=norm, w_scales=scales, gated=gated)
+    close(gemv(x, w, norm=norm, w_scales=scales, gated=gated), expected, 2)

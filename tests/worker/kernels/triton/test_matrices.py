@@ -6,9 +6,13 @@ from torch import Tensor
 
 from protocol.errors import StartupError
 from tests.worker.kernels.triton.tolerance import close
+from worker.kernels import activation as torch_activation
+from worker.kernels.activation import Activation
 from worker.kernels.combined_matrix import StackedMatrix
 from worker.kernels.matmul import FP8Part, Matrix, dequantize_fp8, dequantize_int4, quantize_rows
+from worker.kernels.triton.device import TritonKernels
 from worker.kernels.triton.matrices import MANY_ROWS, TritonMatrices
+from worker.kernels.triton.norm import reference as norm_reference
 from worker.quantization.rounding import INT4_GROUP, round_fp8, round_int4, round_int8
 
 ROWS, K = (24, 40), 96
@@ -104,3 +108,25 @@ def test_fp8_of_blocks(device: torch.device) -> None:
 def _fp8_serves(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("fp8 needs compute capability 8.9")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "gated", [torch_activation.silu_and_multiply, torch_activation.gelu_tanh_and_multiply]
+)
+@pytest.mark.parametrize("centred", [False, True], ids=["RMSNorm", "LayerNorm"])
+def test_projections(count: int, gated: Activation, *, centred: bool, device: torch.device) -> None:
+    """Norm, product and activation, in one kernel or in three."""
+    kernels = TritonKernels(device)
+    rounded = [round_int8(torch.randn(32, K) / 10) for _ in range(2)]
+    weight = torch.cat([p.weight.float() * p.scales[:, None] for p in rounded])
+    x, scale, bias = torch.randn(count, K), torch.randn(K), torch.randn(64)
+    shift = torch.randn(K) if centred else None
+    normed = norm_reference(x, scale, 1e-5, bias=shift)
+    there = (scale.to(device), None if shift is None else shift.to(device))
+    norm = kernels.norm(*there, 1e-5)
+    matrix = kernels.matrices.int8(rounded, bias, quantize_input=False)
+    expected = gated(normed @ weight.t() + bias)
+    close(kernels.project(x.to(device), matrix, norm, kernels.activation(gated)).cpu(), expected)
+    plain = kernels.project(x.to(device), matrix, None)
+    close(plain.cpu(), x @ weight.t() + bias)
