@@ -128,6 +128,11 @@ class Tensors:
         except OSError as error:
             raise _unreadable(stored.path.name, error) from None
 
+    def let_go(self) -> None:
+        """Most of what was read is not looked at again: what is mapped needs no memory for now."""
+        for mapped in self._maps.values():
+            mapped.let_go()
+
     def _map(self, path: Path) -> MappedFile:
         if path not in self._maps:
             self._maps[path] = MappedFile(path)

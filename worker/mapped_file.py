@@ -43,6 +43,10 @@ class MappedFile:
         self._touch(offset, count * dtype.itemsize)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
 
+    def let_go(self) -> None:
+        """Of its pages, until one is touched again: then the kernel's cache has it, or the disk."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def _touch(self, offset: int, num_bytes: int) -> None:
         begin, stop = offset - offset % mmap.PAGESIZE, offset + num_bytes
         for start in range(begin, stop, _PIECE):

@@ -91,6 +91,8 @@ class TorchRunner:
                 None if self.kernels is None else self.kernels.set_threads,
             )
             self._load(wants, read, report)
+            if self.kernels is not None:
+                checkpoint.let_go()
             self.served = self._serve(model, wants, facts)
             self.steps: Steps = HostSteps(self.served, wants.dtype, self.kernels, step_threads)
         else:

@@ -63,6 +63,8 @@ class Request(NamedTuple):
     """Given the parts, in order. It keeps only those that are marked so, and writes to none of them."""
     num_bytes: int
     """Of memory, once they are taken."""
+    copied: bool
+    """Parts that are marked as kept are only read, too: what is taken is a copy of them."""
 
 
 @dataclass
@@ -100,7 +102,7 @@ class Wants:
         kept: set[TensorPart] = set()
         total = 0
         for request in self.requests:
-            shared = all(part.kept for part in request.parts)
+            shared = not request.copied and all(part.kept for part in request.parts)
             if not (shared and kept.issuperset(request.parts)):
                 total += request.num_bytes
             if shared:
@@ -146,9 +148,11 @@ class Scope:
         part = TensorPart(self._prefix + name, shape, starts or (0,) * len(shape), tuple(into.shape))
         self.request([part], lambda tensors: _copy(into, tensors[0]), into.nbytes)
 
-    def request(self, parts: Sequence[TensorPart], take: Take, num_bytes: int) -> None:
+    def request(
+        self, parts: Sequence[TensorPart], take: Take, num_bytes: int, *, copied: bool = False
+    ) -> None:
         """Hand these parts, whose names are whole, to `take`, all at once."""
-        self._wants.requests.append(Request(tuple(parts), take, num_bytes))
+        self._wants.requests.append(Request(tuple(parts), take, num_bytes, copied))
 
     def allow(self, name: str) -> None:
         """A checkpoint may have this tensor; it is not read."""

@@ -1,7 +1,8 @@
-"""y = x Wᵀ (+ bias) (+ add) on weights as they are stored: bf16, f16, f32, int8, int4, nf4, fp8.
+"""y = x Wᵀ (+ bias) (+ add) on weights of their stored type: bf16, f16, f32, int8, int4, nf4, fp8.
 
 A matrix [N, K] is made of parts that lie anywhere (q, k and v of a checkpoint, views of a mapped file), one
-under the other. It holds its parts and multiplies; it never holds a dequantized copy of them.
+under the other. It holds them, or the same numbers in the order in which the kernels in C read them, and
+multiplies; it never holds a dequantized copy.
 
     DenseMatrix   products and sums in float32
     Int8Matrix    8-bit activations: x ≈ scale · int8, one scale per row of x, exact integer sums (W8A8);
@@ -92,19 +93,22 @@ class DenseMatrix:
         """Parts [n, K] of one type: float32, bfloat16 or float16; rows may be strided."""
         self.parts = list(parts)
         self.bias = bias
+        self.dtype = parts[0].dtype
         self.shape = sum(len(part) for part in parts), parts[0].shape[1]
         self._native: NativeMatrix | None = None
         if kernels is not None:
             rows = [part_of(part) for part in parts]
-            self._native = NativeMatrix(kernels, native_matrix.TYPES[parts[0].dtype], self.shape, rows, bias)
+            self._native = NativeMatrix(kernels, native_matrix.TYPES[self.dtype], self.shape, rows, bias)
+            self.parts = []  # packed
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if self._native is None:
             return self.reference(x, add, out_dtype)
-        assert x.dtype == self.parts[0].dtype, (x.dtype, self.parts[0].dtype)
+        assert x.dtype == self.dtype, (x.dtype, self.dtype)
         return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
+        """Without kernels only: with them, the parts are gone."""
         return _product(x, torch.cat(self.parts), self.bias, add, out_dtype)
 
 
@@ -122,13 +126,17 @@ class Int8Matrix:
         self.quantize_input = quantize_input
         self.bias = bias
         self.shape = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
-        self._scales = [part.scales.float().contiguous() for part in parts]
         self._native: NativeMatrix | None = None
         if kernels is not None:
-            rows = [part_of(p.weight, scales=s.data_ptr()) for p, s in zip(parts, self._scales, strict=True)]
-            self._native = NativeMatrix(
-                kernels, native_matrix.INT8 if quantize_input else native_matrix.W8A16, self.shape, rows, bias
-            )
+            self._scales = torch.cat([part.scales.float() for part in parts])
+            first, rows = 0, []
+            for part in parts:
+                rows.append(part_of(part.weight, scales=self._scales[first:].data_ptr()))
+                first += len(part.weight)
+            kind = native_matrix.INT8 if quantize_input else native_matrix.W8A16
+            self._native = NativeMatrix(kernels, kind, self.shape, rows, bias)
+            if quantize_input:
+                self.parts = []  # packed
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if self._native is None:
@@ -136,6 +144,7 @@ class Int8Matrix:
         return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
+        """Without kernels only: with them, the parts are gone."""
         weight = torch.cat([part.weight for part in self.parts]).float()
         scales = torch.cat([part.scales for part in self.parts])
         dtype = out_dtype or x.dtype

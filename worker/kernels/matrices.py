@@ -33,11 +33,14 @@ Kind = Literal["dense", "int8", "int4", "nf4", "fp8"]
 class Matrices(Protocol):
     """All parts [n, K] of one matrix, one under the other; its bias [N], if there is one."""
 
+    dense_copies: bool
+    """`dense` holds weights in an order of its own, and keeps no part."""
+
     def check(self, kind: Kind) -> None:
         """Raises StartupError if such matrices cannot be made here."""
 
     def place(self, tensor: Tensor) -> Tensor:
-        """The tensor where it is computed with; `dense` of the same tensor alone shares its memory."""
+        """The tensor where it is computed with. `dense` of it alone shares its memory, or copies."""
 
     def dense(self, parts: Sequence[Tensor], bias: Tensor | None) -> Matrix: ...
 
@@ -55,6 +58,7 @@ class HostMatrices:
 
     def __init__(self, kernels: Library | None) -> None:
         self._kernels = kernels
+        self.dense_copies = kernels is not None
 
     def check(self, kind: Kind) -> None:
         """All can be made."""

@@ -66,7 +66,8 @@ class Weight:
         if bias:
             wanted.append(biases)
             num_bytes += sum(cut.rows.length for cut in self.cuts) * self._dtype.itemsize
-        place.request([part for parts in wanted for part in parts], self._take, num_bytes)
+        copied = self._matrices.dense_copies and all(form.kind == "dense" for form in self._formats)
+        place.request([part for parts in wanted for part in parts], self._take, num_bytes, copied=copied)
         if role == "linear":
             place.changeable(self)
 

@@ -63,10 +63,11 @@ void tern_multiply_blocks(tern_block multiply, const void *product, long m, long
 void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,
                  int y_type) {
     Call call = {x, add, y, m, x_stride, x_type, y_type};
-    if (w->kind == INT8)
-        tern_matmul_int8(w, &call);
-    else if (w->kind == INT4)
-        tern_matmul_int4(w, &call);
-    else
-        tern_matmul_float(w, &call);
+    switch (w->kind) {
+    case INT4: tern_matmul_int4(w, &call); break;
+    case INT8_W8A16:
+    case NF4:
+    case FP8: tern_matmul_converted(w, &call); break;
+    default: tern_matmul_panels(w, &call);
+    }
 }

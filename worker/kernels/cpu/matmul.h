@@ -55,13 +55,8 @@ typedef void (*tern_block)(const void *product, long m0, long rows, long first, 
    needs itself, then ever shorter ones down to about `least`, so that all end together. */
 void tern_multiply_blocks(tern_block multiply, const void *product, long m, long most_rows, long n, long unit, long least);
 
-/* Memory that is needed next, asked for early into L2. The tiles of one stretch of weights share the asking:
-   if the first did it all, it would wait for memory, and memory for the others. */
-typedef struct {
-    const char *from; /* what follows the weights of these tiles */
-    int lines;        /* of the cache lines that a step of a tile reads, the ones that this tile asks for: bits */
-} Ahead;
-
+/* Which of the cache lines that a step of a tile reads it asks for ahead, as bits: the tiles of one stretch of weights
+   share the asking. If the first did it all, it would wait for memory, and memory for the others. */
 INLINE int tern_lines_of(long tile, long tiles, int lines) {
     int own = 0;
     for (int j = 0; j < lines; j++)
@@ -77,8 +72,8 @@ INLINE long tern_clamp(long value, long least, long most) {
 void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,
                  int y_type);
 
-void tern_matmul_int8(const Matrix *w, const Call *call);
+void tern_matmul_panels(const Matrix *w, const Call *call);
+void tern_matmul_converted(const Matrix *w, const Call *call);
 void tern_matmul_int4(const Matrix *w, const Call *call);
-void tern_matmul_float(const Matrix *w, const Call *call);
 
 #endif

@@ -7,16 +7,17 @@
 
        [block of 16 rows][8 columns][row][4 bytes]     byte j: columns j (low nibble) and j + 4 (high)
 
-   and so are the scales (float or bf16) and zeros: [block][group][row]. A tile is some rows of x by two blocks. */
+   and so are the scales (float or bf16) and zeros: [block][group][row]. A tile is MR rows of x by two blocks, and reads
+   the codes of x as [tile][4 columns][row][4 bytes]. */
 
 #include "activations.h"
 #include "lanes.h"
 #include "pool.h"
 #include "simd_int.h"
+#include "tiles.h"
 
 #define MR 6
-#define MOST_ROWS 96
-#define X_BYTES (384 << 10)
+#define MOST_TILES 32 /* of x per chunk */
 #define W_BYTES (32 << 10)
 #define ZERO 8
 
@@ -24,6 +25,7 @@ typedef struct {
     const Matrix *w;
     const Call *call;
     Activations x;
+    Tiles tiles; /* its codes */
 } Product;
 
 typedef struct {
@@ -50,8 +52,7 @@ INLINE f32x16 load_scales(const void *scales, int type, long at) {
 }
 
 INLINE void tile(const int rows, const int blocks, const Block *block, const Matrix *w, const Activations *x,
-                 long m, int ahead, float *to, long stride) {
-    const int8_t *codes = x->codes + m * x->stride;
+                 const uint32_t *codes, long m, int ahead, float *to, long stride) {
     const float *x_scales = x->scales + m * x->groups;
     const int32_t *moved = x->moved + m * x->groups;
     f32x16 total[MR][2];
@@ -65,7 +66,7 @@ INLINE void tile(const int rows, const int blocks, const Block *block, const Mat
             if (!block[0].zeros) begin = ints_set(moved[i * x->groups + g]);
             _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) acc[i][b] = begin;
         }
-        for (long k = begin; k < end; k += 8) {
+        for (long k = begin; k < end; k += 8, codes += 2 * rows) {
             bytes low[2], high[2];
             _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++) {
                 const uint8_t *at = block[b].weight + k * 8;
@@ -74,8 +75,7 @@ INLINE void tile(const int rows, const int blocks, const Block *block, const Mat
                 low[b] = low_nibbles(both), high[b] = high_nibbles(both);
             }
             _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++) {
-                const int8_t *at = codes + i * x->stride + k;
-                bytes first = bytes_repeat(at), second = bytes_repeat(at + 4);
+                bytes first = bytes_repeat(codes + i), second = bytes_repeat(codes + rows + i);
                 _Pragma("GCC unroll 2") for (int b = 0; b < blocks; b++)
                     acc[i][b] = dot_u4(dot_u4(acc[i][b], low[b], first), high[b], second);
             }
@@ -96,21 +96,21 @@ INLINE void tile(const int rows, const int blocks, const Block *block, const Mat
 
 #define TILES(BLOCKS)                                                                        \
     switch (rows) {                                                                          \
-    case 1: tile(1, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
-    case 2: tile(2, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
-    case 3: tile(3, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
-    case 4: tile(4, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
-    case 5: tile(5, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
-    case 6: tile(6, BLOCKS, block, w, x, m, ahead, to, stride); break;                       \
+    case 1: tile(1, BLOCKS, block, w, x, codes, m, ahead, to, stride); break;                \
+    case 2: tile(2, BLOCKS, block, w, x, codes, m, ahead, to, stride); break;                \
+    case 3: tile(3, BLOCKS, block, w, x, codes, m, ahead, to, stride); break;                \
+    case 4: tile(4, BLOCKS, block, w, x, codes, m, ahead, to, stride); break;                \
+    case 5: tile(5, BLOCKS, block, w, x, codes, m, ahead, to, stride); break;                \
+    case 6: tile(6, BLOCKS, block, w, x, codes, m, ahead, to, stride); break;                \
     }
 
-static void two_blocks(int rows, const Block *block, const Matrix *w, const Activations *x, long m, int ahead,
-                       float *to, long stride) {
+static void two_blocks(int rows, const Block *block, const Matrix *w, const Activations *x, const uint32_t *codes,
+                       long m, int ahead, float *to, long stride) {
     TILES(2)
 }
 
-static void one_block(int rows, const Block *block, const Matrix *w, const Activations *x, long m, int ahead,
-                      float *to, long stride) {
+static void one_block(int rows, const Block *block, const Matrix *w, const Activations *x, const uint32_t *codes,
+                      long m, int ahead, float *to, long stride) {
     TILES(1)
 }
 
@@ -127,11 +127,11 @@ static const Part *part_of_block(const Matrix *w, long block, long *own, long *n
     return part;
 }
 
-static void multiply_blocks(const void *product, long m0, long rows, long first, long last) {
+static void multiply_blocks(const void *product, long tile0, long tiles, long first, long last) {
     const Product *p = product;
     const Matrix *w = p->w;
-    long tiles = (rows + MR - 1) / MR;
-    float sums[MOST_ROWS][32];
+    long m0 = tern_first_row(&p->tiles, tile0), rows = tern_first_row(&p->tiles, tile0 + tiles) - m0;
+    float sums[MOST_TILES * MR][32];
     for (long b = first; b < last;) {
         int pair = last - b >= 2 ? 2 : 1;
         Block block[2];
@@ -145,11 +145,11 @@ static void multiply_blocks(const void *product, long m0, long rows, long first,
             count[i] = part->rows - own * 16 < 16 ? part->rows - own * 16 : 16;
         }
         if (pair == 2 && !block[0].zeros != !block[1].zeros) pair = 1;
-        for (long t = 0, m = 0; t < tiles; t++) {
-            int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
-            (pair == 2 ? two_blocks : one_block)(some, block, w, &p->x, m0 + m,
-                                                 b + pair < last ? tern_lines_of(t, tiles, pair) : 0, sums[m], 32);
-            m += some;
+        for (long t = 0; t < tiles; t++) {
+            long m = tern_first_row(&p->tiles, tile0 + t), some = tern_first_row(&p->tiles, tile0 + t + 1) - m;
+            int ahead = b + pair < last ? tern_lines_of(t, tiles, pair) : 0;
+            (pair == 2 ? two_blocks : one_block)((int)some, block, w, &p->x, p->tiles.units + m * p->tiles.columns, m, ahead,
+                                                 sums[m - m0], 32);
         }
         if (pair == 2 && n[1] == n[0] + 16)
             tern_finish(w, p->call, m0, rows, n[0], 16 + count[1], sums[0], 32);
@@ -160,9 +160,9 @@ static void multiply_blocks(const void *product, long m0, long rows, long first,
 }
 
 void tern_matmul_int4(const Matrix *w, const Call *call) {
-    Product p = {w, call, tern_quantize_rows(call, w->k, w->group, ZERO)};
+    Product p = {w, call, tern_quantize_rows(call, w->k, w->group, ZERO), {0}};
+    p.tiles = tern_tiles_of_codes(&p.x, call->m, MR);
     long blocks = 0;
     for (long i = 0; i < w->num_parts; i++) blocks += (w->parts[i].rows + 15) / 16;
-    long rows = tern_clamp(X_BYTES / p.x.stride / MR * MR, MR, MOST_ROWS);
-    tern_multiply_blocks(multiply_blocks, &p, call->m, rows, blocks, 2, W_BYTES / (w->k * 8));
+    tern_multiply_blocks(multiply_blocks, &p, p.tiles.count, MOST_TILES, blocks, 2, W_BYTES / (w->k * 8));
 }

@@ -48,6 +48,7 @@ class TritonMatrices:
 
     def __init__(self, device: torch.device, *, invariant: bool) -> None:
         self.device, self.invariant = device, invariant
+        self.dense_copies = False
         self._placed: list[tuple[Tensor, Tensor]] = []
 
     def check(self, kind: Kind) -> None:

@@ -1,4 +1,4 @@
-/* Many rows of x by panels of 32 rows of W, whose sums have the order of matmul_float.c's tiles, bit for bit.
+/* Many rows of x by panels of 32 rows of W, whose sums have the order of matmul_converted.c's tiles, bit for bit.
 
    A unit is four bytes: a float, or a pair of bf16. Such a tile adds up the units lane, lane + 16, lane + 32, … of
    a block of columns in each of its 16 lanes, and then the lanes, as a tree. Here lanes are rows of W, so that no
@@ -41,17 +41,14 @@ INLINE long first_row(long m, long tile) {
     return tile * (m / tiles) + (tile < more ? tile : more);
 }
 
-/* `ahead`: 16 rows that are needed next, each of whose cache lines are called into L2 while one lane is multiplied; or NULL.
-   Products are instructions as they stand: with so many sums GCC 12 copies and spills them around its intrinsic. */
-INLINE void panel_tile(const int rows, const int pairs, const uint32_t *panel, const uint32_t *x, long steps,
-                       const void *const *ahead, float *sums, int first) {
+/* Products are instructions as they stand: with so many sums GCC 12 copies and spills them around its intrinsic. */
+INLINE void panel_tile(const int rows, const int pairs, const uint32_t *panel, const uint32_t *x, long steps, float *sums,
+                       int first) {
     vf waiting[5][PANEL_MR][2];
     for (int lane = 0, height = 0; lane < 16; lane++, panel += PANEL) {
-        const char *next = ahead ? ahead[lane] : (const char *)x;
         vf acc[PANEL_MR][2];
         _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++) acc[i][0] = acc[i][1] = (vf){};
-        for (long s = 0; s < steps; s++, panel += PANEL, x += rows, next += 64) {
-            __builtin_prefetch(next, 0, 2);
+        for (long s = 0; s < steps; s++, panel += PANEL, x += rows) {
             vf b0 = load((const float *)panel), b1 = load((const float *)panel + 16);
             IN_REGISTER(b0);
             IN_REGISTER(b1);
@@ -88,12 +85,11 @@ INLINE void panel_tile(const int rows, const int pairs, const uint32_t *panel, c
         }
 }
 
-typedef void (*PanelTile)(int, const uint32_t *, const uint32_t *, long, const void *const *, float *, int);
+typedef void (*PanelTile)(int, const uint32_t *, const uint32_t *, long, float *, int);
 
-#define TILE_OF(N, PAIRS) case N: panel_tile(N, PAIRS, panel, x, steps, ahead, sums, first); break;
+#define TILE_OF(N, PAIRS) case N: panel_tile(N, PAIRS, panel, x, steps, sums, first); break;
 #define PANEL_TILE(NAME, PAIRS)                                                                                 \
-    static void NAME(int rows, const uint32_t *panel, const uint32_t *x, long steps, const void *const *ahead,  \
-                     float *sums, int first) {                                                                  \
+    static void NAME(int rows, const uint32_t *panel, const uint32_t *x, long steps, float *sums, int first) {  \
         switch (rows) {                                                                                         \
             TILE_OF(10, PAIRS) TILE_OF(11, PAIRS) TILE_OF(12, PAIRS)                                            \
         }                                                                                                       \

@@ -1,4 +1,4 @@
-/* Matrices whose products are computed in floating point: as stored (f32, bf16, f16), or converted.
+/* Matrices whose weights are converted when they are multiplied: int8 with x as it is, nf4, fp8.
 
    An output is a dot product along K, which both operands have contiguous in memory, so nothing is packed:
 
@@ -6,8 +6,8 @@
        sum      += horizontal sum of acc           after every K_BLOCK columns
 
    This order is the same for every shape of tile, so that an output's bits depend on its row of x and its
-   row of W only. Many rows of x go by panels, which keep it, see matmul_panels.h; few by tiles: a tile is MR rows of x times NR rows of W: NR · K_BLOCK weights stay in L1 while the rows
-   of x pass. Weights that must be converted are, once per tile of W, into a buffer that stays in L1.
+   row of W only. Many rows of x go by panels, which keep it, see lane_panels.h; few by tiles: a tile is MR rows of
+   x times NR rows of W, converted into a buffer that stays in L1 while the rows of x pass.
 
    With AVX512-BF16 a product of two bf16 vectors takes 32 columns at once (its pairs are summed first, in
    float32); without, bf16 is widened to float32 when loaded. */
@@ -36,7 +36,7 @@
 
 /* MR rows of x (x_stride elements apart) by NR rows of w, k columns; c[i][0…3] = or += the sums. */
 #define TILE(NAME, W, X, STEP, LOAD_W, LOAD_X, DOT, OPERAND)                                                   \
-    INLINE void NAME(const int rows, const W *const w[NR], const X *x, long x_stride, long k, Ahead ahead,     \
+    INLINE void NAME(const int rows, const W *const w[NR], const X *x, long x_stride, long k,                  \
                      float *c, long c_stride, int first) {                                                    \
         vf acc[MR][NR];                                                                                       \
         _Pragma("GCC unroll 8") for (int i = 0; i < rows; i++)                                                \
@@ -45,8 +45,6 @@
         for (long at = 0; at < whole; at += STEP) {                                                           \
             OPERAND b[NR];                                                                                    \
             _Pragma("GCC unroll 8") for (int j = 0; j < NR; j++) {                                            \
-                if (ahead.lines & 1 << j)                                                                     \
-                    __builtin_prefetch(ahead.from + at * (NR * (long)sizeof(W)) + j * 64, 0, 2);              \
                 b[j] = LOAD_W(w[j] + at);                                                                     \
                 IN_REGISTER(b[j]);                                                                            \
             }                                                                                                 \
@@ -81,27 +79,27 @@
             memcpy(c + i * c_stride, &sums, sizeof sums);                                                     \
         }                                                                                                     \
     }                                                                                                         \
-    static void NAME##_rows(int rows, const void *const *w, const void *x, long x_stride, long k, Ahead ahead, \
+    static void NAME##_rows(int rows, const void *const *w, const void *x, long x_stride, long k,              \
                             float *c, long c_stride, int first) {                                             \
         const W *const *v = (const W *const *)w;                                                              \
         switch (rows) {                                                                                       \
-        case 1: NAME(1, v, x, x_stride, k, ahead, c, c_stride, first); break;                                 \
-        case 2: NAME(2, v, x, x_stride, k, ahead, c, c_stride, first); break;                                 \
-        case 3: NAME(3, v, x, x_stride, k, ahead, c, c_stride, first); break;                                 \
+        case 1: NAME(1, v, x, x_stride, k, c, c_stride, first); break;                                 \
+        case 2: NAME(2, v, x, x_stride, k, c, c_stride, first); break;                                 \
+        case 3: NAME(3, v, x, x_stride, k, c, c_stride, first); break;                                 \
         MORE_ROWS(NAME)                                                                                       \
         }                                                                                                     \
     }
 
 #if MR == 6
 #define MORE_ROWS(NAME)                                                           \
-    case 4: NAME(4, v, x, x_stride, k, ahead, c, c_stride, first); break;         \
-    case 5: NAME(5, v, x, x_stride, k, ahead, c, c_stride, first); break;         \
-    case 6: NAME(6, v, x, x_stride, k, ahead, c, c_stride, first); break;
+    case 4: NAME(4, v, x, x_stride, k, c, c_stride, first); break;         \
+    case 5: NAME(5, v, x, x_stride, k, c, c_stride, first); break;         \
+    case 6: NAME(6, v, x, x_stride, k, c, c_stride, first); break;
 #else
 #define MORE_ROWS(NAME)
 #endif
 
-typedef void (*Tile)(int, const void *const *, const void *, long, long, Ahead, float *, long, int);
+typedef void (*Tile)(int, const void *const *, const void *, long, long, float *, long, int);
 
 #if defined(TERN_AVX512) && defined(__AVX512BF16__)
 INLINE __m512i load_bf16_pairs(const bf16 *p) { return _mm512_loadu_si512(p); }
@@ -111,11 +109,10 @@ TILE(tile_bf16, bf16, bf16, 32, load_bf16_pairs, load_bf16_pairs, dot_bf16_pairs
 TILE(tile_bf16, bf16, bf16, LANES, load_bf16, load_bf16, fma_, vf)
 #endif
 TILE(tile_f32, float, float, LANES, load_f32, load_f32, fma_, vf)
-TILE(tile_f16, f16, f16, LANES, load_f16, load_f16, fma_, vf)
 TILE(tile_f32_f16, float, f16, LANES, load_f32, load_f16, fma_, vf)
 
 #if defined(TERN_AVX512) && defined(__AVX512BF16__)
-#include "matmul_panels.h"
+#include "lane_panels.h"
 #endif
 
 /* ── a product ────────────────────────────────────────────────────────────────────────────────── */
@@ -124,8 +121,8 @@ typedef struct {
     const Matrix *w;
     const Call *call;
     Tile tile;
-    Convert convert; /* NULL: weights are multiplied as they are stored */
-    int w_bytes; /* of a weight as it is multiplied */
+    Convert convert;
+    int w_bytes; /* of a weight once it is converted */
     int x_bytes;
 #if HAS_PANELS
     PanelTile panel;
@@ -144,35 +141,25 @@ static const void *convert(const Product *p, const Part *part, long row, long k,
     return to;
 }
 
-/* Some columns of a block, whose last is `end`. */
-static void multiply(const Product *p, long m0, long rows, long n0, long columns, long end) {
+/* Some columns of a block. */
+static void multiply(const Product *p, long m0, long rows, long n0, long columns) {
     const Matrix *w = p->w;
     const Call *call = p->call;
     long tiles = (rows + MR - 1) / MR;
     float sums[MOST_ROWS][MOST_COLUMNS + NR];
     float converted[NR][K_BLOCK];
     for (long j = 0; j < columns; j += NR) {
-        const char *begin[NR];
         const Part *parts[NR];
         long own[NR];
-        for (int r = 0; r < NR; r++) {
-            parts[r] = tern_part_of(w, n0 + j + r, &own[r]);
-            begin[r] = (const char *)parts[r]->weight + own[r] * parts[r]->stride;
-        }
+        for (int r = 0; r < NR; r++) parts[r] = tern_part_of(w, n0 + j + r, &own[r]);
         for (long k = 0; k < w->k; k += K_BLOCK) {
             long block = w->k - k < K_BLOCK ? w->k - k : K_BLOCK;
             const void *weights[NR];
-            for (int r = 0; r < NR; r++) {
-                weights[r] = begin[r] + k * p->w_bytes;
-                if (p->convert) weights[r] = convert(p, parts[r], own[r], k, block, converted[r]);
-            }
-            int last = p->convert || n0 + j + NR >= end;
-            const char *from = begin[0] + NR * ((w->k + k) * p->w_bytes);
+            for (int r = 0; r < NR; r++) weights[r] = convert(p, parts[r], own[r], k, block, converted[r]);
             for (long t = 0, m = 0; t < tiles; t++) { /* tiles as equal as can be */
                 int some = (int)((rows - m + tiles - t - 1) / (tiles - t));
                 const char *x = (const char *)call->x + ((m0 + m) * call->x_stride + k) * p->x_bytes;
-                Ahead ahead = {from, last ? 0 : tern_lines_of(t, tiles, NR)};
-                p->tile(some, weights, x, call->x_stride, block, ahead, &sums[m][j], MOST_COLUMNS + NR, k == 0);
+                p->tile(some, weights, x, call->x_stride, block, &sums[m][j], MOST_COLUMNS + NR, k == 0);
                 m += some;
             }
         }
@@ -182,7 +169,7 @@ static void multiply(const Product *p, long m0, long rows, long n0, long columns
 
 static void multiply_columns(const void *product, long m0, long rows, long first, long end) {
     for (long n0 = first; n0 < end; n0 += MOST_COLUMNS)
-        multiply(product, m0, rows, n0, end - n0 < MOST_COLUMNS ? end - n0 : MOST_COLUMNS, end);
+        multiply(product, m0, rows, n0, end - n0 < MOST_COLUMNS ? end - n0 : MOST_COLUMNS);
 }
 
 #if HAS_PANELS
@@ -192,14 +179,6 @@ static const void *units_of(const void *from, int type, long block, float *room)
     if (type != F16) return from;
     for (long i = 0; i < block; i += LANES) store(room + i, load_some((const f16 *)from + i, F16, block - i));
     return room;
-}
-
-/* The same of row n of W, whose columns begin with k. */
-static const void *weights_of(const Product *p, long n, long k, long block, float *room) {
-    long own;
-    const Part *part = tern_part_of(p->w, n, &own);
-    if (p->convert) return convert(p, part, own, k, block, room);
-    return units_of((const char *)part->weight + own * part->stride + k * p->w_bytes, p->w->kind, block, room);
 }
 
 static void pack_tile(const void *product, long tile) {
@@ -232,17 +211,17 @@ static void multiply_panels(const void *product, long tile0, long tiles, long fi
             long block = w->k - k < K_BLOCK ? w->k - k : K_BLOCK, steps = (block * p->unit_bytes + 63) / 64;
             const void *of[PANEL];
             for (int half = 0; half < PANEL; half += 16) {
-                for (int r = 0; r < 16; r++) of[half + r] = weights_of(p, n + half + r, k, block, room[r]);
+                for (int r = 0; r < 16; r++) {
+                    long own;
+                    const Part *part = tern_part_of(w, n + half + r, &own);
+                    of[half + r] = convert(p, part, own, k, block, room[r]);
+                }
                 pack_rows(of + half, 16, block * p->unit_bytes, PANEL * (steps + 1), PANEL, panel + half);
             }
-            int more = !p->convert && w->kind != F16;
-            for (int r = 0; r < PANEL && more; r++)
-                of[r] = k + K_BLOCK < w->k ? (const char *)of[r] + K_BLOCK * p->w_bytes
-                                           : weights_of(p, n + PANEL + r, 0, block, NULL);
             for (long t = 0; t < tiles; t++) {
                 long m = first_row(all, tile0 + t), rows = first_row(all, tile0 + t + 1) - m;
                 const uint32_t *x = p->packed + m * p->packed_stride + k * p->unit_bytes / 4 * rows;
-                p->panel((int)rows, panel, x, steps, more && t < 2 ? of + 16 * t : NULL, sums[m - m0], k == 0);
+                p->panel((int)rows, panel, x, steps, sums[m - m0], k == 0);
             }
         }
         long rows = first_row(all, tile0 + tiles) - m0;
@@ -265,15 +244,13 @@ static uint32_t *packing_memory(long units) {
 
 #endif
 
-void tern_matmul_float(const Matrix *w, const Call *call) {
-    Product p = {.w = w, .call = call};
-    p.convert = tern_converter(w->kind);
-    /* Converted weights take the type of x, but for f16: that has little range, and gains nothing. */
-    int type = p.convert ? (call->x_type == BF16 ? BF16 : F32) : w->kind;
+void tern_matmul_converted(const Matrix *w, const Call *call) {
+    Product p = {.w = w, .call = call, .convert = tern_converter(w->kind)};
+    /* Weights take the type of x, but for f16: that has little range, and gains nothing. */
+    int type = call->x_type == BF16 ? BF16 : F32;
     p.w_bytes = type == F32 ? 4 : 2;
     p.x_bytes = call->x_type == F32 ? 4 : 2;
-    p.tile = type == BF16 ? tile_bf16_rows : type == F16 ? tile_f16_rows : tile_f32_rows;
-    if (type == F32 && call->x_type == F16) p.tile = tile_f32_f16_rows;
+    p.tile = type == BF16 ? tile_bf16_rows : call->x_type == F16 ? tile_f32_f16_rows : tile_f32_rows;
 #if HAS_PANELS
     if (call->m >= MANY) {
         p.unit_bytes = type == BF16 ? 2 : 4;

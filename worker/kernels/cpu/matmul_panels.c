@@ -1,0 +1,179 @@
+/* Matrices that are multiplied as they are stored (f32, f16, bf16, int8), from the panels of panels.h.
+
+       y[m][n] = sum_k w[n][k] · x[m][k]     in float32, unit after unit, a pair of bf16 at once
+       y[m][n] = sum_k w[n][k] · code[m][k] · w_scale[n] · x_scale[m]     int8: sums are exact integers
+
+   A tile is MR rows of x by one panel: a unit of each row of x meets those of all rows of the panel. Units of x are as
+   those of W, but for single numbers: these are float32. BLOCK units of a panel stay in L2 while the rows of x pass;
+   sums wait in memory meanwhile, so their order, and an output's bits, do not depend on the tile. */
+
+#include "activations.h"
+#include "panels.h"
+#include "tiles.h"
+
+#if defined(TERN_AVX512)
+#define MR 12
+#else
+#define MR 6
+#endif
+#define BLOCK 512         /* units */
+#define MOST_TILES 64     /* of x per chunk: its sums are 98 kB */
+#define AHEAD (8 << 10)   /* bytes of weights, called into L2 */
+
+/* ── tiles ────────────────────────────────────────────────────────────────────────────────────── */
+
+INLINE vf vf_from(const void *sums, int first) { return first ? (vf){} : load(sums); }
+INLINE ints ints_from(const void *sums, int first) {
+    if (first) return ints_set(0);
+    ints before;
+    memcpy(&before, sums, sizeof before);
+    return before;
+}
+
+/* `units` of a panel and of `rows` rows of x; sums[row][PANEL] are set, or added to.
+   `ahead`: lines that are called into L2 meanwhile, one each `step` bytes; a second one behind each if `twice`. */
+#define TILE(NAME, WEIGHT, SUMS, LANES_OF, UNIT, LOAD, SPLAT, DOT)                                                    \
+    INLINE void NAME(const int rows, const WEIGHT *w, const uint32_t *x, long units, const char *ahead, long step,    \
+                     int twice, void *sums, int first) {                                                              \
+        enum { VECTORS = PANEL / LANES_OF };                                                                          \
+        SUMS acc[MR][VECTORS];                                                                                        \
+        int32_t *to = sums;                                                                                           \
+        _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)                                                       \
+            _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++)                                                 \
+                acc[i][v] = SUMS##_from(to + i * PANEL + v * LANES_OF, first);                                        \
+        for (long u = 0; u < units; u++, w += PANEL, x += rows, ahead += step) {                                      \
+            __builtin_prefetch(ahead, 0, 2);                                                                          \
+            if (twice) __builtin_prefetch(ahead + 64, 0, 2);                                                          \
+            UNIT b[VECTORS];                                                                                          \
+            _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++) {                                               \
+                b[v] = LOAD(w + v * LANES_OF);                                                                        \
+                KEEP(b[v]);                                                                                           \
+            }                                                                                                         \
+            _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++) {                                                 \
+                UNIT a = SPLAT(x + i);                                                                                \
+                _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++) acc[i][v] = DOT(acc[i][v], b[v], a);        \
+            }                                                                                                         \
+        }                                                                                                             \
+        _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)                                                       \
+            _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++)                                                 \
+                memcpy(to + i * PANEL + v * LANES_OF, &acc[i][v], sizeof(SUMS));                                      \
+    }                                                                                                                 \
+    static void NAME##_rows(int rows, const void *w, const uint32_t *x, long units, const char *ahead, long step,     \
+                            int twice, void *sums, int first) {                                                       \
+        switch (rows) {                                                                                               \
+            CASES(NAME)                                                                                               \
+        }                                                                                                             \
+    }
+#define CASE(NAME, N) case N: NAME(N, w, x, units, ahead, step, twice, sums, first); break;
+#if MR == 12
+#define CASES(NAME)                                                                                                   \
+    CASE(NAME, 1) CASE(NAME, 2) CASE(NAME, 3) CASE(NAME, 4) CASE(NAME, 5) CASE(NAME, 6) CASE(NAME, 7) CASE(NAME, 8)   \
+    CASE(NAME, 9) CASE(NAME, 10) CASE(NAME, 11) CASE(NAME, 12)
+#else
+#define CASES(NAME) CASE(NAME, 1) CASE(NAME, 2) CASE(NAME, 3) CASE(NAME, 4) CASE(NAME, 5) CASE(NAME, 6)
+#endif
+
+typedef void (*Tile)(int, const void *, const uint32_t *, long, const char *, long, int, void *, int);
+
+INLINE vf splat_f32(const uint32_t *unit) {
+#if defined(TERN_AVX512)
+    vf all;
+    __asm__("vbroadcastss %1, %0" : "=v"(all) : "m"(*unit));
+    return all;
+#else
+    return splat(bits_to_float(*unit));
+#endif
+}
+
+/* Products are instructions as they stand: with so many sums GCC 12 copies and spills them around its intrinsics. */
+INLINE vf dot_f32(vf sum, vf w, vf x) {
+#if defined(TERN_AVX512)
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+    return sum;
+#else
+    return fma_(x, w, sum);
+#endif
+}
+
+TILE(tile_f32, float, vf, LANES, vf, load_f32, splat_f32, dot_f32)
+TILE(tile_f16, f16, vf, LANES, vf, load_f16, splat_f32, dot_f32)
+#if BF16_PAIRS
+INLINE vf load_pairs(const uint32_t *p) { return load((const float *)p); }
+INLINE vf dot_pairs(vf sum, vf w, vf x) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+    return sum;
+}
+TILE(tile_bf16, uint32_t, vf, LANES, vf, load_pairs, splat_f32, dot_pairs)
+#else
+TILE(tile_bf16, bf16, vf, LANES, vf, load_bf16, splat_f32, dot_f32)
+#endif
+TILE(tile_int8, uint32_t, ints, 16, bytes, bytes_load, bytes_repeat, dot_w8)
+
+/* ── a product ────────────────────────────────────────────────────────────────────────────────── */
+
+typedef struct {
+    const Matrix *w;
+    const Call *call;
+    Tile tile;
+    Activations codes; /* of x, for int8 */
+    Tiles x;
+    long units, unit_bytes;
+} Product;
+
+/* Integer sums become floats, where they are. */
+static void scale_sums(const Product *p, long m0, long rows, long n, float (*sums)[PANEL]) {
+    const float *scales = (const float *)p->w->parts->scales + n;
+    long columns = p->w->n - n < PANEL ? p->w->n - n : PANEL;
+    for (long m = 0; m < rows; m++) {
+        float *row = sums[m];
+        for (long j = 0; j < columns; j++) {
+            int32_t sum;
+            memcpy(&sum, row + j, sizeof sum);
+            row[j] = (float)(sum + p->codes.moved[m0 + m]) * scales[j] * p->codes.scales[m0 + m];
+        }
+    }
+}
+
+static void multiply(const void *product, long tile0, long tiles, long begin, long end) {
+    const Product *p = product;
+    const Matrix *w = p->w;
+    long m0 = tern_first_row(&p->x, tile0), rows = tern_first_row(&p->x, tile0 + tiles) - m0;
+    long unit = PANEL * p->unit_bytes, lines = unit / 64 ? unit / 64 : 1;
+    _Alignas(64) float sums[MOST_TILES * MR][PANEL];
+    for (long n = begin; n < end; n += PANEL) {
+        const char *panel = (const char *)w->parts->weight + n / PANEL * p->units * unit;
+        for (long u = 0; u < p->units; u += BLOCK) {
+            long some = p->units - u < BLOCK ? p->units - u : BLOCK;
+            const char *block = panel + u * unit;
+            for (long t = 0; t < tiles; t++) {
+                long m = tern_first_row(&p->x, tile0 + t), count = tern_first_row(&p->x, tile0 + t + 1) - m;
+                /* One tile asks for what it will read itself soon; several, in turn, for the block that follows. */
+                const char *ahead = tiles == 1 ? block + AHEAD : block + some * unit + t * some * 64;
+                long step = tiles == 1 ? unit : t < lines ? unit / lines : 0;
+                p->tile((int)count, block, p->x.units + m * p->x.columns + u * count, some, ahead, step, tiles == 1 && lines == 2,
+                        sums[m - m0], u == 0);
+            }
+        }
+        if (w->kind == INT8) scale_sums(p, m0, rows, n, sums);
+        tern_finish(w, p->call, m0, rows, n, end - n < PANEL ? end - n : PANEL, sums[0], PANEL);
+    }
+}
+
+void tern_matmul_panels(const Matrix *w, const Call *call) {
+    Product p = {.w = w, .call = call, .units = tern_units(w), .unit_bytes = tern_unit_bytes(w->kind)};
+    switch (w->kind) {
+    case INT8:
+        p.tile = tile_int8_rows;
+        p.codes = tern_quantize_rows(call, w->k, w->k, W8_MOVED);
+        p.x = tern_tiles_of_codes(&p.codes, call->m, MR);
+        break;
+    case BF16:
+        p.tile = tile_bf16_rows;
+        p.x = tern_tiles_of_rows(call, w->k, BF16_PAIRS, MR);
+        break;
+    default:
+        p.tile = w->kind == F16 ? tile_f16_rows : tile_f32_rows;
+        p.x = tern_tiles_of_rows(call, w->k, 0, MR);
+    }
+    tern_multiply_blocks(multiply, &p, p.x.count, MOST_TILES, w->n, PANEL, PANEL);
+}
