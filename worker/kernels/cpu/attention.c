@@ -12,11 +12,15 @@
  * are computed apart and merged afterwards, to the same bits. All sums are in float32.
  * Nothing outside of a sequence's own window is ever read.
  */
+#include "attention_codes.h"
 #include "attention_int8.h"
 #include "attention_pairs.h"
 #include "attention_tile.h"
 #include "pool.h"
 #include <stdlib.h>
+
+/* How a tile is computed: in float32; bf16 in pairs (attention_pairs.h); int8 as it lies (attention_codes.h). */
+enum { PLAIN, PAIRS, CODES };
 
 typedef struct { int64_t sequence, first_row, num_rows, span; } unit;
 
@@ -30,7 +34,8 @@ typedef struct {
     int64_t num_units;
     float *parts;               /* [unit][kv head] states, when spans are apart */
     int64_t part_floats;
-    int pairs;                  /* bf16 is multiplied as it is: queries are as attention_pairs.h has them */
+    int way;                    /* PLAIN, PAIRS or CODES, which also says how queries lie */
+    int64_t width;              /* of a row of mixed values: head_dim, padded */
     int64_t heads_at_once;      /* KV heads of a unit that one thread computes, one after the other */
 } work;
 
@@ -59,7 +64,7 @@ static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
     const attention_layer *layer = w->layer;
     reach it;
     it.kv_head = kv_head;
-    it.width = padded(layer->head_dim);
+    it.width = w->width;
     it.table = step->block_tables + u->sequence * step->table_stride;
     it.at = (rows_at){u->first_row, layer->num_heads / layer->num_kv_heads,
                       step->positions[step->query_start[u->sequence]], step->window};
@@ -100,13 +105,19 @@ static void attend_span(const work *w, const unit *u, const reach *it, const flo
     char memory[PLAIN_BYTES] __attribute__((aligned(64)));
     for (int64_t begin = first_tile(layer, it, span, &places[0]); begin < end; begin += TILE, now = !now) {
         int64_t next = begin + TILE;
-        const place *here = &places[now], *ahead = few || w->pairs ? &places[!now] : NULL;
+        const place *here = &places[now], *ahead = few || w->way != PLAIN ? &places[!now] : NULL;
         if (next < end)
             locate(layer, it, next, 0, least(end - next, TILE), &places[!now]);
         else if (few && after)
             first_tile(layer, after, after_span, &places[!now]);
         else
             ahead = NULL;
+#if HAS_CODES
+        if (w->way == CODES) {
+            tile_codes(&it->at, layer, u->num_rows, (const coded_queries *)q, begin, here, ahead, s);
+            continue;
+        }
+#endif
         if (layer->key_scales) {
             unpack_tile(layer, here, ahead, memory, &plain);
             here = &plain, ahead = NULL;
@@ -114,7 +125,7 @@ static void attend_span(const work *w, const unit *u, const reach *it, const flo
         switch (layer->key_scales ? plain_type(layer) : layer->dtype) {
         case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, here, ahead, s); break;
         case BF16:
-            (w->pairs ? tile_pairs : tile_bf16)(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
+            (w->way == PAIRS ? tile_pairs : tile_bf16)(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
             break;
         default: tile_f16(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
         }
@@ -132,11 +143,14 @@ static void load_queries(const work *w, const unit *u, const reach *it, float *q
     int dtype = (int)w->layer->dtype;
     for (int64_t row = 0; row < u->num_rows; row++) {
         const char *from = w->query + place_of(w, u, it, row, w->query_stride);
-#if HAS_PAIRS
-        for (int64_t i = 0; i < dim / 2 && w->pairs; i++)
-            memcpy((uint32_t *)q + query_place(u->num_rows, row, i, dim), from + 4 * i, 4);
-        if (w->pairs) continue;
+#if HAS_CODES
+        if (w->way == CODES) code_query((coded_queries *)q, u->num_rows, row, from, dtype, dim);
 #endif
+#if HAS_PAIRS
+        for (int64_t i = 0; i < dim / 2 && w->way == PAIRS; i++)
+            memcpy((uint32_t *)q + query_place(u->num_rows, row, i, dim), from + 4 * i, 4);
+#endif
+        if (w->way != PLAIN) continue;
         for (int64_t d = 0; d < dim; d += CHUNK) {
             pair x = load_pair(from + d * size_of(dtype), dtype, (int)least(dim - d, CHUNK));
             store(q + row * it->width + d, x.a), store(q + row * it->width + d + LANES, x.b);
@@ -157,6 +171,12 @@ static void finish(const work *w, const unit *u, const reach *it, state s) {
             total = total * factor + exp_(splat(sink - max))[0];
         }
         vf share = splat(factor / total);
+        if (w->way == CODES) {
+            order_dims(s.mixed + row * it->width, it->width);
+            for (int64_t d = 0; d < dim; d += LANES)
+                store_some(to + d * size_of(dtype), dtype, least(dim - d, LANES), load(s.mixed + row * it->width + d) * share);
+            continue;
+        }
         for (int64_t d = 0; d < dim; d += CHUNK) {
             const float *from = s.mixed + row * it->width + d;
             store_pair(to + d * size_of(dtype), dtype, (int)least(dim - d, CHUNK),
@@ -241,8 +261,10 @@ static int64_t list_units(work *w, int64_t rows_at_once, int apart) {
 
 /* query [token, query_stride heads, dim] → out [token, head, dim]. Returns 0, or -1 without memory. */
 int tern_attend(const attention_layer *layer, const attention_step *step, const void *query, int64_t query_stride, void *out) {
-    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, can_pair(layer), 1};
-    int64_t width = padded(layer->head_dim), rows = least(MAX_ROWS, MAX_FLOATS / width);
+    int way = can_code(layer) ? CODES : can_pair(layer) ? PAIRS : PLAIN;
+    int64_t width = way == CODES ? coded_width(layer->head_dim) : padded(layer->head_dim);
+    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, way, width, 1};
+    int64_t rows = least(MAX_ROWS, MAX_FLOATS / width);
     int64_t threads = tern_get_threads(), kv_heads = layer->num_kv_heads;
     int apart = 0;
     w.num_units = list_units(&w, rows, 0);

@@ -8,13 +8,13 @@
  * four rows, and spare each row its horizontal sums. A row's order of sums depends on absolute positions alone.
  */
 #pragma once
-#include "attention_tile.h"
+#include "attention_rows.h"
 
 #if LANES == 16 && defined(__AVX512BF16__)
 #include "transpose.h"
 #define HAS_PAIRS 1
 
-enum { MOST_PAIRED_DIM = 256, FEW = FEW_ROWS, MANY = 32 };
+enum { MOST_PAIRED_DIM = 256, FEW = FEW_ROWS };
 
 INLINE int can_pair(const attention_layer *layer) {
     return layer->dtype == BF16 && layer->head_dim % CHUNK == 0 && layer->head_dim <= MOST_PAIRED_DIM;
@@ -190,49 +190,16 @@ static __attribute__((noinline)) void mix_one(float *mixed, const uint32_t *p, c
     mix_paired_heads(mixed, p, 1, MANY, decay, v, NULL, from, to, dim, 1);
 }
 
-/* soften of up to 16 rows at once, with its order of sums. `seen`: of each row the first key and the end, or NULL: all. */
-static __attribute__((noinline)) void soften_rows(float *scores, const attention_layer *layer, const vi *seen, int64_t row, int64_t rows, state s, float *decay) {
-    __mmask16 some = first((int)rows);
-    vf top = splat(NOTHING), soft_cap = splat((float)layer->soft_cap);
-    for (int j = 0; j < TILE; j++) {
-        vf x = load(scores + j * MANY) * splat((float)layer->scale);
-        if (layer->soft_cap != 0) x = tanh_(x / soft_cap) * soft_cap;
-        if (seen) x = select_((seen[0] <= j) & (seen[1] > j), x, splat(NOTHING));
-        top = larger(x, top);
-        store(scores + j * MANY, x);
-    }
-    vf before = (vf)_mm512_maskz_loadu_ps(some, s.max + row), now = select_(top > before, top, before), t[LANES];
-#pragma GCC unroll 2
-    for (int j = 0; j < TILE; j++) {
-        vf p = exp_(load(scores + j * MANY) - now);
-        if (seen) p = select_((seen[0] <= j) & (seen[1] > j), p, (vf){});
-        store(scores + j * MANY, p);
-    }
-    for (int j = 0; j < LANES; j++) t[j] = load(scores + j * MANY) + load(scores + (j + LANES) * MANY);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int j = 0; j < half; j++) t[j] = t[j] + t[j + half];
-    vf less = exp_(before - now), sum = (vf)_mm512_maskz_loadu_ps(some, s.sum + row) * less + t[0];
-    _mm512_mask_storeu_ps(s.max + row, some, (__m512)now);
-    _mm512_mask_storeu_ps(s.sum + row, some, (__m512)sum);
-    store(decay, less);
-}
-
 /* A block of up to MANY rows from `row` on. */
 static __attribute__((noinline)) void many_rows(const rows_at *at, const attention_layer *layer, int64_t row, int64_t rows, const uint32_t *q,
                       int64_t begin, const place *here, const char *const *ahead, const uint32_t *k, const uint32_t *v,
                       state s) {
-    int64_t dim = layer->head_dim, from = here->from / 2, to = (here->to + 1) / 2, last = position_of(at, row + rows - 1);
+    int64_t dim = layer->head_dim, from = here->from / 2, to = (here->to + 1) / 2;
     float p[TILE * MANY] __attribute__((aligned(64))), decay[MANY];
     uint32_t weights[TILE / 2 * MANY] __attribute__((aligned(64)));
     (rows > LANES ? scores_of_32 : scores_of_16)(q, k, ahead, dim, p);
-    int all = position_of(at, row) + 1 >= begin + TILE && (!at->window || last + 1 - at->window <= begin);
     for (int64_t i = 0; i < rows; i += LANES) {
-        vi seen[2] = {};
-        for (int j = 0; j < LANES && !all; j++) {
-            int64_t end = position_of(at, row + least(i + j, rows - 1)) + 1, start = at->window ? most(end - at->window, 0) : 0;
-            seen[0][j] = (int32_t)most(start - begin, 0), seen[1][j] = (int32_t)least(most(end - begin, 0), TILE);
-        }
-        soften_rows(p + i, layer, all ? NULL : seen, row + i, least(rows - i, LANES), s, decay + i);
+        soften_rows(at, layer, row + i, least(rows - i, LANES), begin, p + i, s, decay + i);
         for (int j = 0; j < TILE; j += 2) {
             vi even = (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(p + j * MANY + i)));
             vi odd = (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(p + (j + 1) * MANY + i)));
