@@ -45,9 +45,9 @@ def test_attention(build: Library, dtype: torch.dtype) -> None:
 
 def test_the_same_bits_soft_caps_sinks_and_nan(build: Library) -> None:
     test_native_attention.test_only_its_own_sequence_decides_a_bit(build, torch.bfloat16, 40, 4, 2, 64, None)
-    test_native_attention.test_int8_caches_as_the_reference(build, torch.bfloat16, 80, 48, 16)
+    test_native_attention.test_int8_caches_as_the_reference(build, torch.bfloat16, 12, 80, 48, 16)
     test_native_attention.test_soft_cap_and_sinks(build, torch.bfloat16)
-    test_native_attention.test_a_sick_sequence_stays_sick(build)
+    test_native_attention.test_a_sick_sequence_stays_sick(build, torch.bfloat16, torch.int8, "values")
     test_rows.test_nan_stays_nan(build)
 
 

@@ -37,11 +37,14 @@ def test_as_the_reference(native: Library, dtype: torch.dtype, dim: int, heads: 
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("dim", "size", "window"), [(8, 4, None), (24, 1, 5), (64, 16, 33), (80, 48, 16)])
+@pytest.mark.parametrize(
+    ("heads", "dim", "size", "window"),
+    [(6, 8, 4, None), (6, 24, 1, 5), (6, 64, 16, 33), (12, 80, 48, 16), (2, 192, 32, None)],
+)
 def test_int8_caches_as_the_reference(
-    native: Library, dtype: torch.dtype, dim: int, size: int, window: int | None
+    native: Library, dtype: torch.dtype, heads: int, dim: int, size: int, window: int | None
 ) -> None:
-    seqs = Sequences([1, 17, 33, 70, 300], heads=6, dim=dim, dtype=dtype, stored=torch.int8)
+    seqs = Sequences([1, 17, 33, 70, 300], heads=heads, dim=dim, dtype=dtype, stored=torch.int8)
     chunks = [(0, 0, 1), (1, 16, 17), (4, 299, 300), (2, 0, 33), (3, 20, 70)]
     got = seqs.step(chunks, size=size, window=window, kernels=native)
     expected = seqs.step(chunks, size=size, window=window, kernels=None)
@@ -128,13 +131,20 @@ def test_only_its_own_sequence_decides_a_bit(
                 assert torch.equal(crowd[1][0], whole[end - 1])
 
 
-def test_a_sick_sequence_stays_sick(native: Library) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.int8)]
+)
+@pytest.mark.parametrize("what", ["queries", "keys", "values"])
+def test_a_sick_sequence_stays_sick(
+    native: Library, dtype: torch.dtype, stored: torch.dtype | None, what: str
+) -> None:
     """NaN of its own reaches its results, so that the step can say whose numbers are not finite."""
-    seqs = Sequences([40, 40])
-    seqs.keys[0][7] = torch.nan
-    sick, healthy = seqs.step([(0, 39, 40), (1, 39, 40)], kernels=native)
-    assert sick.isnan().all()
-    assert healthy.isfinite().all()
+    seqs = Sequences([40, 40], heads=6, dtype=dtype, stored=stored)
+    getattr(seqs, what)[0][39, :, 3] = torch.nan
+    for first in (39, 30):  # few rows, and many
+        sick, healthy = seqs.step([(0, first, 40), (1, first, 40)], kernels=native)
+        assert sick[-1].isnan().any()
+        assert healthy.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

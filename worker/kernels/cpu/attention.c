@@ -36,7 +36,8 @@ typedef struct {
     int64_t part_floats;
     int way;                    /* PLAIN, PAIRS or CODES, which also says how queries lie */
     int64_t width;              /* of a row of mixed values: head_dim, padded */
-    int64_t heads_at_once;      /* KV heads of a unit that one thread computes, one after the other */
+    int64_t heads_at_once;      /* KV heads of a unit that are one job, one after the other */
+    long num_jobs, threads;
 } work;
 
 static void clear(state s, int64_t num_rows, int64_t width) {
@@ -56,9 +57,9 @@ static void merge(state into, state part, int64_t num_rows, int64_t width) {
     }
 }
 
-typedef struct { int64_t kv_head, width, lowest, end; const int32_t *table; rows_at at; } reach;
+typedef struct { int64_t kv_head, width, lowest, end, span; const int32_t *table; rows_at at; } reach;
 
-/* What a unit's rows see: positions lowest … end - 1. */
+/* What a unit's rows see: positions lowest … end - 1, from `span` on. */
 static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
     const attention_step *step = w->step;
     const attention_layer *layer = w->layer;
@@ -70,6 +71,7 @@ static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
                       step->positions[step->query_start[u->sequence]], step->window};
     it.end = position_of(&it.at, u->num_rows - 1) + 1;
     it.lowest = step->window ? most(position_of(&it.at, 0) + 1 - step->window, 0) : 0;
+    it.span = u->span >= 0 ? u->span : it.lowest / SPAN;
     return it;
 }
 
@@ -87,29 +89,28 @@ INLINE void locate(const attention_layer *layer, const reach *it, int64_t begin,
     for (int64_t j = to; j < TILE; j++) at->k[j] = at->k[from], at->v[j] = at->v[from], at->row[j] = at->row[from];
 }
 
-/* The first tile of a span. Returns where it begins. */
-INLINE int64_t first_tile(const attention_layer *layer, const reach *it, int64_t span, place *at) {
-    int64_t lowest = most(it->lowest, span * SPAN), end = least(it->end, (span + 1) * SPAN);
+/* The first tile of what is seen from it->span on. Returns where it begins. */
+INLINE int64_t first_tile(const attention_layer *layer, const reach *it, place *at) {
+    int64_t lowest = most(it->lowest, it->span * SPAN), end = least(it->end, (it->span + 1) * SPAN);
     int64_t begin = lowest / TILE * TILE;
     locate(layer, it, begin, lowest - begin, least(end - begin, TILE), at);
     return begin;
 }
 
-/* `after`: who is computed behind this span, from its span `after_span` on, or NULL. */
-static void attend_span(const work *w, const unit *u, const reach *it, const float *q, int64_t span, state s,
-                        const reach *after, int64_t after_span) {
+/* Of it->span. `after`: what is probably computed behind it, or NULL. */
+static void attend_span(const work *w, const unit *u, const reach *it, const float *q, state s, const reach *after) {
     const attention_layer *layer = w->layer;
     clear(s, u->num_rows, it->width);
-    int64_t end = least(it->end, (span + 1) * SPAN), now = 0, few = u->num_rows <= FEW_ROWS;
+    int64_t end = least(it->end, (it->span + 1) * SPAN), now = 0, few = u->num_rows <= FEW_ROWS;
     place places[2], plain;
     char memory[PLAIN_BYTES] __attribute__((aligned(64)));
-    for (int64_t begin = first_tile(layer, it, span, &places[0]); begin < end; begin += TILE, now = !now) {
+    for (int64_t begin = first_tile(layer, it, &places[0]); begin < end; begin += TILE, now = !now) {
         int64_t next = begin + TILE;
         const place *here = &places[now], *ahead = few || w->way != PLAIN ? &places[!now] : NULL;
         if (next < end)
             locate(layer, it, next, 0, least(end - next, TILE), &places[!now]);
         else if (few && after)
-            first_tile(layer, after, after_span, &places[!now]);
+            first_tile(layer, after, &places[!now]);
         else
             ahead = NULL;
 #if HAS_CODES
@@ -187,35 +188,44 @@ static void finish(const work *w, const unit *u, const reach *it, state s) {
 
 INLINE state state_in(float *memory, int64_t num_rows) { return (state){memory, memory + num_rows, memory + 2 * num_rows}; }
 
-/* One head of a unit; behind it comes `after`, unless that is NULL. */
+/* One head of a unit; behind it probably comes `after`, unless that is NULL. */
 static void attend_head(const work *w, const unit *u, const reach *it, const reach *after) {
     float q[MAX_FLOATS] __attribute__((aligned(64)));
     load_queries(w, u, it, q);
     if (u->span >= 0) {
         float *part = w->parts + ((u - w->units) * w->layer->num_kv_heads + it->kv_head) * w->part_floats;
-        attend_span(w, u, it, q, u->span, state_in(part, u->num_rows), after, u->span);
+        attend_span(w, u, it, q, state_in(part, u->num_rows), after);
         return;
     }
     float first[MAX_FLOATS + 2 * MAX_ROWS] __attribute__((aligned(64)));
     float next[MAX_FLOATS + 2 * MAX_ROWS] __attribute__((aligned(64)));
     state total = state_in(first, u->num_rows), part = state_in(next, u->num_rows);
-    int64_t begin = it->lowest / SPAN, end = (it->end + SPAN - 1) / SPAN;
-    for (int64_t span = begin; span < end; span++) {
-        int more = span + 1 < end;
-        attend_span(w, u, it, q, span, span == begin ? total : part, more ? it : after, more ? span + 1 : begin);
-        if (span > begin) merge(total, part, u->num_rows, it->width);
+    int64_t begin = it->span, end = (it->end + SPAN - 1) / SPAN;
+    for (reach here = *it, next = *it; here.span < end; here.span++) {
+        next.span = here.span + 1;
+        attend_span(w, u, &here, q, here.span == begin ? total : part, next.span < end ? &next : after);
+        if (here.span > begin) merge(total, part, u->num_rows, it->width);
     }
     finish(w, u, it, total);
 }
 
-static void attend(const void *argument, long index) {
+/* Of one job its unit and its first head. A prompt's last rows see most: they go first. */
+INLINE const unit *unit_of(const work *w, long job, int64_t *head) {
+    int64_t jobs = w->layer->num_kv_heads / w->heads_at_once;
+    *head = job % jobs * w->heads_at_once;
+    return w->units + w->num_units - 1 - job / jobs;
+}
+
+static void attend(const void *argument, long job) {
     const work *w = argument;
-    int64_t chunks = w->layer->num_kv_heads / w->heads_at_once, head = index % chunks * w->heads_at_once;
-    const unit *u = w->units + w->num_units - 1 - index / chunks; /* a prompt's last rows see most: they go first */
-    for (int64_t end = head + w->heads_at_once; head < end; head++) {
-        reach it = reach_of(w, u, head), after = it;
-        after.kv_head++;
-        attend_head(w, u, &it, head + 1 < end ? &after : NULL);
+    int64_t first, next_head;
+    const unit *u = unit_of(w, job, &first), *next = u;
+    for (int64_t head = first; head < first + w->heads_at_once; head++) {
+        int more = head + 1 < first + w->heads_at_once, last = !more && job + w->threads >= w->num_jobs;
+        if (more) next_head = head + 1;
+        else if (!last) next = unit_of(w, job + w->threads, &next_head); /* threads take jobs in turns, or nearly so */
+        reach it = reach_of(w, u, head), after = reach_of(w, next, last ? head : next_head);
+        attend_head(w, u, &it, last ? NULL : &after);
     }
 }
 
@@ -263,7 +273,7 @@ static int64_t list_units(work *w, int64_t rows_at_once, int apart) {
 int tern_attend(const attention_layer *layer, const attention_step *step, const void *query, int64_t query_stride, void *out) {
     int way = can_code(layer) ? CODES : can_pair(layer) ? PAIRS : PLAIN;
     int64_t width = way == CODES ? coded_width(layer->head_dim) : padded(layer->head_dim);
-    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, way, width, 1};
+    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, way, width, 1, 0, 0};
     int64_t rows = least(MAX_ROWS, MAX_FLOATS / width);
     int64_t threads = tern_get_threads(), kv_heads = layer->num_kv_heads;
     int apart = 0;
@@ -282,7 +292,8 @@ int tern_attend(const attention_layer *layer, const attention_step *step, const 
     while (w.heads_at_once < MOST_HEADS && kv_heads % (2 * w.heads_at_once) == 0 &&
            w.num_units * kv_heads >= 4 * threads * w.heads_at_once)
         w.heads_at_once *= 2;
-    tern_parallel_for(attend, &w, (long)(w.num_units * kv_heads / w.heads_at_once));
+    w.num_jobs = (long)(w.num_units * kv_heads / w.heads_at_once), w.threads = (long)threads;
+    tern_parallel_for(attend, &w, w.num_jobs);
     if (apart) merge_spans(&w);
     free(memory);
     return 0;

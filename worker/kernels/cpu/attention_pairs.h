@@ -137,6 +137,8 @@ static __attribute__((noinline)) void few_rows(const rows_at *at, const attentio
     for (; r + 2 <= rows; r += 2)
         mix_paired_heads(s.mixed + r * dim, weights + r * (TILE / 2), TILE / 2, 1, decay + r, v, r ? NULL : next_v, first, last, dim, 2);
     if (r < rows) mix_paired_heads(s.mixed + r * dim, weights + r * (TILE / 2), TILE / 2, 1, decay + r, v, r ? NULL : next_v, first, last, dim, 1);
+    for (int64_t k = 0; next && k < TILE; k++) /* what those loops did not ask for */
+        for (int64_t d = 0; (k < 2 * first || k >= 2 * last) && d < dim; d += CHUNK) ask(next->v[k] + 2 * d, BF16);
 }
 
 /* Scores of `keys` keys and `vectors` · 16 rows, to [key][MANY rows]. `ahead`: 16 keys or values that are needed next, or

@@ -35,15 +35,15 @@ static void rotate(float *x, int64_t dim, const float *cos, const float *sin) {
     memcpy(x, turned, sizeof(float) * (size_t)dim);
 }
 
-/* x → codes; the scale is returned, and is not finite where x is not. As paged_kv.py, to the bit. */
+/* x, with zeros behind it → codes; the scale is returned, and is not finite where x is not. As paged_kv.py, to the bit. */
 static float quantize(const float *x, int64_t dim, int8_t *to) {
-    float largest = 1e-8f;
-    int sick = 0;
-    for (int64_t d = 0; d < dim; d++) {
-        largest = fabsf(x[d]) > largest ? fabsf(x[d]) : largest;
-        sick |= x[d] != x[d];
+    vf largest = splat(1e-8f), doubt = (vf){};
+    for (int64_t d = 0; d < dim; d += LANES) {
+        vf v = load(x + d);
+        largest = larger((vf)((vi)v & 0x7fffffff), largest);
+        doubt = doubt + select_(v == v, (vf){}, v);
     }
-    float scale = sick ? NAN : largest / 127;
+    float scale = largest_of(largest) / 127 + sum_of(doubt);
     if (!(scale < INFINITY)) {
         memset(to, 0, (size_t)dim);
         return scale;
