@@ -80,10 +80,11 @@ INLINE void locate(const attention_layer *layer, const reach *it, int64_t begin,
     int64_t size = layer->block_size, bytes = layer->head_dim * (layer->key_scales ? 1 : size_of((int)layer->dtype));
     int64_t block = (begin + from) / size, inside = (begin + from) % size;
     at->from = from, at->to = to;
-    for (int64_t j = from; j < to; block++, inside = 0) {
+    for (int64_t j = from, count; j < to; j += count, block++, inside = 0) {
         int64_t row = (it->table[block] * layer->num_kv_heads + it->kv_head) * size + inside;
-        for (; inside < size && j < to; inside++, j++, row++)
-            at->k[j] = layer->keys + row * bytes, at->v[j] = layer->values + row * bytes, at->row[j] = row;
+        const char *k = layer->keys + row * bytes, *v = layer->values + row * bytes;
+        count = least(size - inside, to - j);
+        for (int64_t i = 0; i < count; i++) at->k[j + i] = k + i * bytes, at->v[j + i] = v + i * bytes, at->row[j + i] = row + i;
     }
     for (int64_t j = 0; j < from; j++) at->k[j] = at->k[from], at->v[j] = at->v[from], at->row[j] = at->row[from];
     for (int64_t j = to; j < TILE; j++) at->k[j] = at->k[from], at->v[j] = at->v[from], at->row[j] = at->row[from];

@@ -1,140 +1,35 @@
 /* One tile of attention over an int8 cache, multiplied as it lies where the processor sums products of bytes (AVX512-VNNI):
  *
- *     query    rounded to 16 bits, a scale per head: q = 256 · high + low, two digits of 8 bits
- *     scores   (256 · Σ high k + Σ low k) · scale of q · scale of k: exact but for the rounding of q
- *     weights  times the scales of their values, rounded to 16 bits, a scale per row and tile; two digits again
+ *     scores   (256 · Σ high k + Σ low k) · scale of q · scale of k: exact but for the rounding of q to 16 bits
+ *     weights  times the scales of their values, rounded to 16 bits, a scale per row and tile: two digits again
  *     values   Σ weight v, exact, then one product and sum in float32 per tile
  *
- * Four bytes make a lane: keys are turned to [four dims][key], moved up by 128 as one side has to be unsigned (the
- * query's sum times 128 is subtracted); values to [four positions][dim]. Few rows: lanes are keys; many: lanes are rows.
- * Integer sums have no order, so a row's bits depend on its own sequence alone.
+ * Few rows: lanes are keys; many: lanes are rows, as in attention_pairs.h. Integer sums have no order, so a row's bits
+ * depend on its own sequence alone. Against float32 on the same cache errors are below a bfloat16's rounding.
  */
 #pragma once
 #include "attention_rows.h"
 
 #if LANES == 16 && defined(__AVX512VNNI__)
-#include "transpose.h"
+#include "codes.h"
 #define HAS_CODES 1
 
-enum { WIDE = 64, MOST_CODED_DIM = 256, AT_ONCE = 4 };
-/* 127 · 256: both digits are signed bytes */
-#define Q_LIMIT 32512.0f
+enum { AT_ONCE = 4 }; /* rows whose sums of scores are in registers */
 #define P_LIMIT 65535.0f
-/* Less than any weight that counts; larger than what a float32 cannot divide by. */
-#define LEAST_WEIGHT 1e-30f
+#define LEAST_WEIGHT 1e-30f /* less than any that counts */
 
 INLINE int can_code(const attention_layer *layer) {
     return layer->key_scales && layer->dtype != F32 && layer->head_dim <= MOST_CODED_DIM;
 }
-/* A unit's queries. Of few rows digits are [row][digit][MOST_CODED_DIM]; of many [16 rows][four dims][digit][row]. */
-typedef struct {
-    int8_t digits[2 * (MAX_FLOATS + LANES * MOST_CODED_DIM)];
-    float scale[MAX_ROWS];
-    int32_t moved[MAX_ROWS]; /* 128 · the sum of a row */
-} coded_queries;
-
-INLINE int64_t coded_width(int64_t dim) { return (dim + WIDE - 1) / WIDE * WIDE; }
 
 /* sum += four products of unsigned u and signed s, by the instruction as it stands: see ADD_PAIRS. */
 #define ADD_CODES(sum, u, s) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s))
-
-INLINE __m512i load_codes(const char *p, int64_t count) {
-    return count >= WIDE ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8((1ull << count) - 1, p);
-}
 
 INLINE __m512i repeat_codes(const void *four) {
     __m512i all;
     __asm__("vpbroadcastd %1, %0" : "=v"(all) : "m"(*(const uint32_t *)four));
     return all;
 }
-
-/* Row `row` of a unit's `num_rows`: `from` has `dim` numbers. */
-INLINE void code_query(coded_queries *q, int64_t num_rows, int64_t row, const char *from, int dtype, int64_t dim) {
-    float x[MOST_CODED_DIM];
-    int64_t width = coded_width(dim);
-    vf largest = splat(1e-30f), odd = (vf){};
-    for (int64_t d = 0; d < width; d += LANES) {
-        vf v = dim - d > 0 ? load_some(from + d * size_of(dtype), dtype, least(dim - d, LANES)) : (vf){};
-        largest = larger((vf)((vi)v & 0x7fffffff), largest);
-        odd += v * splat(0);
-        store(x + d, v);
-    }
-    float amplitude = largest_of(largest), factor = Q_LIMIT / amplitude;
-    int8_t digits[2][MOST_CODED_DIM] __attribute__((aligned(64)));
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t d = 0; d < width; d += LANES) {
-        __m512i code = _mm512_cvtps_epi32((__m512)(load(x + d) * splat(factor)));
-        sum = _mm512_add_epi32(sum, code);
-        __m512i high = _mm512_srai_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(128)), 8);
-        _mm_store_si128((__m128i *)(digits[0] + d), _mm512_cvtepi32_epi8(high));
-        _mm_store_si128((__m128i *)(digits[1] + d), _mm512_cvtepi32_epi8(code));
-    }
-    q->scale[row] = amplitude / Q_LIMIT + sum_of(odd); /* NaN where a number is not finite */
-    q->moved[row] = 128 * _mm512_reduce_add_epi32(sum);
-    if (num_rows <= FEW_ROWS) {
-        memcpy(q->digits + row * 2 * MOST_CODED_DIM, digits, sizeof digits);
-        return;
-    }
-    uint32_t *to = (uint32_t *)q->digits + row / LANES * (width / 2 * LANES) + row % LANES;
-    for (int64_t i = 0; i < width / 4; i++, to += 2 * LANES)
-        memcpy(to, digits[0] + 4 * i, 4), memcpy(to + LANES, digits[1] + 4 * i, 4);
-}
-
-/* Chunks of WIDE dims → as they are in memory. While values are mixed, lane 4 l + i of vector v is dim 16 l + 4 v + i. */
-INLINE void order_dims(float *mixed, int64_t width) {
-    for (; width; width -= WIDE, mixed += WIDE) {
-        __m512 a[4], b[4];
-        for (int i = 0; i < 4; i++) a[i] = (__m512)load(mixed + i * LANES);
-        for (int i = 0; i < 4; i += 2) {
-            b[i] = _mm512_shuffle_f32x4(a[i / 2 * 2], a[i / 2 * 2 + 1], 0x44);
-            b[i + 1] = _mm512_shuffle_f32x4(a[i / 2 * 2], a[i / 2 * 2 + 1], 0xee);
-        }
-        store(mixed, (vf)_mm512_shuffle_f32x4(b[0], b[2], 0x88));
-        store(mixed + LANES, (vf)_mm512_shuffle_f32x4(b[0], b[2], 0xdd));
-        store(mixed + 2 * LANES, (vf)_mm512_shuffle_f32x4(b[1], b[3], 0x88));
-        store(mixed + 3 * LANES, (vf)_mm512_shuffle_f32x4(b[1], b[3], 0xdd));
-    }
-}
-
-/* to [four dims][TILE keys], moved up */
-INLINE void turn_coded_keys(const place *here, int64_t dim, uint32_t *to) {
-    const __m512i up = _mm512_set1_epi8(-128);
-    for (int64_t key = 0; key < TILE; key += 16)
-        for (int64_t d = 0; d < dim; d += WIDE) {
-            __m512i rows[16];
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) rows[i] = _mm512_xor_si512(load_codes(here->k[key + i] + d, dim - d), up);
-            transpose16(rows);
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) _mm512_store_si512(to + (d / 4 + i) * TILE + key, rows[i]);
-        }
-}
-
-/* to [four positions][dim], dims as order_dims finds them. `ahead`: values that are needed next, or NULL. */
-INLINE void group_values(const place *here, const char *const *ahead, int64_t dim, uint32_t *to) {
-    int64_t width = coded_width(dim);
-    for (int64_t k = 0; k < TILE / 4; k++)
-        for (int64_t d = 0; d < dim; d += WIDE) {
-            __m512i x[4], y[4];
-            for (int i = 0; i < 4; i++) {
-                if (ahead) __builtin_prefetch(ahead[4 * k + i] + d, 0, 2);
-                x[i] = load_codes(here->v[4 * k + i] + d, dim - d);
-            }
-            y[0] = _mm512_unpacklo_epi8(x[0], x[1]), y[1] = _mm512_unpackhi_epi8(x[0], x[1]);
-            y[2] = _mm512_unpacklo_epi8(x[2], x[3]), y[3] = _mm512_unpackhi_epi8(x[2], x[3]);
-            uint32_t *at = to + k * width + d;
-            _mm512_store_si512(at, _mm512_unpacklo_epi16(y[0], y[2]));
-            _mm512_store_si512(at + LANES, _mm512_unpackhi_epi16(y[0], y[2]));
-            _mm512_store_si512(at + 2 * LANES, _mm512_unpacklo_epi16(y[1], y[3]));
-            _mm512_store_si512(at + 3 * LANES, _mm512_unpackhi_epi16(y[1], y[3]));
-        }
-}
-
-/* A tile's keys and values, ready to be multiplied. */
-typedef struct {
-    uint32_t keys[TILE / 4 * MOST_CODED_DIM], values[TILE / 4 * MOST_CODED_DIM];
-    float key_scales[TILE], value_scales[TILE];
-} coded_tile;
 
 /* (256 · high + low - moved) · scales */
 INLINE vf score_of(__m512i high, __m512i low, __m512i moved, vf q_scale, vf k_scale) {
@@ -350,14 +245,9 @@ static __attribute__((noinline)) void many_coded_rows(const rows_at *at, const a
 static __attribute__((noinline)) void tile_codes(const rows_at *at, const attention_layer *layer, int64_t num_rows,
                                                  const coded_queries *q, int64_t begin, const place *here,
                                                  const place *next, state s) {
-    int64_t dim = layer->head_dim, few = num_rows <= FEW_ROWS;
+    int64_t few = num_rows <= FEW_ROWS;
     coded_tile t __attribute__((aligned(64)));
-    for (int j = 0; j < TILE; j++)
-        t.key_scales[j] = layer->key_scales[here->row[j]], t.value_scales[j] = layer->value_scales[here->row[j]];
-    for (int j = 0; next && j < TILE; j += 8)
-        __builtin_prefetch(layer->key_scales + next->row[j], 0, 2), __builtin_prefetch(layer->value_scales + next->row[j], 0, 2);
-    turn_coded_keys(here, dim, t.keys);
-    group_values(here, few && next ? next->v : NULL, dim, t.values);
+    load_tile(layer, here, next, few, &t);
     if (few) {
         few_coded_rows(at, layer, num_rows, q, begin, here, next, &t, s);
         return;
@@ -367,8 +257,6 @@ static __attribute__((noinline)) void tile_codes(const rows_at *at, const attent
         many_coded_rows(at, layer, row, least(num_rows - row, MANY), q, begin, here, ahead, &t, s);
     }
 }
-
-_Static_assert(sizeof(coded_queries) <= sizeof(float) * MAX_FLOATS, "they lie where a unit's queries do");
 
 #else
 #define HAS_CODES 0

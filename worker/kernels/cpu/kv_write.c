@@ -27,12 +27,13 @@ static void norm_head(float *x, int64_t dim, const float *weight, double eps) {
 }
 
 /* (a, b) → (a cos - b sin, b cos + a sin); `sin` holds the sines' signs. */
-static void rotate(float *x, int64_t dim, const float *cos, const float *sin) {
-    float turned[MAX_DIM];
+static void rotate(float *restrict x, int64_t dim, const float *restrict cos, const float *restrict sin) {
     int64_t half = dim / 2;
-    for (int64_t d = 0; d < half; d++) turned[d] = x[d] * cos[d] + x[d + half] * sin[d];
-    for (int64_t d = half; d < dim; d++) turned[d] = x[d] * cos[d] + x[d - half] * sin[d];
-    memcpy(x, turned, sizeof(float) * (size_t)dim);
+    for (int64_t d = 0; d < half; d++) {
+        float a = x[d], b = x[d + half];
+        x[d] = a * cos[d] + b * sin[d];
+        x[d + half] = b * cos[d + half] + a * sin[d + half];
+    }
 }
 
 /* x, with zeros behind it → codes; the scale is returned, and is not finite where x is not. As paged_kv.py, to the bit. */
@@ -61,7 +62,8 @@ static void prepare_token(const work *w, int64_t token, const float *q_norm, con
     int dtype = (int)layer->dtype;
     int64_t dim = layer->head_dim, heads = layer->num_heads, kv_heads = layer->num_kv_heads;
     int64_t bytes = dim * size_of(dtype), position = step->positions[token], rotary = layer->rotary_dim;
-    float x[MAX_DIM + CHUNK], cos[MAX_DIM + CHUNK], sin[MAX_DIM + CHUNK];
+    float x[MAX_DIM + CHUNK] __attribute__((aligned(64)));
+    float cos[MAX_DIM + CHUNK] __attribute__((aligned(64))), sin[MAX_DIM + CHUNK] __attribute__((aligned(64)));
     if (rotary) {
         int64_t at = token * w->rotary_stride * size_of(dtype);
         widen(w->cos + at, dtype, rotary, cos);
