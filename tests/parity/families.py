@@ -118,11 +118,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Other settings, which are compared once."""
 
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+"""Keys of other dimensions than values."""
 _EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2}
 UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {
     "biogpt": ("biogpt", {}),
     "cohere": ("cohere", {"logit_scale": 0.25}),
     "cohere2": ("cohere2", {"sliding_window": WINDOW, "num_hidden_layers": 4}),
+    "ctrl, a bias of the tied head": ("ctrl", {"dff": 96}),
     "exaone4": ("exaone4", {"sliding_window": WINDOW}),
     "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": (
@@ -135,9 +145,25 @@ UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {
             "query_pre_attn_scalar": 20,
         },
     ),
+    "gemma4, layers of two shapes": (
+        "gemma4_text",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 96,
+        },
+    ),
     "glm4": ("glm4", {"head_dim": 16}),
     "gpt_bigcode": ("gpt_bigcode", {}),
     "gpt_neox": ("gpt_neox", {}),
+    "gpt_oss, sinks": (
+        "gpt_oss",
+        {"head_dim": 16, "sliding_window": WINDOW, "num_local_experts": 5, "num_experts_per_tok": 2},
+    ),
     "granite": (
         "granite",
         {
@@ -148,6 +174,7 @@ UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "granitemoe": ("granitemoe", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "minicpm3, latent attention": ("minicpm3", _LATENT),
     "nemotron": ("nemotron", {}),
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3", {"sliding_window": WINDOW, "num_hidden_layers": 4}),

@@ -1,4 +1,4 @@
-"""Gemma 3 checkpoints that can also see: their text part against transformers."""
+"""Checkpoints that can also see: their text part against transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, Gemma3ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, Gemma3ForConditionalGeneration
 
 from protocol.errors import StartupError
 from tests.parity.conftest import Load
@@ -25,7 +25,7 @@ VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "n
 
 class Whole(Reference):
     def __init__(self, folder: Path) -> None:
-        load: Any = Gemma3ForConditionalGeneration.from_pretrained
+        load: Any = AutoModelForImageTextToText.from_pretrained
         self.model = load(folder, dtype=torch.float32).eval()
 
 
@@ -60,6 +60,23 @@ def test_text(folder: Path, load: Load) -> None:
     assert_equal(load(folder), reference, 40)
     rename(folder, old, new)
     assert_equal(load(folder), reference, 40)
+
+
+def test_text_in_transformers_code(tmp_path: Path, load: Load) -> None:
+    """Of a family that is not declared: parts for pictures get no memory, and rotations by height and width
+    are those of text."""
+    torch.manual_seed(7)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64}
+    text = {**SHAPE, "rope_parameters": rope}
+    config = AutoConfig.for_model("qwen2_5_vl", text_config=text, vision_config=vision, dtype="float32")
+    create: Any = AutoModelForImageTextToText.from_config
+    create(config).save_pretrained(tmp_path)
+    driver = load(tmp_path)
+    assert_equal(driver, Whole(tmp_path), 40)
+    assert driver.runner.facts.weights_bytes < sum(
+        t.nbytes for t in load_file(tmp_path / "model.safetensors").values()
+    )
 
 
 def test_other_tensors_are_named(folder: Path, tmp_path: Path, load: Load) -> None:

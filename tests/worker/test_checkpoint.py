@@ -250,10 +250,15 @@ def test_a_tied_head_may_be_stored_twice(tmp_path: Path) -> None:
 BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
     "architecture": (
         {"architectures": ["BloomForCausalLM"]},
-        "is not one that transformers has code for",
+        "is not one that transformers .* has code for",
     ),
-    "no architecture": ({"architectures": []}, "is not one that transformers has code for"),
-    "own code": ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
+    "no architecture": ({"architectures": []}, "is not one that transformers .* has code for"),
+    "own code": ({"auto_map": {"AutoModel": "x.Y"}}, r"auto_map: .* needs its own code \(x.Y\)"),
+    "own code of a known name": (
+        {"auto_map": {"AutoModelForCausalLM": "x.LlamaForCausalLM"}, "model_type": "bird"},
+        "of model_type 'bird' needs its own code",
+    ),
+    "both directions": ({"is_causal": False}, "looks in both directions"),
     "quantized": ({"quantization_config": {"quant_method": "quanto"}}, "quantized by 'quanto'"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported for Llama"),
     "window": ({"sliding_window": 64}, "sliding_window = 64 is not supported"),
@@ -275,6 +280,14 @@ def test_what_would_change_the_maths_is_refused_by_name(case: str, tmp_path: Pat
     checkpoint = Checkpoint(write_config(tmp_path / "model", **changes), with_weights=False)
     with pytest.raises(StartupError, match=message):
         build(checkpoint, ModelOptions(), Group())
+
+
+def test_own_code_that_is_not_needed_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = {"AutoConfig": "c.LlamaConfig", "AutoModelForCausalLM": "m.LlamaForCausalLM"}
+    folder = write_config(tmp_path / "model", auto_map=named, model_type="llama")
+    model, _ = build(Checkpoint(folder, with_weights=False), ModelOptions(), Group())
+    assert model.num_layers == 2
+    assert "m.LlamaForCausalLM in the checkpoint is not run" in capsys.readouterr().err
 
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from .gpt2 import GPT2, GPT2Config
 from .llama import LlamaConfig, build_llama
 from .mistral import MistralConfig, build_mistral
 from .mixtral import MixtralConfig, build_mixtral
+from .own_code import check_own_code
 from .phi3 import Phi3Config, build_phi3
 from .qwen2 import Qwen2Config, build_qwen2
 from .qwen3 import Qwen3Config, build_qwen3
@@ -99,6 +100,8 @@ class _Header(Struct, frozen=True):
     torch_dtype: str | None = None
     quantization_config: dict[str, Any] | None = None
     auto_map: dict[str, object] | None = None
+    model_type: str = ""
+    is_causal: bool = True
 
 
 _HEAD = "lm_head.weight"
@@ -122,7 +125,11 @@ def build(
     """The model with its weights still to be loaded. Raises StartupError naming what is not supported."""
     header = checkpoint.config(_Header)
     if header.auto_map:
-        raise StartupError("config.json has an auto_map: the model needs its own code, which Tern never runs")
+        check_own_code(header.auto_map, header.architectures, header.model_type)
+    if not header.is_causal:
+        raise StartupError(
+            "is_causal = False: its attention looks in both directions, which is not supported"
+        )
     kind = next(filter(None, map(_family, header.architectures)), None)
     in_transformers = options.model_impl == "transformers" or (kind is None and options.model_impl == "auto")
     if in_transformers and device is not None:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
@@ -18,21 +19,25 @@ from transformers.masking_utils import AttentionMaskInterface
 from protocol.errors import StartupError
 
 from ..kernels.attention import StepMetadata, paged_attention, write_kv
+from ..kernels.bent_attention import bent_attention
 from ..kernels.paged_kv import PagedKV
-from ..kernels.soft_cap import soft_capped_attention
 from ..kv_layout import Window
 
 ATTENTION = "tern"
 """It has no mask function, so transformers makes no mask."""
+_ANY_LENGTH = 4096
+"""Of a model that names none, which is refused later, for that or for a better reason."""
 TRACE = "tern-trace"
 """The same, with a mask function that tells what the mask would have been."""
 HARMLESS = frozenset(
     {
         "dropout",
+        "s_aux",
         "scaling",
         "softcap",
         "sliding_window",
         "is_causal",
+        "logits_to_keep",
         "position_ids",
         "position_embeddings",
         "use_cache",
@@ -49,8 +54,10 @@ Options = Mapping[str, Any]
 class LayerSpec(NamedTuple):
     """What one layer's attention asks for."""
 
+    num_heads: int
     num_kv_heads: int
     head_dim: int
+    """Of queries and keys, and at least that of values."""
     window: Window
     scale: float
     soft_cap: float | None
@@ -84,13 +91,15 @@ class Trace:
             raise StartupError("it makes its attention mask by itself, which is not supported")
         if key.shape[2] != query.shape[2]:
             raise StartupError("it attends to other tokens than its own (cross attention)")
-        if not query.shape[3] == key.shape[3] == value.shape[3]:
-            sizes = f"{query.shape[3]}, {key.shape[3]} and {value.shape[3]}"
-            raise StartupError(f"its queries, keys and values have {sizes} dimensions; they must be equal")
+        if value.shape[3] > key.shape[3]:
+            raise StartupError(
+                f"its values have {value.shape[3]} dimensions, more than its keys ({key.shape[3]})"
+            )
         if options.get("is_causal") is False:
             raise StartupError("its attention looks in both directions")
         scale = options.get("scaling")
         spec = LayerSpec(
+            num_heads=query.shape[1],
             num_kv_heads=key.shape[1],
             head_dim=key.shape[3],
             window=mask.tern_window,  # type: ignore[union-attr]
@@ -98,7 +107,7 @@ class Trace:
             soft_cap=options.get("softcap"),
         )
         self.layers.append(spec)
-        return torch.empty_like(query.transpose(1, 2))
+        return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
 
 
 class Step:
@@ -111,13 +120,25 @@ class Step:
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Options
     ) -> Tensor:
         layer, cache, metadata = next(self._layers)
-        write_kv(torch.cat((key[0], value[0])).transpose(0, 1), cache, metadata)
-        queries = query[0].transpose(0, 1)
-        if layer.soft_cap is None:
+        _, _, heads, _, dim = cache.cache.shape
+        both = torch.cat([_filled(x[0], heads, dim) for x in (key, value)])
+        write_kv(both.transpose(0, 1), cache, metadata)
+        queries = _filled(query[0], layer.num_heads, dim).transpose(0, 1)
+        sinks: Tensor | None = options.get("s_aux")
+        if layer.soft_cap is None and sinks is None:
             mixed = paged_attention(queries, cache, metadata, layer.scale)
         else:
-            mixed = soft_capped_attention(queries, cache, metadata, layer.scale, layer.soft_cap)
-        return mixed.view(1, *queries.shape)
+            sinks = None if sinks is None else sinks.float().contiguous()
+            mixed = bent_attention(queries, cache, metadata, layer.scale, layer.soft_cap, sinks)
+        return mixed.view(1, *queries.shape)[..., : value.shape[3]]
+
+
+def _filled(x: Tensor, heads: int, dim: int) -> Tensor:
+    """[heads, tokens, dim] as layers' caches of one shape hold it: each head several times over, and zeros
+    in further dimensions, which add nothing to a score."""
+    if x.shape[0] < heads:
+        x = x.repeat_interleave(heads // x.shape[0], dim=0)
+    return x if x.shape[2] == dim else F.pad(x, (0, dim - x.shape[2]))
 
 
 _attending: ContextVar[Attends] = ContextVar("attending")
@@ -147,11 +168,14 @@ def _attend(
 
 def _window_of_mask(*, mask_function: Callable[..., Tensor], config: Any, **_: Any) -> Tensor:
     """A mask function as transformers calls it: the rule is asked about the last two positions."""
-    last: int = config.max_position_embeddings - 1
+    last: int = (getattr(config, "max_position_embeddings", None) or _ANY_LENGTH) - 1
     keys = torch.arange(last + 2)
     counts = []
     for query in (last - 1, last):
-        seen = mask_function(torch.tensor(0), torch.tensor(0), torch.tensor(query), keys).expand(last + 2)
+        try:
+            seen = mask_function(torch.tensor(0), torch.tensor(0), torch.tensor(query), keys).expand(last + 2)
+        except IndexError as error:
+            raise StartupError("its attention mask follows the tokens of a batch, not positions") from error
         counts.append(int(seen[: query + 1].sum()))
         if seen[query + 1 :].any():
             raise StartupError("its attention looks in both directions")

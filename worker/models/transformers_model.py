@@ -18,9 +18,15 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+)
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
@@ -40,10 +46,12 @@ _FOLLOW_POSITIONS = ("dynamic", "longrope")
 
 
 @dataclass
-class _Output(MoeModelOutputWithPast):
-    """All that heads look for in what a decoder returns."""
+class _Output(BaseModelOutput):
+    """What heads and wrappers pass on of it (router logits, features of pictures) is there, and None."""
 
-    cross_attentions: Any = None
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
 
 
 class _Given(nn.Module):
@@ -56,29 +64,34 @@ class _Given(nn.Module):
 class TransformersModel:
     """A Model, see registry.py."""
 
-    def __init__(self, config: Any, wants: Wants) -> None:
-        """Raises StartupError."""
+    def __init__(self, kind: Any, config: Any, wants: Wants) -> None:
+        """`kind`: the class in transformers. Raises StartupError."""
         name = type(config).__name__.removesuffix("Config")
+        text = config.get_text_config(decoder=True)
+        self._head: Any = None
         try:
-            self._head: Any = _without_memory(config, wants.dtype)
+            self._head = _without_memory(kind, config, wants.dtype)
             self._longropes = _pin(self._head)
-            self._layers = _trace(self._head, config)
+            self._decoder: Any = _decoder_of(self._head)
+            self._body = self._decoder if text is config else self._head.base_model
+            self._layers, used = _trace(self._head, self._decoder, text)
         except StartupError as error:
             raise StartupError(f"{name}: {error.message}", hint=error.hint) from error
         except Exception as error:
-            message = f"{name}: its code in transformers cannot be run with our attention"
-            raise StartupError(f"{message} ({_first_line(error)})") from error
+            why = "its code in transformers cannot be run with our attention"
+            if not getattr(kind, "_supports_attention_backend", False):
+                why = "its code in transformers does not use the attention interface, which ours needs"
+            raise StartupError(f"{name}: {why} ({one_line(error)})") from error
         self._dtype = wants.dtype
         self.hidden_size: int = self._head.get_output_embeddings().weight.shape[1]
-        self.vocab_size: int = config.vocab_size
-        self.max_len: int = config.max_position_embeddings
+        self.vocab_size: int = text.vocab_size
+        self.max_len: int = text.max_position_embeddings
         self.num_layers = len(self._layers)
-        self.num_kv_heads, self.head_dim = self._layers[0].num_kv_heads, self._layers[0].head_dim
+        self.num_kv_heads, self.head_dim = _common_shape(name, self._layers)
         self.windows = tuple(layer.window for layer in self._layers)
-        _take_memory(self._head, wants)
-        self._decoder: Any = self._head.get_decoder()
+        _take_memory(self._head, used, wants)
         wants.view = partial(ConvertedCheckpoint, self._head)
-        wants.scope().after_loading(self._part)
+        wants.scope().after_loading(self._finish)
 
     def cover(self, max_len: int) -> None:
         """Longrope has two sets of frequencies; one of them serves all sequences, as in layers/rotary.py."""
@@ -102,6 +115,14 @@ class TransformersModel:
         logits: Tensor = self._head(inputs_embeds=x[None], use_cache=False).logits[0]
         return logits.float()
 
+    def _finish(self) -> None:
+        """Raises StartupError."""
+        try:
+            self._part()
+        except Exception as error:
+            message = error.message if isinstance(error, StartupError) else one_line(error)
+            raise StartupError(f"{type(self._head).__name__} cannot be served: {message}") from error
+
     @torch.inference_mode()
     def _part(self) -> None:
         """Weights are there: part the decoder from the head, whose own code scales and caps logits.
@@ -113,7 +134,7 @@ class TransformersModel:
         head.config._experts_implementation = "eager"
         expected = [head(input_ids=ids[None], use_cache=False).logits[0].float() for ids in sequences]
         head.config._attn_implementation = ATTENTION
-        path = next(path for path, module in head.named_modules() if module is self._decoder)
+        path = next(path for path, module in head.named_modules() if module is self._body)
         head.set_submodule(path, _Given())
         ours = logits_in_company(
             lambda *step: self.logits(self(*step)),
@@ -132,29 +153,46 @@ def build_transformers(checkpoint: Checkpoint, wants: Wants) -> TransformersMode
     raw = checkpoint.config(dict[str, Any])
     model_type = str(raw.get("model_type"))
     if model_type not in CONFIG_MAPPING:
-        raise StartupError(f"model_type {model_type!r} is not one that transformers has code for")
+        raise StartupError(
+            f"model_type {model_type!r} is not one that transformers {transformers.__version__} has code for"
+        )
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(raw)
+        kind: Any = CONFIG_MAPPING[model_type]
+        config = kind.from_dict(kind._decode_special_floats(raw))
     except Exception as error:  # its own validation
-        raise StartupError(f"config.json is refused by transformers: {_first_line(error)}") from error
+        raise StartupError(f"config.json is refused by transformers: {one_line(error)}") from error
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
         raise StartupError(f"model_type {model_type!r} has an encoder, which is not supported")
-    if config.get_text_config(decoder=True) is not config or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise StartupError(f"model_type {model_type!r} is not a text decoder, which is all that is served")
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    known, named = kind.__name__, config.architectures or []
-    if named and known not in named:
+    return TransformersModel(_class_of(config), config, wants)
+
+
+def _class_of(config: Any) -> Any:
+    """In transformers: of a text decoder, or of a model around one, whose text part is served."""
+    whole = config.get_text_config(decoder=True) is config
+    mappings: tuple[Any, ...] = (MODEL_FOR_CAUSAL_LM_MAPPING,)
+    if not whole:
+        mappings = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
+    kinds = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    if not kinds:
+        raise StartupError(f"model_type {config.model_type!r} is not a model that writes text")
+    known, named = kinds[0].__name__, config.architectures or []
+    own = config.model_type.replace("_", "").replace("-", "")
+    if named and not any(name == known or _is_own_name(name, own) for name in named):
         raise StartupError(
-            f"architectures {named} are not supported; transformers' own for {model_type!r} is {known}"
+            f"architectures {named} are not supported; transformers' own for {config.model_type!r} is {known}"
         )
-    return TransformersModel(config, wants)
+    return kinds[0]
+
+
+def _is_own_name(architecture: str, model_type: str) -> bool:
+    """As PhiMoEForCausalLM is of phimoe, though transformers calls its class otherwise."""
+    return architecture.lower() == f"{model_type}forcausallm" and not hasattr(transformers, architecture)
 
 
 # ── building ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _without_memory(config: Any, dtype: torch.dtype) -> Any:
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+def _without_memory(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     config._attn_implementation = TRACE
     config._experts_implementation = "batched_mm"  # the one that can be traced
     with ExitStack() as stack:
@@ -163,57 +201,89 @@ def _without_memory(config: Any, dtype: torch.dtype) -> Any:
         return kind(config).eval().requires_grad_(False)
 
 
+def _decoder_of(head: Any) -> Any:
+    """ModernBERT's own answer is its output head."""
+    found = head.get_decoder()
+    return head.base_model if found is head.get_output_embeddings() else found
+
+
 @torch.no_grad()
-def _trace(head: Any, config: Any) -> list[LayerSpec]:
-    """Raises StartupError, and whatever the model's code raises."""
-    if getattr(config, "max_position_embeddings", None) is None:
-        raise StartupError("config.json gives no max_position_embeddings")
-    convolution = next((name for name, part in head.named_modules() if isinstance(part, nn.Conv1d)), None)
+def _trace(head: Any, decoder: Any, text: Any) -> tuple[list[LayerSpec], set[nn.Module]]:
+    """What its layers ask for, and the modules that text goes through. Raises StartupError, and whatever the
+    model's code raises."""
+    convolution = next((name for name, part in decoder.named_modules() if isinstance(part, nn.Conv1d)), None)
     if convolution is not None:
         raise StartupError(f"{convolution!r} mixes neighbouring tokens, which is not supported")
     trace, shape = Trace(), (1, _TRACED_TOKENS)
     ids = torch.zeros(shape, dtype=torch.int64, device="meta")
     mask = torch.ones_like(ids)
-    with attending(trace):
+    used = {*decoder.modules(), *head.get_output_embeddings().modules()}
+    with attending(trace), ExitStack() as hooks:
+        for module in head.modules():
+            handle = module.register_forward_pre_hook(lambda module, _: used.update((module,)))
+            hooks.callback(handle.remove)
         logits: Tensor = head(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False).logits
-    if logits.shape != (*shape, config.vocab_size):
+    if logits.shape != (*shape, text.vocab_size):
+        raise StartupError(f"its logits have the shape {list(logits.shape)}; vocab_size is {text.vocab_size}")
+    if len(trace.layers) != text.num_hidden_layers:
         raise StartupError(
-            f"its logits have the shape {list(logits.shape)}; vocab_size is {config.vocab_size}"
+            f"it has {text.num_hidden_layers} layers and attends {len(trace.layers)} times: layers that "
+            "attend otherwise (linear, recurrent, several times, by code of their own) are not supported"
         )
-    if len(trace.layers) != config.num_hidden_layers:
-        raise StartupError(
-            f"it has {config.num_hidden_layers} layers and attends {len(trace.layers)} times; layers without "
-            "attention (linear, recurrent, convolutions) are not supported"
-        )
-    kinds = sorted({(layer.num_kv_heads, layer.head_dim) for layer in trace.layers})
-    if len(kinds) > 1:
-        raise StartupError(f"its layers have different (KV heads, head_dim): {kinds}")
-    return trace.layers
+    if getattr(text, "max_position_embeddings", None) is None:
+        raise StartupError("config.json gives no max_position_embeddings")
+    return trace.layers, used
 
 
-def _take_memory(head: Any, wants: Wants) -> None:
-    """Memory for all weights, which are then wanted; tables such as frequencies are computed."""
+def _common_shape(name: str, layers: list[LayerSpec]) -> tuple[int, int]:
+    """(KV heads, head_dim) of caches that fit all layers. Raises StartupError."""
+    heads = max(layer.num_kv_heads for layer in layers)
+    for layer in layers:
+        if heads % layer.num_kv_heads or layer.num_heads % heads:
+            found = sorted({(layer.num_heads, layer.num_kv_heads) for layer in layers})
+            raise StartupError(f"{name}: its layers' (heads, KV heads) do not fit one another: {found}")
+    return heads, max(layer.head_dim for layer in layers)
+
+
+def _take_memory(head: Any, used: set[nn.Module], wants: Wants) -> None:
+    """Memory for all weights that text needs, which are then wanted; tables such as frequencies are computed.
+
+    Raises StartupError for a table that transformers leaves as it finds it.
+    """
     in_float32 = re.compile("|".join(head._get_dtype_plan(wants.dtype)) or "(?!)")
     stored: dict[str, Any] = head.state_dict(keep_vars=True)
-    tables = {name: buffer for name, buffer in head.named_buffers() if name not in stored}
-    for name, tensor in {**stored, **tables}.items():
-        if name in head.all_tied_weights_keys:
+    computed = {name: buffer for name, buffer in head.named_buffers() if name not in stored}
+    places: dict[str, tuple[nn.Module, str]] = {}
+    for name, tensor in {**stored, **computed}.items():
+        place, _, leaf = name.rpartition(".")
+        module = head.get_submodule(place)
+        if name in head.all_tied_weights_keys or module not in used:
             wants.scope().allow(name)
             tensor._is_hf_initialized = True
+            if module not in used and isinstance(tensor, nn.Parameter):
+                module._parameters[leaf] = nn.Parameter(torch.empty(0, device="cpu"), requires_grad=False)
             continue
         dtype = torch.float32 if in_float32.search(name) else tensor.dtype
         own = torch.empty(tensor.shape, dtype=dtype, device="cpu")
-        place, _, leaf = name.rpartition(".")
-        module = head.get_submodule(place)
         if isinstance(tensor, nn.Parameter):
             module._parameters[leaf] = nn.Parameter(own, requires_grad=False)
         else:
             module._buffers[leaf] = own
         if name in stored:
             getattr(module, leaf)._is_hf_initialized = True  # not to be drawn at random
-            wants.scope().want(name, tuple(tensor.shape), own)
+        elif own.is_floating_point():
+            own.fill_(torch.nan)
+        places[name] = module, leaf
     head.initialize_weights()
     head.tie_weights(recompute_mapping=False)
+    for name, (module, leaf) in places.items():  # only now: tying gives biases other memory
+        tensor = getattr(module, leaf).data
+        if name in stored:
+            wants.scope().want(name, tuple(tensor.shape), tensor)
+        elif tensor.is_floating_point() and tensor.isnan().any():
+            raise StartupError(
+                f"{name!r} is a table that transformers does not compute when it loads a model"
+            )
 
 
 def _pin(head: Any) -> list[Any]:
@@ -227,5 +297,5 @@ def _pin(head: Any) -> list[Any]:
     return longropes
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,7 +1,10 @@
-"""Attention whose scores s are bent into (-c, c) by c tanh(s / c) before the softmax, as Gemma 2 has it.
+"""Attention whose softmax is not the plain one: soft caps (Gemma 2), sinks (gpt-oss), or both.
+
+A soft cap c bends scores s into (-c, c): c tanh(s / c). A sink is a logit of each head that takes part in the
+softmax and stands for nothing: weights then sum to less than 1.
 
 As paged_attention of attention.py, over the same plan, in torch where there are no kernels in C: what torch
-fuses has no place for a cap. Computes in float32. Not tuned: prefill holds a chunk's scores at once.
+fuses has no place for either. Computes in float32. Not tuned: prefill holds a chunk's scores at once.
 """
 
 import torch
@@ -11,12 +14,17 @@ from .attention import AttentionMetadata
 from .paged_kv import PagedKV
 
 
-def soft_capped_attention(
-    query: Tensor, kv: PagedKV, metadata: AttentionMetadata, scale: float, soft_cap: float
+def bent_attention(
+    query: Tensor,
+    kv: PagedKV,
+    metadata: AttentionMetadata,
+    scale: float,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """query [tokens, num_heads, head_dim] → [tokens, num_heads * head_dim]"""
+    """query [tokens, num_heads, head_dim], sinks float32[num_heads] → [tokens, num_heads * head_dim]"""
     if metadata.attend is not None:
-        return metadata.attend(query, kv, metadata.native, scale, soft_cap)
+        return metadata.attend(query, kv, metadata.native, scale, soft_cap, sinks)
     tokens, num_heads, dim = query.shape
     heads = kv.cache.shape[2]
     out = torch.empty(tokens, num_heads, dim, dtype=query.dtype)
@@ -26,8 +34,15 @@ def soft_capped_attention(
         keys, values = kv.gather(rows).view(2, num_rows, heads, 1, -1, dim)[..., :num_keys, :].float()
         grouped = query[begin:end].float().view(num_rows, -1, heads, num_heads // heads, dim)
         scores = grouped.permute(0, 2, 3, 1, 4) @ keys.transpose(-1, -2) * scale
-        scores = scores.div_(soft_cap).tanh_().mul_(soft_cap) + mask
-        mixed = scores.softmax(-1) @ values
+        if soft_cap is not None:
+            scores = scores.div_(soft_cap).tanh_().mul_(soft_cap)
+        scores = scores + mask
+        if sinks is not None:
+            sink = sinks.view(1, heads, -1, 1, 1).expand(*scores.shape[:-1], 1)
+            weights = torch.cat((scores, sink), -1).softmax(-1)[..., :-1]
+        else:
+            weights = scores.softmax(-1)
+        mixed = weights @ values
         out[begin:end] = mixed.permute(0, 3, 1, 2, 4).reshape(end - begin, num_heads, dim)
 
     for chunk in metadata.decode_chunks:
