@@ -36,9 +36,17 @@ typedef struct {
     int64_t part_floats;
     int way;                    /* PLAIN, PAIRS or CODES, which also says how queries lie */
     int64_t width;              /* of a row of mixed values: head_dim, padded */
-    int64_t heads_at_once;      /* KV heads of a unit that are one job, one after the other */
+    int64_t heads_at_once;      /* KV heads of a unit that are one job */
     long num_jobs, threads;
 } work;
+
+/* The state of up to `num_rows` rows. */
+INLINE int64_t state_floats(int64_t num_rows, int64_t width) { return num_rows * width + (2 * num_rows + LANES - 1) / LANES * LANES; }
+
+INLINE state state_in(float *memory, int64_t num_rows, int64_t width) {
+    float *max = memory + num_rows * width;
+    return (state){max, max + num_rows, memory};
+}
 
 static void clear(state s, int64_t num_rows, int64_t width) {
     for (int64_t r = 0; r < num_rows; r++) s.max[r] = NOTHING, s.sum[r] = 0;
@@ -57,7 +65,7 @@ static void merge(state into, state part, int64_t num_rows, int64_t width) {
     }
 }
 
-typedef struct { int64_t kv_head, width, lowest, end, span; const int32_t *table; rows_at at; } reach;
+typedef struct { int64_t kv_head, lowest, end, span; const int32_t *table; rows_at at; } reach;
 
 /* What a unit's rows see: positions lowest … end - 1, from `span` on. */
 static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
@@ -65,7 +73,6 @@ static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
     const attention_layer *layer = w->layer;
     reach it;
     it.kv_head = kv_head;
-    it.width = w->width;
     it.table = step->block_tables + u->sequence * step->table_stride;
     it.at = (rows_at){u->first_row, layer->num_heads / layer->num_kv_heads,
                       step->positions[step->query_start[u->sequence]], step->window};
@@ -90,48 +97,54 @@ INLINE void locate(const attention_layer *layer, const reach *it, int64_t begin,
     for (int64_t j = to; j < TILE; j++) at->k[j] = at->k[from], at->v[j] = at->v[from], at->row[j] = at->row[from];
 }
 
-/* The first tile of what is seen from it->span on. Returns where it begins. */
-INLINE int64_t first_tile(const attention_layer *layer, const reach *it, place *at) {
-    int64_t lowest = most(it->lowest, it->span * SPAN), end = least(it->end, (it->span + 1) * SPAN);
-    int64_t begin = lowest / TILE * TILE;
-    locate(layer, it, begin, lowest - begin, least(end - begin, TILE), at);
-    return begin;
+/* What is seen of it->span. */
+INLINE int64_t span_begin(const reach *it) { return most(it->lowest, it->span * SPAN); }
+INLINE int64_t span_end(const reach *it) { return least(it->end, (it->span + 1) * SPAN); }
+INLINE int64_t first_tile(const reach *it) { return span_begin(it) / TILE * TILE; }
+
+INLINE void locate_tile(const attention_layer *layer, const reach *it, int64_t begin, place *at) {
+    locate(layer, it, begin, most(span_begin(it) - begin, 0), least(span_end(it) - begin, TILE), at);
 }
 
-/* Of it->span. `after`: what is probably computed behind it, or NULL. */
-static void attend_span(const work *w, const unit *u, const reach *it, const float *q, state s, const reach *after) {
+static void attend_tile(const work *w, const unit *u, const reach *it, const float *q, int64_t begin, const place *here,
+                        const place *ahead, state s) {
     const attention_layer *layer = w->layer;
-    clear(s, u->num_rows, it->width);
-    int64_t end = least(it->end, (it->span + 1) * SPAN), now = 0, few = u->num_rows <= FEW_ROWS;
-    place places[2], plain;
-    char memory[PLAIN_BYTES] __attribute__((aligned(64)));
-    for (int64_t begin = first_tile(layer, it, &places[0]); begin < end; begin += TILE, now = !now) {
-        int64_t next = begin + TILE;
-        const place *here = &places[now], *ahead = few || w->way != PLAIN ? &places[!now] : NULL;
-        if (next < end)
-            locate(layer, it, next, 0, least(end - next, TILE), &places[!now]);
-        else if (few && after)
-            first_tile(layer, after, &places[!now]);
-        else
-            ahead = NULL;
 #if HAS_CODES
-        if (w->way == CODES) {
-            tile_codes(&it->at, layer, u->num_rows, (const coded_queries *)q, begin, here, ahead, s);
-            continue;
-        }
-#endif
-        if (layer->key_scales) {
-            unpack_tile(layer, here, ahead, memory, &plain);
-            here = &plain, ahead = NULL;
-        }
-        switch (layer->key_scales ? plain_type(layer) : layer->dtype) {
-        case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, here, ahead, s); break;
-        case BF16:
-            (w->way == PAIRS ? tile_pairs : tile_bf16)(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
-            break;
-        default: tile_f16(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
-        }
+    if (w->way == CODES) {
+        tile_codes(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
+        return;
     }
+#endif
+    place plain;
+    char memory[PLAIN_BYTES] __attribute__((aligned(64)));
+    if (layer->key_scales) {
+        unpack_tile(layer, here, ahead, memory, &plain);
+        here = &plain, ahead = NULL;
+    }
+    switch (layer->key_scales ? plain_type(layer) : layer->dtype) {
+    case F32: tile_f32(&it->at, layer, u->num_rows, q, begin, here, ahead, s); break;
+    case BF16: (w->way == PAIRS ? tile_pairs : tile_bf16)(&it->at, layer, u->num_rows, q, begin, here, ahead, s); break;
+    default: tile_f16(&it->at, layer, u->num_rows, q, begin, here, ahead, s);
+    }
+}
+
+/* One span of `count` heads, tile by tile. `after`: what is probably computed behind it, or NULL. */
+static void attend_span(const work *w, const unit *u, const reach *heads, int64_t count, const float *q, state *s, const reach *after) {
+    const attention_layer *layer = w->layer;
+    int few = u->num_rows <= FEW_ROWS, now = 0;
+    place places[2];
+    for (int64_t i = 0; i < count; i++) clear(s[i], u->num_rows, w->width);
+    int64_t begin = first_tile(heads), end = span_end(heads);
+    locate_tile(layer, heads, begin, &places[0]);
+    for (; begin < end; begin += TILE)
+        for (int64_t i = 0; i < count; i++, now = !now) {
+            const place *ahead = few || w->way != PLAIN ? &places[!now] : NULL;
+            if (i + 1 < count) locate_tile(layer, heads + i + 1, begin, &places[!now]);
+            else if (begin + TILE < end) locate_tile(layer, heads, begin + TILE, &places[!now]);
+            else if (few && after) locate_tile(layer, after, first_tile(after), &places[!now]);
+            else ahead = NULL;
+            attend_tile(w, u, heads + i, q + i * HEAD_FLOATS, begin, &places[now], ahead, s[i]);
+        }
 }
 
 INLINE int64_t place_of(const work *w, const unit *u, const reach *it, int64_t row, int64_t stride) {
@@ -146,7 +159,7 @@ static void load_queries(const work *w, const unit *u, const reach *it, float *q
     for (int64_t row = 0; row < u->num_rows; row++) {
         const char *from = w->query + place_of(w, u, it, row, w->query_stride);
 #if HAS_CODES
-        if (w->way == CODES) code_query((coded_queries *)q, u->num_rows, row, from, dtype, dim);
+        if (w->way == CODES) code_query(coded_in(q, u->num_rows), u->num_rows, row, from, dtype, dim);
 #endif
 #if HAS_PAIRS
         for (int64_t i = 0; i < dim / 2 && w->way == PAIRS; i++)
@@ -155,7 +168,7 @@ static void load_queries(const work *w, const unit *u, const reach *it, float *q
         if (w->way != PLAIN) continue;
         for (int64_t d = 0; d < dim; d += CHUNK) {
             pair x = load_pair(from + d * size_of(dtype), dtype, (int)least(dim - d, CHUNK));
-            store(q + row * it->width + d, x.a), store(q + row * it->width + d + LANES, x.b);
+            store(q + row * w->width + d, x.a), store(q + row * w->width + d + LANES, x.b);
         }
     }
 }
@@ -174,40 +187,42 @@ static void finish(const work *w, const unit *u, const reach *it, state s) {
         }
         vf share = splat(factor / total);
         if (w->way == CODES) {
-            order_dims(s.mixed + row * it->width, it->width);
+            order_dims(s.mixed + row * w->width, w->width);
             for (int64_t d = 0; d < dim; d += LANES)
-                store_some(to + d * size_of(dtype), dtype, least(dim - d, LANES), load(s.mixed + row * it->width + d) * share);
+                store_some(to + d * size_of(dtype), dtype, least(dim - d, LANES), load(s.mixed + row * w->width + d) * share);
             continue;
         }
         for (int64_t d = 0; d < dim; d += CHUNK) {
-            const float *from = s.mixed + row * it->width + d;
+            const float *from = s.mixed + row * w->width + d;
             store_pair(to + d * size_of(dtype), dtype, (int)least(dim - d, CHUNK),
                        (pair){load(from) * share, load(from + LANES) * share});
         }
     }
 }
 
-INLINE state state_in(float *memory, int64_t num_rows) { return (state){memory, memory + num_rows, memory + 2 * num_rows}; }
-
-/* One head of a unit; behind it probably comes `after`, unless that is NULL. */
-static void attend_head(const work *w, const unit *u, const reach *it, const reach *after) {
+/* `count` heads of a unit, side by side; behind them probably comes `after`, unless that is NULL. */
+static void attend_heads(const work *w, const unit *u, int64_t head, int64_t count, const reach *after) {
     float q[MAX_FLOATS] __attribute__((aligned(64)));
-    load_queries(w, u, it, q);
-    if (u->span >= 0) {
-        float *part = w->parts + ((u - w->units) * w->layer->num_kv_heads + it->kv_head) * w->part_floats;
-        attend_span(w, u, it, q, state_in(part, u->num_rows), after);
-        return;
-    }
     float first[MAX_FLOATS + 2 * MAX_ROWS] __attribute__((aligned(64)));
     float next[MAX_FLOATS + 2 * MAX_ROWS] __attribute__((aligned(64)));
-    state total = state_in(first, u->num_rows), part = state_in(next, u->num_rows);
-    int64_t begin = it->span, end = (it->end + SPAN - 1) / SPAN;
-    for (reach here = *it, next = *it; here.span < end; here.span++) {
-        next.span = here.span + 1;
-        attend_span(w, u, &here, q, here.span == begin ? total : part, next.span < end ? &next : after);
-        if (here.span > begin) merge(total, part, u->num_rows, it->width);
+    reach heads[MOST_HEADS], following;
+    state total[MOST_HEADS], part[MOST_HEADS];
+    int64_t num_rows = u->num_rows, floats = state_floats(num_rows, w->width);
+    for (int64_t i = 0; i < count; i++) {
+        heads[i] = reach_of(w, u, head + i);
+        load_queries(w, u, heads + i, q + i * HEAD_FLOATS);
+        float *apart = w->parts + ((u - w->units) * w->layer->num_kv_heads + head + i) * w->part_floats;
+        total[i] = state_in(u->span >= 0 ? apart : first + i * floats, num_rows, w->width);
+        part[i] = state_in(next + i * floats, num_rows, w->width);
     }
-    finish(w, u, it, total);
+    int64_t begin = heads->span, end = u->span >= 0 ? begin + 1 : (heads->end + SPAN - 1) / SPAN;
+    for (int64_t span = begin; span < end; span++) {
+        for (int64_t i = 0; i < count; i++) heads[i].span = span;
+        following = heads[0], following.span++;
+        attend_span(w, u, heads, count, q, span == begin ? total : part, span + 1 < end ? &following : after);
+        for (int64_t i = 0; i < count && span > begin; i++) merge(total[i], part[i], num_rows, w->width);
+    }
+    for (int64_t i = 0; i < count && u->span < 0; i++) finish(w, u, heads + i, total[i]);
 }
 
 /* Of one job its unit and its first head. A prompt's last rows see most: they go first. */
@@ -219,14 +234,19 @@ INLINE const unit *unit_of(const work *w, long job, int64_t *head) {
 
 static void attend(const void *argument, long job) {
     const work *w = argument;
-    int64_t first, next_head;
+    int64_t first, next_first;
     const unit *u = unit_of(w, job, &first), *next = u;
-    for (int64_t head = first; head < first + w->heads_at_once; head++) {
-        int more = head + 1 < first + w->heads_at_once, last = !more && job + w->threads >= w->num_jobs;
-        if (more) next_head = head + 1;
-        else if (!last) next = unit_of(w, job + w->threads, &next_head); /* threads take jobs in turns, or nearly so */
-        reach it = reach_of(w, u, head), after = reach_of(w, next, last ? head : next_head);
-        attend_head(w, u, &it, last ? NULL : &after);
+    /* Few rows wait for memory, and it is faster where it is read along a block: heads are computed side by side. */
+    int64_t count = u->num_rows <= FEW_ROWS && w->width <= HEAD_FLOATS / FEW_ROWS ? w->heads_at_once : 1;
+    for (int64_t head = first; head < first + w->heads_at_once; head += count) {
+        reach after;
+        int more = head + count < first + w->heads_at_once, last = !more && job + w->threads >= w->num_jobs;
+        if (more) after = reach_of(w, u, head + count);
+        else if (!last) { /* threads take jobs in turns, or nearly so */
+            next = unit_of(w, job + w->threads, &next_first);
+            after = reach_of(w, next, next_first);
+        }
+        attend_heads(w, u, head, count, last ? NULL : &after);
     }
 }
 
@@ -239,9 +259,9 @@ static void merge_spans(const work *w) {
                            w->units[next].first_row == u->first_row; next++) {}
         for (int64_t head = 0; head < kv_heads; head++) {
             reach it = reach_of(w, u, head);
-            state total = state_in(w->parts + (i * kv_heads + head) * w->part_floats, u->num_rows);
+            state total = state_in(w->parts + (i * kv_heads + head) * w->part_floats, u->num_rows, w->width);
             for (int64_t other = i + 1; other < next; other++)
-                merge(total, state_in(w->parts + (other * kv_heads + head) * w->part_floats, u->num_rows), u->num_rows, it.width);
+                merge(total, state_in(w->parts + (other * kv_heads + head) * w->part_floats, u->num_rows, w->width), u->num_rows, w->width);
             finish(w, u, &it, total);
         }
     }
@@ -282,10 +302,10 @@ int tern_attend(const attention_layer *layer, const attention_step *step, const 
     if (threads > 1 && w.num_units * kv_heads < 4 * threads) {
         apart = 1;
         w.num_units = list_units(&w, rows, 1);
-        w.part_floats = rows * (width + 2);
+        w.part_floats = state_floats(rows, width);
     }
     size_t units_bytes = ((size_t)w.num_units * sizeof(unit) + 63) / 64 * 64;
-    char *memory = malloc(units_bytes + sizeof(float) * (size_t)(w.num_units * kv_heads * w.part_floats));
+    char *memory = aligned_alloc(64, units_bytes + sizeof(float) * (size_t)(w.num_units * kv_heads * w.part_floats));
     if (!memory) return -1;
     w.units = (unit *)memory;
     w.parts = (float *)(memory + units_bytes);

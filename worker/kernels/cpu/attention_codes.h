@@ -45,9 +45,9 @@ INLINE vf scaled_weight(vf p, vf scale) {
 /* ── few rows ─────────────────────────────────────────────────────────────────────────────────── */
 
 /* Scores of `rows` rows from `row` on and all keys of a tile. `ahead`: keys that are needed next, or NULL. */
-INLINE void coded_scores(const coded_queries *q, int64_t row, const coded_tile *t, const char *const *ahead, int64_t width,
+INLINE void coded_scores(coded_queries q, int64_t row, const coded_tile *t, const char *const *ahead, int64_t width,
                          const int rows, float *out) {
-    const int8_t *digits = q->digits + row * 2 * MOST_CODED_DIM;
+    const int8_t *digits = q.digits + row * 2 * MOST_CODED_DIM;
     __m512i s[AT_ONCE][2][2];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -73,7 +73,7 @@ INLINE void coded_scores(const coded_queries *q, int64_t row, const coded_tile *
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < 2; i++)
             store(out + r * TILE + i * LANES,
-                  score_of(s[r][0][i], s[r][1][i], _mm512_set1_epi32(q->moved[row + r]), splat(q->scale[row + r]),
+                  score_of(s[r][0][i], s[r][1][i], _mm512_set1_epi32(q.moved[row + r]), splat(q.scale[row + r]),
                            load(t->key_scales + i * LANES)));
 }
 
@@ -132,7 +132,7 @@ INLINE void mix_codes(float *mixed, const uint32_t *p, const int of_row, const i
 }
 
 static __attribute__((noinline)) void few_coded_rows(const rows_at *at, const attention_layer *layer, int64_t rows,
-                                                     const coded_queries *q, int64_t begin, const place *here,
+                                                     coded_queries q, int64_t begin, const place *here,
                                                      const place *next, const coded_tile *t, state s) {
     int64_t width = coded_width(layer->head_dim), first = here->from / 4, last = (here->to + 3) / 4;
     float p[FEW_ROWS * TILE], decay[FEW_ROWS], scale[FEW_ROWS];
@@ -224,15 +224,15 @@ static __attribute__((noinline)) void mix_one_coded(float *mixed, const uint32_t
 
 /* A block of up to MANY rows from `row` on. */
 static __attribute__((noinline)) void many_coded_rows(const rows_at *at, const attention_layer *layer, int64_t row,
-                                                      int64_t rows, const coded_queries *q, int64_t begin,
+                                                      int64_t rows, coded_queries q, int64_t begin,
                                                       const place *here, const char *const *ahead, const coded_tile *t,
                                                       state s) {
     int64_t width = coded_width(layer->head_dim), from = here->from / 4, to = (here->to + 3) / 4;
     float p[TILE * MANY] __attribute__((aligned(64))), decay[MANY], scale[MANY];
     uint32_t weights[TILE / 2 * MANY] __attribute__((aligned(64)));
     for (int64_t i = 0; i < rows; i += LANES, ahead = NULL) {
-        const uint32_t *digits = (const uint32_t *)q->digits + (row + i) * (width / 2);
-        coded_scores_of_16(digits, q->scale + row + i, q->moved + row + i, t, ahead, width, p + i);
+        const uint32_t *digits = (const uint32_t *)q.digits + (row + i) * (width / 2);
+        coded_scores_of_16(digits, q.scale + row + i, q.moved + row + i, t, ahead, width, p + i);
         soften_rows(at, layer, row + i, least(rows - i, LANES), begin, p + i, s, decay + i);
         code_lanes(p + i, t, weights + i, scale + i);
     }
@@ -243,9 +243,10 @@ static __attribute__((noinline)) void many_coded_rows(const rows_at *at, const a
 }
 
 static __attribute__((noinline)) void tile_codes(const rows_at *at, const attention_layer *layer, int64_t num_rows,
-                                                 const coded_queries *q, int64_t begin, const place *here,
+                                                 const float *queries, int64_t begin, const place *here,
                                                  const place *next, state s) {
     int64_t few = num_rows <= FEW_ROWS;
+    coded_queries q = coded_in(queries, num_rows);
     coded_tile t __attribute__((aligned(64)));
     load_tile(layer, here, next, few, &t);
     if (few) {

@@ -8,7 +8,7 @@
 enum { TILE = 32, SPAN = 256, MAX_ROWS = 64, MAX_FLOATS = 8192 };
 /* Up to so many rows memory is what limits. So while a tile is computed, line by line the next is asked for, into
  * the second cache; behind a head's last tile comes the first of the next head. */
-enum { FEW_ROWS = 8, MOST_HEADS = 4 };
+enum { FEW_ROWS = 8, MOST_HEADS = 4, HEAD_FLOATS = MAX_FLOATS / MOST_HEADS };
 #define NOTHING (-1e30f) /* less than any score, and finite */
 
 /* Rows' running maximum, sum and mixed values. */

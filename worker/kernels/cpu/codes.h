@@ -15,12 +15,21 @@ enum { WIDE = 64, MOST_CODED_DIM = 256 };
 #define Q_LIMIT 32512.0f /* 127 · 256, so that both digits are signed bytes */
 #define LEAST_AMPLITUDE 1e-30f
 
-/* A unit's queries. Of few rows digits are [row][digit][MOST_CODED_DIM]; of many [16 rows][four dims][digit][row]. */
+/* A head's queries, where those of other types would be float32. Of few rows digits are [row][digit][MOST_CODED_DIM]; of
+ * many [16 rows][four dims][digit][row]. */
 typedef struct {
-    int8_t digits[2 * (MAX_FLOATS + LANES * MOST_CODED_DIM)];
-    float scale[MAX_ROWS];
-    int32_t moved[MAX_ROWS]; /* 128 · the sum of a row */
+    float *scale;
+    int32_t *moved; /* 128 · the sum of a row */
+    int8_t *digits;
 } coded_queries;
+
+INLINE coded_queries coded_in(const float *memory, int64_t num_rows) {
+    int64_t rows = num_rows <= FEW_ROWS ? FEW_ROWS : MAX_ROWS;
+    float *scale = (float *)memory;
+    return (coded_queries){scale, (int32_t *)(scale + rows), (int8_t *)(scale + 2 * rows)};
+}
+_Static_assert(2 * FEW_ROWS + FEW_ROWS * MOST_CODED_DIM / 2 <= HEAD_FLOATS, "few rows");
+_Static_assert(2 * MAX_ROWS + (MAX_FLOATS + LANES * MOST_CODED_DIM) / 2 <= MAX_FLOATS, "many rows, of which 16 are padded");
 
 INLINE int64_t coded_width(int64_t dim) { return (dim + WIDE - 1) / WIDE * WIDE; }
 
@@ -29,7 +38,7 @@ INLINE __m512i load_codes(const char *p, int64_t count) {
 }
 
 /* Row `row` of a unit's `num_rows`: the `dim` numbers at `from`. The scale of one that is not finite is NaN. */
-INLINE void code_query(coded_queries *q, int64_t num_rows, int64_t row, const char *from, int dtype, int64_t dim) {
+INLINE void code_query(coded_queries q, int64_t num_rows, int64_t row, const char *from, int dtype, int64_t dim) {
     float x[MOST_CODED_DIM];
     int64_t width = coded_width(dim);
     vf largest = splat(LEAST_AMPLITUDE), doubt = (vf){};
@@ -49,13 +58,13 @@ INLINE void code_query(coded_queries *q, int64_t num_rows, int64_t row, const ch
         _mm_store_si128((__m128i *)(digits[0] + d), _mm512_cvtepi32_epi8(high));
         _mm_store_si128((__m128i *)(digits[1] + d), _mm512_cvtepi32_epi8(code));
     }
-    q->scale[row] = amplitude / Q_LIMIT + sum_of(doubt);
-    q->moved[row] = 128 * _mm512_reduce_add_epi32(sum);
+    q.scale[row] = amplitude / Q_LIMIT + sum_of(doubt);
+    q.moved[row] = 128 * _mm512_reduce_add_epi32(sum);
     if (num_rows <= FEW_ROWS) {
-        memcpy(q->digits + row * 2 * MOST_CODED_DIM, digits, sizeof digits);
+        memcpy(q.digits + row * 2 * MOST_CODED_DIM, digits, sizeof digits);
         return;
     }
-    uint32_t *to = (uint32_t *)q->digits + row / LANES * (width / 2 * LANES) + row % LANES;
+    uint32_t *to = (uint32_t *)q.digits + row / LANES * (width / 2 * LANES) + row % LANES;
     for (int64_t i = 0; i < width / 4; i++, to += 2 * LANES)
         memcpy(to, digits[0] + 4 * i, 4), memcpy(to + LANES, digits[1] + 4 * i, 4);
 }
@@ -135,5 +144,3 @@ INLINE void load_tile(const attention_layer *layer, const place *here, const pla
     turn_codes(here, layer->head_dim, t->keys);
     group_codes(here, next && few ? next->v : NULL, layer->head_dim, t->values);
 }
-
-_Static_assert(sizeof(coded_queries) <= sizeof(float) * MAX_FLOATS, "they lie where a unit's queries do");
