@@ -10,7 +10,7 @@ from typing import assert_never
 import uvloop
 
 from protocol.errors import StartupError
-from protocol.options import ModelOptions
+from protocol.options import CacheOptions, ModelOptions
 from scripts.flags import parse_serve
 from scripts.model_path import BUNDLED
 from scripts.options import did_you_mean
@@ -123,7 +123,7 @@ def _context(asked: options.Context) -> str:
         asked.contexts,
         asked.batches,
         asked.steps,
-        asked.kv_gib << 30,
+        CacheOptions(kv_cache_memory=asked.kv_gib << 30, kv_cache_dtype=asked.kv_cache_dtype),
     )
     if asked.plot:
         Path(asked.plot).write_text(context.picture(growth, f"{Path(path).name}: a decoded token"))

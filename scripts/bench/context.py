@@ -27,7 +27,6 @@ from worker.runner import TorchRunner
 
 from .plot import Line, plot
 
-BLOCK_SIZE = 32
 LONGEST_CELL_S = 20.0
 """Fewer steps are timed where one takes long; at least two are."""
 READ_BYTES = 512 << 20
@@ -52,9 +51,9 @@ class Growth(NamedTuple):
 
 
 def measure(
-    options: ModelOptions, contexts: Sequence[int], batches: Sequence[int], steps: int, kv_bytes: int
+    options: ModelOptions, contexts: Sequence[int], batches: Sequence[int], steps: int, cache: CacheOptions
 ) -> Growth:
-    """Cells whose KV is larger than `kv_bytes` are left out. Raises what loading a model raises."""
+    """Cells whose KV is larger than the cache are left out. Raises what loading a model raises."""
     longest = max(contexts) + steps + 1
     with tempfile.TemporaryDirectory(prefix="tern-bench-") as folder:
         config = WorkerConfig(
@@ -62,17 +61,17 @@ def measure(
             rank=0,
             group_dir=folder,
             model=msgspec.structs.replace(options, max_model_len=longest),
-            cache=CacheOptions(block_size=BLOCK_SIZE, kv_cache_memory=kv_bytes),
+            cache=cache,
             scheduler=SchedulerOptions(max_num_seqs=max(batches)),
             parallel=ParallelOptions(),
         )
         runner = TorchRunner(config, lambda *_: None)
-    token_bytes = runner.facts.kv_bytes // (runner.facts.num_blocks * BLOCK_SIZE)
+    token_bytes = runner.facts.kv_bytes // (runner.facts.num_blocks * cache.block_size)
     speed = _reading_speed()
     weights_bytes = runner.facts.weights_bytes
     cells = []
     for context in contexts:
-        blocks = -(-(context + steps + 1) // BLOCK_SIZE)
+        blocks = -(-(context + steps + 1) // cache.block_size)
         for batch in batches:
             if batch * blocks > runner.facts.num_blocks:
                 continue

@@ -84,6 +84,7 @@ class Context(Struct, frozen=True, kw_only=True):
 
     model: Annotated[str, Meta(description="folder or hub id; empty: the bundled one")] = ""
     quantization: Annotated[Literal["none", "int8", "int4"], Meta(description="of its weights")] = "none"
+    kv_cache_dtype: Annotated[Literal["auto", "int8"], Meta(description="as of tern serve")] = "auto"
     contexts: Annotated[tuple[Count, ...], Meta(description="tokens")] = (128, 512, 2048, 8192, 32768)
     batches: Annotated[tuple[Count, ...], Meta(description="sequences")] = (1, 4, 16, 64, 128)
     steps: Annotated[int, Meta(ge=1, description="timed of each")] = 8

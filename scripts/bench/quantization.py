@@ -36,6 +36,7 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "int4, groups of 128": {"quantization": "int4", "quantization_group": 128},
     "int4, head as it is": {"quantization": "int4", "quantize_head": False},
     "float32, int8 KV": {"kv_cache_dtype": "int8"},
+    "bfloat16, int8 KV": {"dtype": "bfloat16", "kv_cache_dtype": "int8"},
     "float32, fp8 KV": {"kv_cache_dtype": "fp8", "cpu_kernels": "torch"},
     "int4, int8 KV": {"quantization": "int4", "kv_cache_dtype": "int8"},
 }

@@ -2,19 +2,21 @@
 
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 
-from protocol.options import ModelOptions
-from scripts.bench.context import BLOCK_SIZE, measure, picture, report
+from protocol.options import CacheOptions, ModelOptions
+from scripts.bench.context import measure, picture, report
 from scripts.bench.plot import Line, plot
 from scripts.model_path import BUNDLED
 
 
 def test_cells_that_fit_are_measured_beside_what_reading_takes() -> None:
     options = ModelOptions(model=str(BUNDLED))
-    one = measure(options, [40], [1], steps=2, kv_bytes=1 << 20)
-    blocks = 2 * -(-(40 + 3) // BLOCK_SIZE)
-    growth = measure(options, [40, 80], [1, 2], steps=2, kv_bytes=blocks * BLOCK_SIZE * one.token_bytes)
+    cache = CacheOptions(block_size=32, kv_cache_memory=1 << 20, kv_cache_dtype="int8")
+    one = measure(options, [40], [1], 2, cache)
+    memory = 2 * -(-(40 + 3) // cache.block_size) * cache.block_size * one.token_bytes
+    growth = measure(options, [40, 80], [1, 2], 2, msgspec.structs.replace(cache, kv_cache_memory=memory))
     assert [(cell.batch, cell.context) for cell in growth.cells] == [(1, 40), (2, 40), (1, 80)]
     for cell in growth.cells:
         read = growth.weights_bytes + cell.batch * cell.context * growth.token_bytes

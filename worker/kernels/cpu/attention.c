@@ -305,7 +305,8 @@ int tern_attend(const attention_layer *layer, const attention_step *step, const 
         w.part_floats = state_floats(rows, width);
     }
     size_t units_bytes = ((size_t)w.num_units * sizeof(unit) + 63) / 64 * 64;
-    char *memory = aligned_alloc(64, units_bytes + sizeof(float) * (size_t)(w.num_units * kv_heads * w.part_floats));
+    size_t parts_bytes = sizeof(float) * (size_t)(w.num_units * kv_heads * w.part_floats);
+    char *memory = aligned_alloc(64, units_bytes + (parts_bytes + 63) / 64 * 64);
     if (!memory) return -1;
     w.units = (unit *)memory;
     w.parts = (float *)(memory + units_bytes);
