@@ -6,10 +6,10 @@ multiplies; it never holds a dequantized copy.
 
     DenseMatrix   products and sums in float32
     Int8Matrix    8-bit activations: x ≈ scale · int8, one scale per row of x, exact integer sums (W8A8);
-                  or the activations as they are, weights converted in registers (W8A16)
+                  or the activations as they are, weights converted piece by piece (W8A16)
     Int4Matrix    8-bit activations, one scale per row and group; exact integer sums within a group
-    NF4Matrix     weights converted in registers
-    FP8Matrix     weights converted in registers
+    NF4Matrix     weights converted piece by piece
+    FP8Matrix     weights converted piece by piece
 
 With the kernels in C, row i of y depends bit for bit on row i of x and on W alone: not on how many rows
 there are, nor on the number of threads. The `reference` of each matrix is plain torch on dequantized
@@ -128,15 +128,12 @@ class Int8Matrix:
         self.shape = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
         self._native: NativeMatrix | None = None
         if kernels is not None:
-            self._scales = torch.cat([part.scales.float() for part in parts])
-            first, rows = 0, []
-            for part in parts:
-                rows.append(part_of(part.weight, scales=self._scales[first:].data_ptr()))
-                first += len(part.weight)
+            self._scales = [part.scales.float().contiguous() for part in parts]
+            pairs = zip(parts, self._scales, strict=True)
+            rows = [part_of(p.weight, scales=s.data_ptr(), scale_rows=1, scale_stride=1) for p, s in pairs]
             kind = native_matrix.INT8 if quantize_input else native_matrix.W8A16
             self._native = NativeMatrix(kernels, kind, self.shape, rows, bias)
-            if quantize_input:
-                self.parts = []  # packed
+            self.parts = []  # packed
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if self._native is None:
@@ -221,14 +218,15 @@ class NF4Matrix:
         self.group = group
         self.bias = bias
         self.shape = sum(len(part.absmax) for part in parts), columns
-        self._scales = [part.absmax.float().contiguous() for part in parts]
         self._native: NativeMatrix | None = None
         if kernels is not None:
+            self._scales = [part.absmax.float().contiguous() for part in parts]
             rows = [
-                part_of(part.packed, scales=absmax.data_ptr(), scale_stride=absmax.shape[1])
+                part_of(part.packed, scales=absmax.data_ptr(), scale_rows=1, scale_stride=absmax.shape[1])
                 for part, absmax in zip(parts, self._scales, strict=True)
             ]
             self._native = NativeMatrix(kernels, native_matrix.NF4, self.shape, rows, bias, group)
+            self.parts = []  # packed
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if self._native is None:
@@ -236,6 +234,7 @@ class NF4Matrix:
         return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
+        """Without kernels only: with them, the parts are gone."""
         weight = torch.cat([dequantize_nf4(part, self.shape[1], self.group) for part in self.parts])
         return _product(x, weight, self.bias, add, out_dtype)
 
@@ -247,9 +246,9 @@ class FP8Matrix:
         self.parts = list(parts)
         self.bias = bias
         self.shape = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
-        self._scales = [part.scales.float().contiguous() for part in parts]
         self._native: NativeMatrix | None = None
         if kernels is not None:
+            self._scales = [part.scales.float().contiguous() for part in parts]
             columns = parts[0].block[1]
             assert all(part.block[1] == columns for part in parts)
             rows = [
@@ -257,6 +256,7 @@ class FP8Matrix:
                 for p, s in zip(parts, self._scales, strict=True)
             ]
             self._native = NativeMatrix(kernels, native_matrix.FP8, self.shape, rows, bias, columns)
+            self.parts = []  # packed
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if self._native is None:
@@ -264,6 +264,7 @@ class FP8Matrix:
         return self._native.multiply(x, add, out_dtype or x.dtype)
 
     def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
+        """Without kernels only: with them, the parts are gone."""
         weight = torch.cat([dequantize_fp8(part) for part in self.parts])
         return _product(x, weight, self.bias, add, out_dtype)
 

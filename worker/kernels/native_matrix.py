@@ -36,6 +36,7 @@ class _Matrix(ctypes.Structure):
 
     _fields_ = (
         ("parts", ctypes.POINTER(Part)),
+        ("panels", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("num_parts", ctypes.c_long),
         ("n", ctypes.c_long),
@@ -46,10 +47,6 @@ class _Matrix(ctypes.Structure):
     )
 
 
-PANELS = {0, 1, 2, INT8}
-"""Kinds that are multiplied out of the panels of cpu/panels.h."""
-
-
 def part_of(weight: Tensor, rows: int | None = None, **more: int | None) -> Part:
     """A part of which nothing but the weight is known yet."""
     assert weight.stride(1) == 1 or weight.shape[1] == 1, weight.stride()
@@ -58,8 +55,8 @@ def part_of(weight: Tensor, rows: int | None = None, **more: int | None) -> Part
 
 
 class NativeMatrix:
-    """A matrix as the kernels see it. Weights that are multiplied as they are stored it packs into panels of
-    its own; other tensors are kept by its owner."""
+    """A matrix as the kernels see it. It packs weights into panels of its own. Scales and zeros, and int4's
+    weights, which have another order already, are kept by its owner."""
 
     def __init__(
         self,
@@ -74,18 +71,6 @@ class NativeMatrix:
         self.n, self.k = shape
         self._bias = None if bias is None else bias.float().contiguous()
         self._kernels = kernels
-        self._packed: Tensor | None = None
-        self._describe(kind, parts, group, scale_type)
-        if kind in PANELS:
-            self._packed = self._pack()
-            packed = Part(weight=self._packed.data_ptr(), scales=parts[0].scales, rows=self.n)
-            self._describe(kind, [packed], group, scale_type)
-        pointer, integer, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-        self._call = kernels.function(
-            "tern_matmul", None, pointer, pointer, number, integer, integer, pointer, pointer, number
-        )
-
-    def _describe(self, kind: int, parts: Sequence[Part], group: int, scale_type: torch.dtype) -> None:
         self._parts = (Part * len(parts))(*parts)
         self._matrix = _Matrix(
             parts=self._parts,
@@ -98,9 +83,15 @@ class NativeMatrix:
             scale_type=TYPES[scale_type],
         )
         self._address = ctypes.addressof(self._matrix)
+        if kind != INT4:
+            self._panels = self._pack()
+            self._matrix.panels = self._panels.data_ptr()
+        pointer, integer, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+        self._call = kernels.function(
+            "tern_matmul", None, pointer, pointer, number, integer, integer, pointer, pointer, number
+        )
 
     def _pack(self) -> Tensor:
-        """Weights in panels. Scales of all parts stand one behind the other, as one part's."""
         size = self._kernels.function("tern_packed_bytes", ctypes.c_long, ctypes.c_void_p)
         packed = torch.empty(size(self._address), dtype=torch.uint8)
         self._kernels.function("tern_pack", None, ctypes.c_void_p, ctypes.c_void_p)(

@@ -1,80 +1,9 @@
-/* int8, fp8 (e4m3fn) and nf4 to float32 or bf16, see convert.h. Scales are multiplied in, in float32. */
+/* int8, fp8 (e4m3fn) and nf4 weights of a panel as what tiles multiply, without their scales: bf16 has all of int8's and fp8's
+   values, and rounds nf4's 16. */
 
 #include "convert.h"
-#include "lanes.h"
 
-/* LANES numbers at to[at], `count` of which are wanted; behind them is room. */
-INLINE void put(void *to, int type, long at, vf v) {
-    if (type == F32) {
-        store((float *)to + at, v);
-        return;
-    }
-#if defined(TERN_AVX512) && defined(__AVX512BF16__) /* makes 0 of what is subnormal, as the product would */
-    _mm256_storeu_si256((__m256i *)((bf16 *)to + at), (__m256i)_mm512_cvtneps_pbh((__m512)v));
-#else
-    store_some((bf16 *)to + at, BF16, LANES, v);
-#endif
-}
-
-/* Bytes as integers; behind the last, zeros. */
-INLINE vi bytes_of(const uint8_t *p, long count, int is_signed) {
-    uint8_t last[LANES] = {0};
-    if (count < LANES) p = memcpy(last, p, count);
-#if LANES == 16
-    __m128i bytes = _mm_loadu_si128((const __m128i *)p);
-    return (vi)(is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes));
-#else
-    vi all;
-    for (int i = 0; i < LANES; i++) all[i] = is_signed ? (int8_t)p[i] : p[i];
-    return all;
-#endif
-}
-
-INLINE vf floats_of(vi v) {
-#if LANES == 16
-    return (vf)_mm512_cvtepi32_ps((__m512i)v);
-#else
-    vf all;
-    for (int i = 0; i < LANES; i++) all[i] = (float)v[i];
-    return all;
-#endif
-}
-
-INLINE void int8_to(const Part *part, long row, long k, long count, void *to, int type) {
-    const uint8_t *codes = (const uint8_t *)part->weight + row * part->stride + k;
-    vf scale = splat(((const float *)part->scales)[row]);
-    for (long i = 0; i < count; i += LANES) put(to, type, i, floats_of(bytes_of(codes + i, count - i, 1)) * scale);
-}
-
-/* Four bits of exponent (bias 7), three of mantissa: moved to where f16 has them (bias 15; its conversion does not slow down for
-   subnormals) or float32, then the exponent is put right by a multiplication. S.1111.111 is NaN. */
-INLINE vf fp8_values(const uint8_t *codes, long count, float scale) {
-#if LANES == 16
-    uint8_t last[LANES] = {0};
-    if (count < LANES) codes = memcpy(last, codes, count);
-    __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes));
-    __m256i size = _mm256_and_si256(code, _mm256_set1_epi16(0x7f)), sign = _mm256_xor_si256(code, size);
-    __m512 value = _mm512_cvtph_ps(_mm256_or_si256(_mm256_slli_epi16(sign, 8), _mm256_slli_epi16(size, 7)));
-    __mmask16 nan = _mm256_cmpeq_epi16_mask(size, _mm256_set1_epi16(0x7f));
-    return (vf)_mm512_mask_mov_ps(_mm512_mul_ps(value, _mm512_set1_ps(scale * 256)), nan, _mm512_set1_ps(NAN));
-#else
-    vi code = bytes_of(codes, count, 0), size = code & 0x7f;
-    vf value = (vf)((code ^ size) << 24 | size << 20) * splat(0x1p120f);
-    return select_(size == 0x7f, splat(NAN), value) * splat(scale);
-#endif
-}
-
-/* Whole vectors are written: groups are multiples of 32 columns, and behind the last is room. */
-INLINE void fp8_to(const Matrix *w, const Part *part, long row, long k, long count, void *to, int type) {
-    const uint8_t *codes = (const uint8_t *)part->weight + row * part->stride + k;
-    const float *scales = (const float *)part->scales + row / part->scale_rows * part->scale_stride;
-    for (long done = 0; done < count;) {
-        long group = (k + done) / w->group, end = (group + 1) * w->group - k;
-        if (end > count) end = count;
-        for (; done < end; done += LANES) put(to, type, done, fp8_values(codes + done, count - done, scales[group]));
-        done = end;
-    }
-}
+#define AHEAD (4 << 10) /* bytes of weights that are called for early */
 
 static const float NF4_VALUES[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
@@ -83,49 +12,120 @@ static const float NF4_VALUES[16] = {
     0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
 };
 
-/* Blocks of 64 columns in 32 bytes: byte j holds columns j (low) and j + 32 (high). */
-INLINE void nf4_to(const Matrix *w, const Part *part, long row, long k, long count, void *to, int type) {
-    const uint8_t *codes = (const uint8_t *)part->weight + row * part->stride + k / 2;
-    const float *scales = (const float *)part->scales + row * part->scale_stride;
-    for (long done = 0; done < count;) {
-        long group = (k + done) / w->group, end = (group + 1) * w->group - k;
-        if (end > count) end = count;
-        vf scale = splat(scales[group]);
-        for (; done < end; done += LANES) {
-            vi code = bytes_of(codes + done / 64 * 32 + done % 32, LANES, 0) >> (done % 64 < 32 ? 0 : 4) & 15;
-            vf value;
-#if LANES == 16
-            value = (vf)_mm512_permutexvar_ps((__m512i)code, _mm512_loadu_ps(NF4_VALUES));
-#else
-            for (int i = 0; i < LANES; i++) value[i] = NF4_VALUES[code[i]];
-#endif
-            put(to, type, done, value * scale);
-        }
-        done = end;
+/* Four bits of exponent (bias 7), three of mantissa, moved to where float32 has them (bias 127), the exponent put right by a
+   multiplication. S.1111.111 is NaN. */
+INLINE float fp8_value(uint32_t code) {
+    uint32_t size = code & 0x7f, sign = code & 0x80;
+    return bits_to_float(size == 0x7f ? 0x7fc00000 : float_to_bits(bits_to_float(size << 20) * 0x1p120f) | sign << 24);
+}
+
+INLINE float value_of(int kind, uint32_t code) {
+    return kind == INT8_W8A16 ? (float)(int8_t)code : kind == FP8 ? fp8_value(code) : NF4_VALUES[code & 15];
+}
+
+/* Columns of a unit in the order of bytes: 0 1 2 3, or of nf4 0 1 2 3 in the low halves, 4 5 6 7 in the high ones. */
+INLINE void to_floats(const int kind, const uint32_t *panel, long units, float *to) {
+    for (long u = 0; u < units; u++, panel += PANEL)
+        for (int shift = 0; shift < (kind == NF4 ? 8 : 1); shift += 4)
+            for (int j = 0; j < 4; j++, to += PANEL)
+                for (int r = 0; r < PANEL; r++) to[r] = value_of(kind, panel[r] >> (8 * j + shift) & 0xff);
+}
+
+#if BF16_PAIRS
+
+#if defined(__AVX512VBMI__)
+
+/* What each code is in bf16: low and high bytes. */
+static struct {
+    _Alignas(64) uint8_t low[256], high[256];
+    int known;
+} tables[FP8 + 1];
+
+static void prepare(int kind) {
+    for (uint32_t code = 0; code < 256 && !tables[kind].known; code++) {
+        bf16 value = float_to_bf16(value_of(kind, code));
+        tables[kind].low[code] = value & 0xff, tables[kind].high[code] = value >> 8;
     }
+    tables[kind].known = 1;
 }
 
-static void from_int8(const Matrix *w, const Part *part, long row, long k, long count, void *to, int type) {
-    (void)w;
-    if (type == F32) int8_to(part, row, k, count, to, F32);
-    else int8_to(part, row, k, count, to, BF16);
+typedef struct {
+    __m512i part[4];
+} Bytes256;
+
+INLINE Bytes256 load_table(const uint8_t *of) {
+    Bytes256 t;
+    for (int i = 0; i < 4; i++) t.part[i] = _mm512_load_si512(of + 64 * i);
+    return t;
 }
 
-static void from_fp8(const Matrix *w, const Part *part, long row, long k, long count, void *to, int type) {
-    if (type == F32) fp8_to(w, part, row, k, count, to, F32);
-    else fp8_to(w, part, row, k, count, to, BF16);
+INLINE __m512i look_up(Bytes256 t, __m512i codes) {
+    __m512i lower = _mm512_permutex2var_epi8(t.part[0], codes, t.part[1]);
+    __m512i upper = _mm512_permutex2var_epi8(t.part[2], codes, t.part[3]);
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), lower, upper);
 }
 
-static void from_nf4(const Matrix *w, const Part *part, long row, long k, long count, void *to, int type) {
-    if (type == F32) nf4_to(w, part, row, k, count, to, F32);
-    else nf4_to(w, part, row, k, count, to, BF16);
+/* Four bytes a lane, low and high → the pairs of its first two numbers, and of its last two. */
+INLINE void store_pairs(__m512i low, __m512i high, uint32_t *to) {
+    __m512 a = (__m512)_mm512_unpacklo_epi8(low, high), b = (__m512)_mm512_unpackhi_epi8(low, high);
+    _mm512_storeu_ps(to, _mm512_shuffle_ps(a, b, 0x88));
+    _mm512_storeu_ps(to + PANEL, _mm512_shuffle_ps(a, b, 0xdd));
 }
+
+INLINE void to_pairs(const int kind, const uint32_t *panel, long units, uint32_t *to) {
+    Bytes256 low = load_table(tables[kind].low), high = load_table(tables[kind].high);
+    __m512i low16 = _mm512_broadcast_i32x4(_mm512_castsi512_si128(low.part[0]));
+    __m512i high16 = _mm512_broadcast_i32x4(_mm512_castsi512_si128(high.part[0]));
+    for (long u = 0; u < units; u++, panel += PANEL, to += (kind == NF4 ? 4 : 2) * PANEL)
+        for (int r = 0; r < PANEL; r += 16) {
+            __builtin_prefetch((const char *)(panel + r) + AHEAD, 0, 3);
+            __m512i codes = _mm512_loadu_si512(panel + r);
+            if (kind == NF4) {
+                __m512i first = _mm512_and_si512(codes, _mm512_set1_epi8(15));
+                __m512i second = _mm512_and_si512(_mm512_srli_epi32(codes, 4), _mm512_set1_epi8(15));
+                store_pairs(_mm512_shuffle_epi8(low16, first), _mm512_shuffle_epi8(high16, first), to + r);
+                store_pairs(_mm512_shuffle_epi8(low16, second), _mm512_shuffle_epi8(high16, second), to + 2 * PANEL + r);
+            } else {
+                store_pairs(look_up(low, codes), look_up(high, codes), to + r);
+            }
+        }
+}
+
+#else
+
+static void prepare(int kind) { (void)kind; }
+
+INLINE void to_pairs(const int kind, const uint32_t *panel, long units, uint32_t *to) {
+    for (long u = 0; u < units; u++, panel += PANEL)
+        for (int shift = 0; shift < (kind == NF4 ? 8 : 1); shift += 4)
+            for (int j = 0; j < 4; j += 2, to += PANEL)
+                for (int r = 0; r < PANEL; r++) {
+                    uint32_t codes = panel[r] >> (8 * j + shift);
+                    to[r] = float_to_bf16(value_of(kind, codes & 0xff)) | (uint32_t)float_to_bf16(value_of(kind, codes >> 8 & 0xff)) << 16;
+                }
+}
+
+#endif
+#else
+
+static void prepare(int kind) { (void)kind; }
+
+INLINE void to_pairs(const int kind, const uint32_t *panel, long units, uint32_t *to) {
+    (void)kind, (void)panel, (void)units, (void)to; /* nobody multiplies pairs here */
+}
+
+#endif
+
+#define CONVERT(NAME, KIND)                                                        \
+    static void NAME(const uint32_t *panel, long units, int pairs, uint32_t *to) { \
+        if (pairs) to_pairs(KIND, panel, units, to);                               \
+        else to_floats(KIND, panel, units, (float *)to);                           \
+    }
+CONVERT(from_int8, INT8_W8A16)
+CONVERT(from_fp8, FP8)
+CONVERT(from_nf4, NF4)
 
 Convert tern_converter(int kind) {
-    switch (kind) {
-    case INT8_W8A16: return from_int8;
-    case FP8: return from_fp8;
-    case NF4: return from_nf4;
-    default: return NULL;
-    }
+    prepare(kind);
+    return kind == INT8_W8A16 ? from_int8 : kind == FP8 ? from_fp8 : from_nf4;
 }

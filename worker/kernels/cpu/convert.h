@@ -1,13 +1,13 @@
-/* Stretches of a row of weights in float32 or bf16: of kinds that are not multiplied as they are stored. */
+/* Weights that are not multiplied as they are stored, see matmul_converted.c. */
 
 #ifndef TERN_CONVERT_H
 #define TERN_CONVERT_H
 
-#include "matmul.h"
+#include "panels.h"
 
-/* Columns k … k+count) of a part's row → to, of `type` (F32 or BF16), with room for a vector more. k is a multiple of 64. */
-typedef void (*Convert)(const Matrix *w, const Part *part, long row, long k, long count, void *to, int type);
+/* `units` of a panel → units of a panel of bf16 pairs, or of float32. */
+typedef void (*Convert)(const uint32_t *panel, long units, int pairs, uint32_t *to);
 
-Convert tern_converter(int kind); /* NULL for kinds that need none */
+Convert tern_converter(int kind); /* INT8_W8A16, FP8 or NF4 */
 
 #endif

@@ -13,12 +13,13 @@ typedef struct {
     const float *zeros;
     long rows;
     long stride;       /* bytes from row to row of the weight */
-    long scale_rows;   /* rows that share a scale */
+    long scale_rows;   /* rows that share a scale: of kinds with floats as x */
     long scale_stride; /* scales from one such row to the next */
 } Part;
 
 typedef struct {
     const Part *parts;
+    const void *panels; /* the weights of all parts, see panels.h; NULL: where the parts say */
     const float *bias; /* [n], or NULL */
     long num_parts, n, k;
     long group; /* columns that share a scale */

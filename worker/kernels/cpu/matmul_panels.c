@@ -11,11 +11,7 @@
 #include "panels.h"
 #include "tiles.h"
 
-#if defined(TERN_AVX512)
-#define MR 12
-#else
-#define MR 6
-#endif
+#define MR PANEL_ROWS
 #define BLOCK 512         /* units */
 #define MOST_TILES 64     /* of x per chunk: its sums are 98 kB */
 #define AHEAD (8 << 10)   /* bytes of weights, called into L2 */
@@ -30,8 +26,7 @@ INLINE ints ints_from(const void *sums, int first) {
     return before;
 }
 
-/* `units` of a panel and of `rows` rows of x; sums[row][PANEL] are set, or added to.
-   `ahead`: lines that are called into L2 meanwhile, one each `step` bytes; a second one behind each if `twice`. */
+/* A Tile of panels.h. */
 #define TILE(NAME, WEIGHT, SUMS, LANES_OF, UNIT, LOAD, SPLAT, DOT)                                                    \
     INLINE void NAME(const int rows, const WEIGHT *w, const uint32_t *x, long units, const char *ahead, long step,    \
                      int twice, void *sums, int first) {                                                              \
@@ -73,8 +68,6 @@ INLINE ints ints_from(const void *sums, int first) {
 #define CASES(NAME) CASE(NAME, 1) CASE(NAME, 2) CASE(NAME, 3) CASE(NAME, 4) CASE(NAME, 5) CASE(NAME, 6)
 #endif
 
-typedef void (*Tile)(int, const void *, const uint32_t *, long, const char *, long, int, void *, int);
-
 INLINE vf splat_f32(const uint32_t *unit) {
 #if defined(TERN_AVX512)
     vf all;
@@ -109,6 +102,10 @@ TILE(tile_bf16, bf16, vf, LANES, vf, load_bf16, splat_f32, dot_f32)
 #endif
 TILE(tile_int8, uint32_t, ints, 16, bytes, bytes_load, bytes_repeat, dot_w8)
 
+Tile tern_panel_tile(int kind) {
+    return kind == INT8 ? tile_int8_rows : kind == BF16 ? tile_bf16_rows : kind == F16 ? tile_f16_rows : tile_f32_rows;
+}
+
 /* ── a product ────────────────────────────────────────────────────────────────────────────────── */
 
 typedef struct {
@@ -122,11 +119,15 @@ typedef struct {
 
 /* Integer sums become floats, where they are. */
 static void scale_sums(const Product *p, long m0, long rows, long n, float (*sums)[PANEL]) {
-    const float *scales = (const float *)p->w->parts->scales + n;
-    long columns = p->w->n - n < PANEL ? p->w->n - n : PANEL;
+    float scales[PANEL];
+    for (long j = 0; j < PANEL; j++) {
+        long own;
+        const Part *part = tern_part_of(p->w, n + j, &own);
+        scales[j] = ((const float *)part->scales)[own];
+    }
     for (long m = 0; m < rows; m++) {
         float *row = sums[m];
-        for (long j = 0; j < columns; j++) {
+        for (long j = 0; j < PANEL; j++) {
             int32_t sum;
             memcpy(&sum, row + j, sizeof sum);
             row[j] = (float)(sum + p->codes.moved[m0 + m]) * scales[j] * p->codes.scales[m0 + m];
@@ -141,7 +142,7 @@ static void multiply(const void *product, long tile0, long tiles, long begin, lo
     long unit = PANEL * p->unit_bytes, lines = unit / 64 ? unit / 64 : 1;
     _Alignas(64) float sums[MOST_TILES * MR][PANEL];
     for (long n = begin; n < end; n += PANEL) {
-        const char *panel = (const char *)w->parts->weight + n / PANEL * p->units * unit;
+        const char *panel = (const char *)w->panels + n / PANEL * p->units * unit;
         for (long u = 0; u < p->units; u += BLOCK) {
             long some = p->units - u < BLOCK ? p->units - u : BLOCK;
             const char *block = panel + u * unit;
@@ -160,20 +161,13 @@ static void multiply(const void *product, long tile0, long tiles, long begin, lo
 }
 
 void tern_matmul_panels(const Matrix *w, const Call *call) {
-    Product p = {.w = w, .call = call, .units = tern_units(w), .unit_bytes = tern_unit_bytes(w->kind)};
-    switch (w->kind) {
-    case INT8:
-        p.tile = tile_int8_rows;
+    Product p = {.w = w, .call = call, .tile = tern_panel_tile(w->kind)};
+    p.units = tern_units(w), p.unit_bytes = tern_unit_bytes(w->kind);
+    if (w->kind == INT8) {
         p.codes = tern_quantize_rows(call, w->k, w->k, W8_MOVED);
         p.x = tern_tiles_of_codes(&p.codes, call->m, MR);
-        break;
-    case BF16:
-        p.tile = tile_bf16_rows;
-        p.x = tern_tiles_of_rows(call, w->k, BF16_PAIRS, MR);
-        break;
-    default:
-        p.tile = w->kind == F16 ? tile_f16_rows : tile_f32_rows;
-        p.x = tern_tiles_of_rows(call, w->k, 0, MR);
+    } else {
+        p.x = tern_tiles_of_rows(call, w->k, w->kind == BF16 && BF16_PAIRS, MR);
     }
     tern_multiply_blocks(multiply, &p, p.x.count, MOST_TILES, w->n, PANEL, PANEL);
 }
