@@ -23,7 +23,9 @@ SCALE_BYTES = 4
 MAX_HEADER_BYTES = 100 << 20
 
 _FLOAT = re.compile(r"F\d+|BF16|F8_E\d.*")
-_PICTURES = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
+_PICTURES = re.compile(
+    r"^(\w+\.){0,2}(vision_\w+|visual|multi_modal_projector|image_newline|audio_\w+|embed_(vision|audio))\b"
+)
 _NOT_LOADED = re.compile(
     r"rotary_emb\.inv_freq$|\bh\.\d+\.attn\.(masked_)?bias$|\.(weight_shape|input_scale)$"
 )

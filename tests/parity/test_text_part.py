@@ -10,9 +10,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, Gemma3ForConditionalGeneration
 
 from protocol.errors import StartupError
+from protocol.options import ModelOptions
 from tests.parity.conftest import Load
 from tests.parity.families import WINDOW
 from tests.parity.reference import SHAPE, Reference, assert_equal
+from tests.worker.driver import write_config
+from worker.checkpoint import Checkpoint
+from worker.models.decoder import Decoder
+from worker.models.registry import build
+from worker.models.transformers_model import TransformersModel
+from worker.parallel import Group
 
 TEXT: dict[str, Any] = {
     **SHAPE,
@@ -20,6 +27,7 @@ TEXT: dict[str, Any] = {
     "sliding_window": WINDOW,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -62,21 +70,73 @@ def test_text(folder: Path, load: Load) -> None:
     assert_equal(load(folder), reference, 40)
 
 
-def test_text_in_transformers_code(tmp_path: Path, load: Load) -> None:
-    """Of a family that is not declared: parts for pictures get no memory, and rotations by height and width
-    are those of text."""
+SEEING = {
+    "mistral3": {"text_config": {"model_type": "mistral", **SHAPE, "head_dim": 16}, "vision_config": VISION},
+    "qwen2_5_vl": {
+        "text_config": {**SHAPE, "rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}},
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+        },
+    },
+    "qwen3_vl": {
+        "text_config": {**SHAPE, "head_dim": 16, "rope_parameters": {**ROPE, "mrope_section": [4, 2, 2]}},
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "deepstack_visual_indexes": [0],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("model_type", SEEING)
+def test_text_of_others(model_type: str, tmp_path: Path, load: Load) -> None:
+    """By the declared family and by transformers' code: parts for pictures get no memory, and rotations by
+    height and width are those of text."""
     torch.manual_seed(7)
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64}
-    text = {**SHAPE, "rope_parameters": rope}
-    config = AutoConfig.for_model("qwen2_5_vl", text_config=text, vision_config=vision, dtype="float32")
     create: Any = AutoModelForImageTextToText.from_config
-    create(config).save_pretrained(tmp_path)
-    driver = load(tmp_path)
-    assert_equal(driver, Whole(tmp_path), 40)
-    assert driver.runner.facts.weights_bytes < sum(
-        t.nbytes for t in load_file(tmp_path / "model.safetensors").values()
+    create(AutoConfig.for_model(model_type, **SEEING[model_type], dtype="float32")).save_pretrained(tmp_path)
+    stored = sum(tensor.nbytes for tensor in load_file(tmp_path / "model.safetensors").values())
+    reference = Whole(tmp_path)
+    for impl, kind in (("tern", Decoder), ("transformers", TransformersModel)):
+        driver = load(tmp_path, model_impl=impl)
+        assert type(driver.runner.served.model) is kind
+        assert driver.runner.facts.weights_bytes < stored
+        assert_equal(driver, reference, 20)
+
+
+def test_settings_at_the_top(tmp_path: Path, load: Load) -> None:
+    """As the first Qwen-VLs were published, which name tensors like a text model's, and `visual`."""
+    torch.manual_seed(7)
+    create: Any = AutoModelForImageTextToText.from_config
+    create(AutoConfig.for_model("qwen2_5_vl", **SEEING["qwen2_5_vl"], dtype="float32")).save_pretrained(
+        tmp_path
     )
+    reference = Whole(tmp_path)
+    config = msgspec.json.decode((tmp_path / "config.json").read_bytes())
+    text = config.pop("text_config")
+    rope = {"type": "mrope", "mrope_section": [2, 3, 3]}
+    text |= {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": rope}
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(text | config))
+    rename(tmp_path, "model.language_model.", "model.")
+    rename(tmp_path, "model.visual.", "visual.")
+    assert_equal(load(tmp_path), reference, 20)
+
+
+def test_another_text_part_is_another_model(tmp_path: Path) -> None:
+    text = {"model_type": "ministral3", "dtype": "bfloat16"}
+    folder = write_config(
+        tmp_path / "model", architectures=["Mistral3ForConditionalGeneration"], text_config=text
+    )
+    with pytest.raises(StartupError, match="not declared"):
+        build(Checkpoint(folder, with_weights=False), ModelOptions(model_impl="tern"), Group())
 
 
 def test_other_tensors_are_named(folder: Path, tmp_path: Path, load: Load) -> None:

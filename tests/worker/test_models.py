@@ -173,8 +173,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "odd part": ("Phi-4-mini", {"partial_rotary_factor": 0.76}, "do not fit together"),
     "more picked than there are": ("Mixtral-8x7B", {"num_experts_per_tok": 9}, "is 9, but there are 8"),
     "as many in qwen": ("Qwen3-30B-A3B", {"num_experts": 4}, "is 8, but there are 4"),
-    "mrope": ("Qwen2.5-0.5B", {"rope_scaling": {"type": "mrope"}}, "rope_type 'mrope'"),
-    "sections": ("Qwen2.5-0.5B", {"rope_scaling": {"mrope_section": [1]}}, "unknown field `mrope_section`"),
+    "ntk": ("Qwen2.5-0.5B", {"rope_scaling": {"type": "ntk"}}, "rope_type 'ntk'"),
+    "sections": ("Qwen2.5-0.5B", {"rope_scaling": {"sections": [1]}}, "unknown field `sections`"),
     "qwen in part": ("Qwen3-0.6B", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
     "mistral activation": ("Mistral-7B-v0.1", {"hidden_act": "gelu"}, "not supported for Mistral"),
 }

@@ -53,6 +53,13 @@ class AttentionSpec:
     """The checkpoint's matrices are [in, out]."""
 
 
+_KV_SCALES = (
+    *("q_scale", "k_scale", "v_scale", "kv_scale", "k_proj.k_scale", "v_proj.v_scale"),
+    *("k_proj.output_scale", "v_proj.output_scale"),
+)
+"""Calibrated for an 8-bit cache, by several writers: ours has scales of its own, or none."""
+
+
 class Attention:
     def __init__(self, scope: Scope, layer: int, spec: AttentionSpec, group: Group) -> None:
         heads = group.span(spec.num_heads, "num_attention_heads")
@@ -66,6 +73,8 @@ class Attention:
         self.q_norm = spec.head_norm(scope / "q_norm", dim) if spec.head_norm else None
         self.k_norm = spec.head_norm(scope / "k_norm", dim) if spec.head_norm else None
         (scope / "rotary_emb").allow("inv_freq")  # a table that older checkpoints hold
+        for name in _KV_SCALES:
+            scope.allow(name)
         self.fused = self._fuse(scope, dim)
         self.on_device = self._on_device(scope)
         q, kv = heads.times(dim), kv_heads.times(dim)

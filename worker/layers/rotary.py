@@ -49,13 +49,16 @@ class RopeParameters(Struct, frozen=True, forbid_unknown_fields=True):
     truncate: bool = True
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
+    mrope_section: tuple[int, ...] | None = None
+    mrope_interleaved: bool | None = None
+    """Which dimensions rotate by a picture's height and width; in text, all positions of a token are one."""
     finetuned: bool | None = None
     """Some YaRN checkpoints say so; it changes nothing."""
 
     @property
     def kind(self) -> str:
         kind = self.rope_type or self.type or "default"
-        return "longrope" if kind == "su" else kind  # as the first checkpoints called it
+        return {"su": "longrope", "mrope": "default"}.get(kind, kind)  # as the first checkpoints called them
 
     def check(self, rotary_dim: int) -> None:
         """Raises StartupError when the settings are not supported or not complete."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
 import torch
 from msgspec import Struct, structs
 from torch import Tensor
@@ -32,7 +31,7 @@ from .phi3 import Phi3Config, build_phi3
 from .qwen2 import Qwen2Config, build_qwen2
 from .qwen3 import Qwen3Config, build_qwen3
 from .qwen3_moe import Qwen3MoeConfig, build_qwen3_moe
-from .text_part import TextPart
+from .text_part import WRAPPERS, TextPart, Wrapper, text_config
 
 
 class Model(Protocol):
@@ -84,12 +83,12 @@ MODELS = {
 }
 
 
-WRAPPERS = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
-"""Models that can also see → their text parts, which are served; see text_part.py."""
+class _TextHeader(Struct, frozen=True):
+    """Of the text part of a model that can also see."""
 
-
-class _Wrapper(Struct, frozen=True):
-    text_config: msgspec.Raw
+    model_type: str = ""
+    dtype: str | None = None
+    torch_dtype: str | None = None
 
 
 class _Header(Struct, frozen=True):
@@ -102,6 +101,20 @@ class _Header(Struct, frozen=True):
     auto_map: dict[str, object] | None = None
     model_type: str = ""
     is_causal: bool = True
+    text_config: _TextHeader | None = None
+
+    @property
+    def wrapper(self) -> Wrapper | None:
+        """If a declared family computes the text part."""
+        found = next((WRAPPERS[name] for name in self.architectures if name in WRAPPERS), None)
+        text = self.text_config
+        return found if found and (text is None or text.model_type in ("", found.model_type)) else None
+
+    @property
+    def stored_dtype(self) -> str:
+        text = self.text_config or _TextHeader()
+        found = self.dtype or self.torch_dtype or text.dtype or text.torch_dtype or "float32"
+        return found.removeprefix("torch.")
 
 
 _HEAD = "lm_head.weight"
@@ -111,7 +124,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def _family(architecture: str) -> Family | None:
     """Checkpoints that make embeddings often name the bare model."""
     bare = architecture.removesuffix("Model")
-    names = (WRAPPERS.get(architecture, architecture), f"{bare}ForCausalLM", f"{bare}LMHeadModel")
+    names = (architecture, f"{bare}ForCausalLM", f"{bare}LMHeadModel")
     return next((MODELS[name] for name in names if name in MODELS), None)
 
 
@@ -130,7 +143,9 @@ def build(
         raise StartupError(
             "is_causal = False: its attention looks in both directions, which is not supported"
         )
-    kind = next(filter(None, map(_family, header.architectures)), None)
+    wrapper = header.wrapper
+    named = header.architectures if wrapper is None else (wrapper.family,)
+    kind = next(filter(None, map(_family, named)), None)
     in_transformers = options.model_impl == "transformers" or (kind is None and options.model_impl == "auto")
     if in_transformers and device is not None:
         raise StartupError(
@@ -150,23 +165,17 @@ def build(
         files = {stored.path for stored in checkpoint.tensors.values()}
         return Cache(Path(options.quantization_cache).expanduser(), fingerprint, files, group)
 
-    formats = formats_for(header.quantization_config, checkpoint.tensors, options, cache)
+    stored = checkpoint.tensors if wrapper is None else TextPart(checkpoint).tensors
+    formats = formats_for(header.quantization_config, stored, options, cache)
     wants = Wants(dtype, formats, kernels=kernels, device=device)
-    wrapped = not WRAPPERS.keys().isdisjoint(header.architectures)
-    config = _text_config(checkpoint, kind, wants) if wrapped else checkpoint.config(kind.config_type)
+    if wrapper is None:
+        config = checkpoint.config(kind.config_type)
+    else:
+        wants.view, config = TextPart, text_config(checkpoint, kind.config_type)
     config.check()
-    if not config.tie_word_embeddings and checkpoint.tensors and _HEAD not in checkpoint.tensors:
+    if not config.tie_word_embeddings and stored and _HEAD not in stored:
         wants.headless, config = True, structs.replace(config, tie_word_embeddings=True)
     return kind.build(config, wants, group), wants
-
-
-def _text_config(checkpoint: Checkpoint, kind: Family, wants: Wants) -> Any:
-    """Of the text part. Raises StartupError."""
-    wants.view = TextPart
-    try:
-        return msgspec.json.decode(checkpoint.config(_Wrapper).text_config, type=kind.config_type)
-    except msgspec.ValidationError as error:
-        raise StartupError(f"text_config in config.json is malformed: {error}") from None
 
 
 def _build_in_transformers(
@@ -183,8 +192,10 @@ def _build_in_transformers(
             hint="leave --lora out, or merge the adapter into the model and serve that",
         )
     if header.quantization_config or options.quantization != "none":
+        found = header.quantization_config or {}
+        how = found.get("quant_method", "--quantization " + options.quantization)
         raise StartupError(
-            "a model in transformers' own code cannot be quantized",
+            f"{list(header.architectures)}: a model in transformers' own code cannot be quantized ({how})",
             hint="use an unquantized checkpoint, without --quantization",
         )
     from .transformers_model import build_transformers  # only now: it takes seconds to import
@@ -197,7 +208,7 @@ def resolve_dtype(asked: str, header: _Header) -> torch.dtype:
     """--dtype, or the checkpoint's own."""
     name = asked
     if asked == "auto":
-        name = (header.dtype or header.torch_dtype or "float32").removeprefix("torch.")
+        name = header.stored_dtype
     if name not in _DTYPES:
         raise StartupError(
             f"the checkpoint's dtype is {name!r}; Tern computes in {', '.join(_DTYPES)}",

@@ -37,11 +37,12 @@ class AWQConfig(Struct, frozen=True, kw_only=True):
     zero_point: bool = True
     version: str | None = None
     format: str | None = None
+    checkpoint_format: str | None = None
     backend: str = "autoawq"
 
     def check(self) -> int | None:
         """The group. Raises StartupError for what is not supported."""
-        version = (self.version or self.format or "gemm").lower()
+        version = (self.checkpoint_format or self.version or self.format or "gemm").lower()
         if version != "gemm" or self.bits != 4:
             raise StartupError(
                 f"AWQ checkpoints of version {version!r} and {self.bits} bits are not supported; "

@@ -1,5 +1,6 @@
 """Which Formats a model is served with: from `quantization_config` of its config.json, and --quantization."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,11 +10,12 @@ from protocol.errors import StartupError
 from protocol.options import ModelOptions
 
 from ..checkpoint import StoredTensor
+from .auto_round import AutoRoundConfig
 from .awq import AWQ, AWQConfig
 from .cache import Cache, CachedRounding
 from .compressed_tensors import CompressedTensors, CompressedTensorsConfig
 from .format import Formats
-from .fp8 import FP8Checkpoint, FP8Config
+from .fp8 import FbgemmConfig, FP8Checkpoint, FP8Config, ModelOptConfig
 from .gptq import GPTQ, GPTQConfig
 from .rounding import INT4_GROUP, Rounding
 from .unquantized import Unquantized
@@ -32,9 +34,23 @@ class Method(NamedTuple):
 METHODS = {
     "compressed-tensors": Method(CompressedTensorsConfig, lambda config, _: CompressedTensors(config)),
     "fp8": Method(FP8Config, FP8Checkpoint),
+    "fbgemm_fp8": Method(FbgemmConfig, lambda _, stored: FP8Checkpoint(FP8Config(), stored, "channel")),
+    "modelopt": Method(ModelOptConfig, lambda _, stored: FP8Checkpoint(FP8Config(), stored)),
     "gptq": Method(GPTQConfig, lambda config, stored: GPTQ(config, stored.keys())),
     "awq": Method(AWQConfig, lambda config, stored: AWQ(config, stored.keys())),
+    "auto-round": Method(AutoRoundConfig, lambda config, stored: _auto_round(config, stored)),
 }
+
+
+_REMEDY = "use an unquantized checkpoint with --quantization"
+
+
+def _auto_round(config: AutoRoundConfig, stored: Stored) -> Formats:
+    match config.stored_as:
+        case GPTQConfig() as gptq:
+            return GPTQ(gptq, stored.keys())
+        case AWQConfig() as awq:
+            return AWQ(awq, stored.keys())
 
 
 def formats_for(
@@ -69,7 +85,7 @@ def formats_for(
         raise StartupError(
             f"the checkpoint is quantized by {name!r}, which is not supported; it must be one of "
             f"{', '.join(METHODS)}",
-            hint="use an unquantized checkpoint with --quantization",
+            hint=_REMEDY,
         )
     if options.quantization != "none":
         raise StartupError(
@@ -85,5 +101,13 @@ def formats_for(
         config = msgspec.convert(found, method.config_type)
     except msgspec.ValidationError as error:
         raise StartupError(f"quantization_config ({name}): {error}") from None
-    config.check()
+    try:
+        config.check()
+    except StartupError as error:
+        raise StartupError(error.message, hint=error.hint or _REMEDY) from None
+    if found.get("kv_cache_scheme"):
+        message = (
+            "the checkpoint's scales of an 8-bit KV cache are not used: --kv-cache-dtype says how it is kept"
+        )
+        print(f"tern: {message}", file=sys.stderr, flush=True)
     return method.formats(config, stored)

@@ -79,6 +79,7 @@ class CompressedTensorsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_
     format: str = "dense"
     ignore: tuple[str, ...] | None = ()
     kv_cache_scheme: Any = None
+    """How an engine with an 8-bit cache may round keys and values; weights do not depend on it."""
     quantization_status: str = "compressed"
     global_compression_ratio: Any = None
     sparsity_config: dict[str, Any] | None = None
@@ -90,7 +91,6 @@ class CompressedTensorsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_
     def check(self) -> None:
         """Raises StartupError for what is not supported."""
         for name, value in (
-            ("kv_cache_scheme", self.kv_cache_scheme),
             ("transform_config", self.transform_config),
             ("moe_sparsity_config", self.moe_sparsity_config),
         ):
@@ -237,7 +237,8 @@ def format_of_group(group: Group, format_of_all: str) -> Format[Any]:
 
 
 def _names(target: str, module: str) -> bool:
-    """Whether a target of the configuration means this module."""
+    """Whether a target of the configuration means this module, or the one of a text part (text_part.py)."""
+    modules = module, f"language_model.{module}", f"model.language_model.{module.removeprefix('model.')}"
     if target.startswith("re:"):
-        return re.match(target[3:], module) is not None
-    return target in ("Linear", module)
+        return any(re.match(target[3:], name) for name in modules)
+    return target in ("Linear", *modules)

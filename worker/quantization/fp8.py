@@ -2,7 +2,8 @@
 
     weight            float8_e4m3fn[N, K]
     weight_scale_inv  [ceil(N / 128), ceil(K / 128)]: of blocks, as DeepSeek and Qwen publish them; or
-    weight_scale      a scalar, as AutoFP8 wrote them
+    weight_scale      a scalar, as AutoFP8 and modelopt write them (Mistral as weight_scale_inv, too), or
+                      [N, 1], as FBGEMM does
 
 Activations keep the model's dtype: they are never rounded to FP8, whatever the checkpoint's scheme for them
 is, so a static scale of theirs (`input_scale`) is not needed.
@@ -37,7 +38,7 @@ class FP8:
     scale: str
     """Name of the tensor of scales."""
     block: tuple[int, int] | Literal["tensor", "channel"]
-    surplus: Sequence[str] = ("input_scale",)
+    surplus: Sequence[str] = ("input_scale", "activation_scale", "input_scale_ub")
 
     kind: ClassVar[Kind] = "fp8"
 
@@ -95,7 +96,6 @@ class FP8Config(Struct, frozen=True, kw_only=True):
     scale_fmt: str | None = None
     expert_dtype: str = "fp8"
     activation_scheme: str = "dynamic"
-    kv_cache_scheme: Any = None
 
     def check(self) -> None:
         """Raises StartupError for what is not supported."""
@@ -104,7 +104,6 @@ class FP8Config(Struct, frozen=True, kw_only=True):
             ("scale_fmt", self.scale_fmt, (None, "float")),
             ("expert_dtype", self.expert_dtype, ("fp8",)),
             ("activation_scheme", self.activation_scheme, ("dynamic", "static")),
-            ("kv_cache_scheme", self.kv_cache_scheme, (None,)),
         ):
             if value not in supported:
                 raise StartupError(
@@ -117,20 +116,44 @@ class FP8Config(Struct, frozen=True, kw_only=True):
             )
 
 
+class FbgemmConfig(Struct, frozen=True, kw_only=True):
+    """Of `quant_method: fbgemm_fp8`, as Llama 3.1 405B was published. Nothing in it changes the weights."""
+
+    def check(self) -> None: ...
+
+
+class ModelOptConfig(Struct, frozen=True, kw_only=True):
+    """Of `quant_method: modelopt`, as NVIDIA publishes; further keys tell how it was made."""
+
+    quant_algo: str = "unnamed"
+
+    def check(self) -> None:
+        """Raises StartupError for what is not supported."""
+        if self.quant_algo != "FP8":
+            raise StartupError(
+                f"modelopt with quant_algo {self.quant_algo!r} is not supported; it must be 'FP8'"
+            )
+
+
 @dataclass(frozen=True)
 class FP8Checkpoint:
     """Formats: what is stored as float8_e4m3fn is quantized."""
 
     config: FP8Config
     tensors: Mapping[str, StoredTensor]
+    scope: Literal["tensor", "channel"] = "tensor"
+    """What shares a scale, where that is no block."""
 
     name: ClassVar[str] = "fp8"
 
     def format_of(self, module: str, role: Role) -> Format[Any]:
-        self.config.check()
-        stored = self.tensors.get(f"{module}.weight")
+        stored = self._stored(f"{module}.weight")
         if role == "tied head" or stored is None or stored.dtype != torch.float8_e4m3fn:
             return Unquantized()
-        if self.config.weight_block_size is None:
-            return FP8("weight_scale", "tensor")
-        return FP8("weight_scale_inv", self.config.weight_block_size)
+        inverse = self._stored(f"{module}.weight_scale_inv") is not None
+        name = "weight_scale_inv" if inverse or self.config.weight_block_size else "weight_scale"
+        return FP8(name, self.config.weight_block_size or self.scope)
+
+    def _stored(self, name: str) -> StoredTensor | None:
+        """That of a bare model lacks the first part of all names."""
+        return self.tensors.get(name) or self.tensors.get(name.partition(".")[2])

@@ -146,7 +146,6 @@ def refused(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kv_cache_scheme": FP8_DYNAMIC}, "with a kv_cache_scheme is not supported"),
         ({"transform_config": {"config_groups": {"u": {}}}}, "with a transform_config"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, r"sparse weights \('sparse-24-bitmask'\)"),
         ({"quantization_status": "calibration"}, "quantization_status 'calibration' is not finished"),

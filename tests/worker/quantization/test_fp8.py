@@ -62,9 +62,39 @@ def test_blocks_are_equal_to_the_dequantized_model(
     assert mean_difference(twins, tmp_path) < 1e-5
 
 
-def test_one_scale_is_equal_to_the_dequantized_model(tmp_path: Path) -> None:
-    config = {"quant_method": "fp8", "activation_scheme": "static"}
-    assert mean_difference(write_twins(tmp_path, per_tensor, config), tmp_path) < 1e-5
+def inverse(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """As Mistral names them, with calibrated scales for a cache beside."""
+    stored, meant = per_tensor(module, weight)
+    names = {"weight_scale": "weight_scale_inv", "input_scale": "activation_scale"}
+    named = {names.get(name, name): tensor for name, tensor in stored.items()}
+    cache = {"k_scale": torch.tensor(0.1)} if module.endswith("k_proj") else {}
+    return {**named, **cache}, meant
+
+
+def per_row(_module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    scale = weight.abs().amax(1, keepdim=True) / 448
+    codes = (weight / scale).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": scale}, codes.float() * scale
+
+
+STATIC = {"quant_method": "fp8", "activation_scheme": "static"}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8"}
+
+
+@pytest.mark.parametrize(
+    ("quantize", "config"),
+    [
+        (per_tensor, STATIC),
+        (inverse, {**STATIC, "weight_block_size": None, "kv_cache_scheme": "static"}),
+        (per_tensor, {**MODELOPT, "ignore": ["lm_head"], "producer": {"name": "modelopt"}}),
+        (per_row, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
+    ],
+)
+def test_scales_of_tensors_and_rows_are_equal_to_the_dequantized_model(
+    quantize: Quantize, config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mean_difference(write_twins(tmp_path, quantize, config), tmp_path) < 1e-5
+    assert ("8-bit KV cache are not used" in capsys.readouterr().err) == ("kv_cache_scheme" in config)
 
 
 def test_a_split_through_blocks_makes_smaller_ones() -> None:
@@ -86,7 +116,6 @@ def test_a_split_through_blocks_makes_smaller_ones() -> None:
         ({"fmt": "e5m2"}, "fmt = 'e5m2' are not supported; it must be 'e4m3'"),
         ({"scale_fmt": "ue8m0"}, "scale_fmt = 'ue8m0'"),
         ({"expert_dtype": "fp4"}, "expert_dtype = 'fp4'"),
-        ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
         ({"weight_block_size": [1, 16]}, r"FP8 blocks of \[1, 16\]"),
         ({"weight_block_size": "all"}, r"quantization_config \(fp8\): Expected `array"),
     ],
