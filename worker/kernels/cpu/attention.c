@@ -156,10 +156,18 @@ INLINE int64_t place_of(const work *w, const unit *u, const reach *it, int64_t r
 static void load_queries(const work *w, const unit *u, const reach *it, float *q) {
     int64_t dim = w->layer->head_dim;
     int dtype = (int)w->layer->dtype;
+#if HAS_CODES
+    int8_t digits[LANES][2 * MOST_CODED_DIM] __attribute__((aligned(64)));
+#endif
     for (int64_t row = 0; row < u->num_rows; row++) {
         const char *from = w->query + place_of(w, u, it, row, w->query_stride);
 #if HAS_CODES
-        if (w->way == CODES) code_query(coded_in(q, u->num_rows), u->num_rows, row, from, dtype, dim);
+        if (w->way == CODES) {
+            coded_queries coded = coded_in(q, u->num_rows);
+            int few = u->num_rows <= FEW_ROWS, last = row % LANES == LANES - 1 || row == u->num_rows - 1;
+            code_query(coded, row, from, dtype, dim, few ? coded.digits + row * sizeof digits[0] : digits[row % LANES]);
+            if (!few && last) turn_digits(digits[0], w->width, (uint32_t *)coded.digits + row / LANES * LANES * (w->width / 2));
+        }
 #endif
 #if HAS_PAIRS
         for (int64_t i = 0; i < dim / 2 && w->way == PAIRS; i++)

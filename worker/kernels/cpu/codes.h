@@ -37,8 +37,8 @@ INLINE __m512i load_codes(const char *p, int64_t count) {
     return count >= WIDE ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8((1ull << count) - 1, p);
 }
 
-/* Row `row` of a unit's `num_rows`: the `dim` numbers at `from`. The scale of one that is not finite is NaN. */
-INLINE void code_query(coded_queries q, int64_t num_rows, int64_t row, const char *from, int dtype, int64_t dim) {
+/* The `dim` numbers at `from` → row `row`, its digits to [digit][MOST_CODED_DIM]. The scale of one that is not finite is NaN. */
+INLINE void code_query(coded_queries q, int64_t row, const char *from, int dtype, int64_t dim, int8_t *digits) {
     float x[MOST_CODED_DIM];
     int64_t width = coded_width(dim);
     vf largest = splat(LEAST_AMPLITUDE), doubt = (vf){};
@@ -49,24 +49,29 @@ INLINE void code_query(coded_queries q, int64_t num_rows, int64_t row, const cha
         store(x + d, v);
     }
     float amplitude = largest_of(largest), factor = Q_LIMIT / amplitude;
-    int8_t digits[2][MOST_CODED_DIM] __attribute__((aligned(64)));
     __m512i sum = _mm512_setzero_si512();
     for (int64_t d = 0; d < width; d += LANES) {
         __m512i code = _mm512_cvtps_epi32((__m512)(load(x + d) * splat(factor)));
         sum = _mm512_add_epi32(sum, code);
         __m512i high = _mm512_srai_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(128)), 8);
-        _mm_store_si128((__m128i *)(digits[0] + d), _mm512_cvtepi32_epi8(high));
-        _mm_store_si128((__m128i *)(digits[1] + d), _mm512_cvtepi32_epi8(code));
+        _mm_store_si128((__m128i *)(digits + d), _mm512_cvtepi32_epi8(high));
+        _mm_store_si128((__m128i *)(digits + MOST_CODED_DIM + d), _mm512_cvtepi32_epi8(code));
     }
     q.scale[row] = amplitude / Q_LIMIT + sum_of(doubt);
     q.moved[row] = 128 * _mm512_reduce_add_epi32(sum);
-    if (num_rows <= FEW_ROWS) {
-        memcpy(q.digits + row * 2 * MOST_CODED_DIM, digits, sizeof digits);
-        return;
-    }
-    uint32_t *to = (uint32_t *)q.digits + row / LANES * (width / 2 * LANES) + row % LANES;
-    for (int64_t i = 0; i < width / 4; i++, to += 2 * LANES)
-        memcpy(to, digits[0] + 4 * i, 4), memcpy(to + LANES, digits[1] + 4 * i, 4);
+}
+
+/* [16 rows][digit][MOST_CODED_DIM] → [four dims][digit][row] */
+INLINE void turn_digits(const int8_t *digits, int64_t width, uint32_t *to) {
+    for (int64_t digit = 0; digit < 2; digit++)
+        for (int64_t d = 0; d < width; d += WIDE) {
+            __m512i rows[16];
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) rows[i] = _mm512_load_si512(digits + (2 * i + digit) * MOST_CODED_DIM + d);
+            transpose16(rows);
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) _mm512_store_si512(to + ((d / 4 + i) * 2 + digit) * LANES, rows[i]);
+        }
 }
 
 /* Chunks of WIDE dims → as they are in memory. While values are mixed, lane 4 l + i of vector v is dim 16 l + 4 v + i. */
