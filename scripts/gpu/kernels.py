@@ -11,7 +11,14 @@ from torch import Tensor
 
 from worker.kernels.paged_kv import PagedKV
 from worker.kernels.triton.activation import activate
-from worker.kernels.triton.decode_attention import SPLIT, DecodePlan, Scores, decode_attention, plan_decode
+from worker.kernels.triton.decode_attention import (
+    SPLIT,
+    DecodePlan,
+    Scores,
+    decode_attention,
+    plan_decode,
+    programs,
+)
 from worker.kernels.triton.gemv import gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
@@ -197,12 +204,11 @@ def _decode_call(place: Place, cache: Tensor, batch: int, context: int, room: in
     tables[:, :used] = torch.randperm(batch * used, device=device).int().view(batch, used)
     lens = torch.full((batch,), context, dtype=torch.int32, device=device)
     query = place.random(batch, sizes.num_heads, sizes.head_dim)
-    plan = DecodePlan(batch, batch * -(-context // SPLIT), sizes.num_heads, sizes.head_dim, device)
-    plan_decode(plan, lens)
-    programs = max(2 * _processors(device) // sizes.num_kv_heads, 1)
-    return partial(
-        decode_attention, query, PagedKV(cache), tables, lens, plan, Scores(0.1), num_programs=programs
-    )
+    plan = DecodePlan(batch, 1024 + batch * -(-context // SPLIT), sizes.num_heads, sizes.head_dim, device)
+    kv = PagedKV(cache)
+    count = programs(_processors(device), kv)
+    plan_decode(plan, lens, num_programs=count)
+    return partial(decode_attention, query, kv, tables, lens, plan, Scores(0.1), num_programs=count)
 
 
 def _processors(device: torch.device) -> int:

@@ -208,10 +208,10 @@ def _decode(heads: Heads, scores: Scores = PLAIN, sinks: Tensor | None = None) -
     query = empty(ROWS, heads.num_heads, heads.dim, dtype=heads.dtype)
     plan = DecodePlan(ROWS, 2048, heads.num_heads, heads.dim, query.device)
     lens = empty(ROWS, dtype=torch.int32)
-    decode_attention.plan_decode(plan, lens, scores.window)
+    decode_attention.plan_decode(plan, lens, scores.window, num_programs=49)
     tables = empty(ROWS, 512, dtype=torch.int32)
     decode_attention.decode_attention(
-        query, _kv(heads), tables, lens, plan, scores, num_programs=33, sinks=sinks
+        query, _kv(heads), tables, lens, plan, scores, num_programs=49, sinks=sinks
     )
 
 

@@ -27,7 +27,7 @@ from ..matmul import Matrix
 from ..native_attention import HeadNorms as LayerHeadNorms
 from ..paged_kv import PagedKV
 from .activation import activate
-from .decode_attention import NO_WINDOW, SPLIT, DecodePlan, Scores, decode_attention, plan_decode
+from .decode_attention import NO_WINDOW, SPLIT, DecodePlan, Scores, decode_attention, plan_decode, programs
 from .experts import combine, expert_matmul, route
 from .gemv import RowNorm
 from .lora import TritonProduct
@@ -205,11 +205,11 @@ class Decodes:
 
     def attend(self, query: Tensor, kv: PagedKV, scores: Scores, processors: int) -> Tensor:
         plan = self.room.plan(self.group, query.shape[1], query.shape[2])
+        count = programs(processors, kv)
         if plan is not self._plan:
-            plan_decode(plan, self.lens, scores.window)
+            plan_decode(plan, self.lens, scores.window, num_programs=count)
             self._plan = plan
-        programs = max(2 * processors // kv.cache.shape[2], 1)
-        return decode_attention(query, kv, self.tables, self.lens, plan, scores, num_programs=programs)
+        return decode_attention(query, kv, self.tables, self.lens, plan, scores, num_programs=count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +301,9 @@ class TritonPlanner:
 
     def fits(self, context_lens: NDArray[np.int64]) -> bool:
         """Whether there is room to decode sequences so long in one step."""
-        return self._invariant or int((-(-context_lens // SPLIT)).sum()) <= self._limits.items
+        rows, _, items = self._limits
+        padding = rows - len(context_lens)  # each of them has an item, too
+        return self._invariant or int((-(-context_lens // SPLIT)).sum()) + padding <= items
 
     def plan(
         self, inputs: DecodeRows, count: int, chunks: ChunkInputs | None = None, *, roomy: bool = True

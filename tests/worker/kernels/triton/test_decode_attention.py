@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -30,8 +28,8 @@ def attend(
     plan = DecodePlan(rows, 64, heads, dim, query.device)
     plan.partials.fill_(float("nan"))
     plan.stats.fill_(float("nan"))
-    decode_attention.plan_decode(plan, sequences.lens, scores.window)
-    return decode_attention.decode_attention(
+    decode_attention.plan_decode(plan, sequences.lens, scores.window, num_programs=programs)
+    found = decode_attention.decode_attention(
         query,
         sequences.kv,
         sequences.tables,
@@ -41,6 +39,8 @@ def attend(
         num_programs=programs,
         sinks=sinks,
     )
+    assert not plan.finished.any(), "the next layer counts from 0"
+    return found
 
 
 def check(sequences: Sequences, heads: int, scores: Scores, sinks: torch.Tensor | None = None) -> None:
@@ -100,20 +100,25 @@ def test_quantized_caches(stored: torch.dtype, device: torch.device) -> None:
     check(sequences, 4, Scores(80**-0.5))
 
 
-def test_a_row_has_the_same_bits_in_any_company(device: torch.device) -> None:
-    """Alone or in a crowd, with few programs or many: borders of items follow from positions."""
+@pytest.mark.parametrize("programs", [1, 4, 9, 30])
+def test_any_number_of_programs(programs: int, device: torch.device) -> None:
+    """Many have smaller items to do."""
     lens = [3 * SPLIT + 7, 40, 2 * SPLIT]
     sequences = Sequences(lens, num_kv_heads=1, head_dim=64, dtype=torch.float32, device=device)
     query = torch.randn(3, 4, 64, device=device)
-    crowd = attend(sequences, query, Scores(0.1), programs=1)
-    sequences.lens, sequences.tables = sequences.lens[:1], sequences.tables[:1].clone()
-    assert torch.equal(attend(sequences, query[:1], Scores(0.1), programs=4), crowd[:1])
+    found = attend(sequences, query, Scores(0.1), programs=programs)
+    kv, tables, lengths = sequences.on_cpu()
+    close(found.cpu(), written_out(query.cpu(), kv, tables, lengths, Scores(0.1)))
 
 
 def test_items_of_a_plan(device: torch.device) -> None:
-    plan = DecodePlan(4, 1, 1, 1, device)
+    plan = DecodePlan(4, 100, 1, 1, device)
     lens = torch.tensor([0, 1, SPLIT, 2 * SPLIT + 1], dtype=torch.int32, device=device)
-    decode_attention.plan_decode(plan, lens)
-    assert plan.starts.tolist() == [0, 0, 1, 2, 5]
-    decode_attention.plan_decode(plan, lens, replace(Scores(1.0), window=2).window)
-    assert plan.starts.tolist() == [0, 0, 1, 2, 4], "the window of the last ends in two items"
+    decode_attention.plan_decode(plan, lens, num_programs=8)
+    assert plan.starts.tolist() == [0, 1, 2, 3, 6]
+    assert plan.split.tolist() == [SPLIT]
+    decode_attention.plan_decode(plan, lens, 2, num_programs=5)
+    assert plan.starts.tolist() == [0, 1, 2, 3, 5], "the window of the last ends in two items"
+    decode_attention.plan_decode(plan, lens, num_programs=9)
+    assert plan.starts.tolist() == [0, 1, 2, 4, 9], "as there are programs for smaller ones"
+    assert plan.split.tolist() == [SPLIT // 2]
