@@ -1,6 +1,6 @@
 """Compiles every kernel for every target without a device, and writes what each takes to docs/gpu-kernels.md.
 
-    scripts/aot_report [--targets 80 89 90] [--only decode_attention] [--out FILE]
+    scripts/aot_report [--targets 80 89 90 100] [--only decode_attention] [--out FILE]
 
 Exit code 1 when a kernel does not compile, or takes more than a target has.
 """
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import triton
 
+from . import occupancy
 from .compile import Launch, Resources, compile_for, record
 from .variants import Variant, variants
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     rows = list(compile_all(variants(), options.targets, options.only, options.jobs))
     text = page(rows, options.targets)
+    if not options.only:
+        text += "\n".join(["", *occupancy.table(options.jobs), ""])
     Path(options.out).write_text(text)
     wrong = [line for row in rows for line in problems(row)]
     print(f"{len(rows)} variants for {len(options.targets)} targets → {options.out}")
@@ -84,8 +87,9 @@ def page(rows: Sequence[Row], targets: Sequence[int]) -> str:
         "# What each GPU kernel takes",
         "",
         "Made by `scripts/aot_report`; do not edit. Triton compiles every kernel as the models named in",
-        "`scripts/gpu/variants.py` launch it, for three kinds of GPU: sm_80 (such as A100), sm_89 (L40S,",
-        "RTX 4090) and sm_90 (H100). That takes none: **they compile; nothing here was run on a GPU.**",
+        "`scripts/gpu/variants.py` launch it, for four kinds of GPU: sm_80 (such as A100), sm_89 (L40S,",
+        "RTX 4090), sm_90 (H100) and sm_100 (B200). That takes none: **they compile; nothing here was run on",
+        "a GPU.**",
         "",
         f"A cell, of Triton {triton.__version__}, says: registers of a thread · KiB of shared memory of a",
         "block · warps of a block (32 threads each). The less a block takes, the more of them run at once.",
@@ -120,7 +124,9 @@ def _compile(launch: Launch, target: int) -> Resources | str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aot_report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--targets", type=int, nargs="+", default=[80, 89, 90], choices=list(SHARED_LIMIT))
+    parser.add_argument(
+        "--targets", type=int, nargs="+", default=[80, 89, 90, 100], choices=list(SHARED_LIMIT)
+    )
     parser.add_argument("--only", default="", help="part of a kernel's name")
     parser.add_argument("--jobs", type=int, default=2, help="compilers at once")
     parser.add_argument("--out", default=str(PAGE))

@@ -6,6 +6,7 @@ constants, divisibility), and is compiled for a target by Triton and ptxas, whic
 """
 
 import importlib
+import math
 import re
 import subprocess
 import tempfile
@@ -49,6 +50,12 @@ class Launch:
     constants: dict[str, object]
     attributes: dict[tuple[int, ...], list[list[object]]]
     options: dict[str, object]
+    grid: tuple[int, ...] = field(compare=False, default=())
+    """Blocks; any number of them is the same kernel."""
+
+    @property
+    def blocks(self) -> int:
+        return math.prod(self.grid)
 
     @property
     def name(self) -> str:
@@ -71,6 +78,11 @@ class Resources:
     """Of each thread in local memory: what did not fit the registers."""
     shared_bytes: int
     num_warps: int
+    load_bytes: int = 0
+    """That a thread loads from memory at once, at most."""
+    block_bytes: int = 0
+    """Of a block under way at once, at most: buffers that are filled while it computes; or, where it has
+    none, what its loop streams into registers."""
 
 
 def record(call: Callable[[], object]) -> list[Launch]:
@@ -95,13 +107,18 @@ def compile_for(launch: Launch, capability: int) -> Resources:
     compiled = triton.compile(source, target=target, options=options)
     registers, stack_bytes = _usage(compiled.asm["cubin"])
     metadata = compiled.metadata
-    return Resources(registers, stack_bytes, metadata.shared, metadata.num_warps)
+    loads, streamed, copies = _loads(compiled.asm["ptx"])
+    under_way = metadata.shared if copies else 32 * metadata.num_warps * sum(streamed)
+    largest = max(streamed or copies or loads, default=0)
+    return Resources(registers, stack_bytes, metadata.shared, metadata.num_warps, largest, under_way)
 
 
 @contextmanager
 def _recording(launches: list[Launch]) -> Iterator[None]:
-    def run(kernel: "JITFunction[Any]", *args: object, grid: object, warmup: bool, **kwargs: object) -> None:
-        launches.append(_launch(kernel, args, kwargs))
+    def run(
+        kernel: "JITFunction[Any]", *args: object, grid: tuple[int, ...], warmup: bool, **kwargs: object
+    ) -> None:
+        launches.append(_launch(kernel, grid, args, kwargs))
 
     original = JITFunction.run
     JITFunction.run = run
@@ -118,7 +135,9 @@ class _Specialized:
     attributes: dict[tuple[int, ...], list[list[object]]] = field(default_factory=dict)
 
 
-def _launch(kernel: "JITFunction[Any]", args: tuple[object, ...], kwargs: dict[str, object]) -> Launch:
+def _launch(
+    kernel: "JITFunction[Any]", grid: tuple[int, ...], args: tuple[object, ...], kwargs: dict[str, object]
+) -> Launch:
     options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     found = _Specialized()
@@ -133,8 +152,9 @@ def _launch(kernel: "JITFunction[Any]", args: tuple[object, ...], kwargs: dict[s
             _specialize(found, index, parameter.name, value)
     function = kernel.fn
     return Launch(
-        function.__module__, function.__name__, found.signature, found.constants, found.attributes, options
-    )
+        function.__module__, function.__name__, found.signature, found.constants, found.attributes, options,
+        grid,
+    )  # fmt: skip
 
 
 def _specialize(found: _Specialized, index: int, name: str, value: object) -> None:
@@ -156,6 +176,16 @@ def _specialize(found: _Specialized, index: int, name: str, value: object) -> No
             raise TypeError(f"kernels take tensors and numbers, not {value!r}")
     if aligned:
         found.attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
+
+
+def _loads(ptx: str) -> tuple[list[int], list[int], list[int]]:
+    """Bytes of each load from memory into registers, of those of them that stay in no cache, and of each copy
+    into shared memory."""
+    loads = list(re.finditer(r"ld\.global(\S*?)(?:\.v(\d))?\.[a-z](\d+) ", ptx))
+    sizes = [int(load[2] or 1) * int(load[3]) // 8 for load in loads]
+    streamed = [size for size, load in zip(sizes, loads, strict=True) if "evict_first" in load[1]]
+    copies = re.finditer(r"cp\.async\.c[ag]\.shared\.global[^;]*?, (0x[0-9a-f]+|\d+),", ptx)
+    return sizes, streamed, [int(copy[1], 0) for copy in copies]
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:

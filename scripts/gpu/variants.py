@@ -25,7 +25,7 @@ from worker.kernels.triton import (
     step_rows,
 )
 from worker.kernels.triton.decode_attention import DecodePlan, Scores
-from worker.kernels.triton.gemv import gemv
+from worker.kernels.triton.gemv import RowNorm, gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
 from worker.kernels.triton.quantize_rows import quantize_rows
@@ -120,6 +120,12 @@ def _products() -> Iterator[Variant]:
             yield Variant("bf16", partial(gemv, x, empty(n, k), bias=bias))
             yield Variant("W8A16 int8", partial(gemv, x, w8, w_scales=per_row))
             yield Variant("W8A16 fp8", partial(gemv, x, wf8, w_scales=per_row), 89)
+            after = partial(gemv, norm=RowNorm(empty(k), 1e-6))
+            yield Variant("bf16, RMSNorm before it", partial(after, x, empty(n, k)))
+            yield Variant("bf16, RMSNorm and SwiGLU", partial(after, x, empty(2 * n, k), gated=True))
+            two = empty(2 * n, k, dtype=INT8), empty(2 * n, dtype=FP32)
+            gated = partial(after, x, two[0], w_scales=two[1], gated=True)
+            yield Variant("W8A16 int8, RMSNorm and SwiGLU", gated)
         fp16, fp32 = (empty(m, k, dtype=dtype) for dtype in (FP16, FP32))
         yield Variant(f"fp16, {m} rows", partial(matmul, fp16, empty(n, k, dtype=FP16)))
         yield Variant(f"fp32, {m} rows", partial(matmul, fp32, empty(n, k, dtype=FP32)))

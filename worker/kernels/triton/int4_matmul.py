@@ -16,10 +16,23 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from .matmul import FEW_ROWS, INVARIANT_ROWS, WAVES, add_parts, finish
+from .matmul import (
+    FEW_ROWS,
+    GROUP_M,
+    INVARIANT_ROWS,
+    WAVES,
+    add_parts,
+    finish,
+    leave_part,
+    parts_of,
+    place_of,
+    room,
+)
 from .tuning import Tiles
 
 ZERO = 8.0
+PROGRAMS = 2 * WAVES
+"""Each has half as much under way as those of 8 bits."""
 
 
 @triton.jit
@@ -46,7 +59,9 @@ def _int4_matmul(
     zeros_ptr,  # float32 [N, groups], or None
     bias_ptr,  # [N], or None
     add_ptr,  # [M, N], or None
-    y_ptr,  # out [M, N]; float32 [PARTS, M, N] if PARTS > 1
+    y_ptr,  # out [M, N]
+    parts_ptr,  # scratch float32 [PARTS, M, N], or None if it is one
+    finished_ptr,  # int32 [tiles]: 0 before and after; or None
     num_rows,
     num_columns,
     k_size,
@@ -59,10 +74,12 @@ def _int4_matmul(
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_BYTES: tl.constexpr,  # 32, or 64 where groups are multiples of 128
+    GROUP_M: tl.constexpr,
 ):
-    columns = tl.program_id(0) * TILE_N + tl.arange(0, TILE_N)
-    rows = tl.program_id(1) * TILE_M + tl.arange(0, TILE_M)
-    part = tl.program_id(2)
+    tile, part = tl.program_id(0), tl.program_id(1)
+    row, column = place_of(tile, num_rows, num_columns, TILE_M, TILE_N, GROUP_M)
+    columns = column * TILE_N + tl.arange(0, TILE_N)
+    rows = row * TILE_M + tl.arange(0, TILE_M)
     row_there, column_there = rows < num_rows, columns < num_columns
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_stride
@@ -87,15 +104,17 @@ def _int4_matmul(
     inside = row_there[:, None] & column_there[None, :]
     place = rows.to(tl.int64)[:, None] * num_columns + columns[None, :]
     if PARTS > 1:
-        tl.store(y_ptr + part.to(tl.int64) * num_rows * num_columns + place, total, mask=inside)
-    else:
-        y = finish(total, rows[:, None], columns[None, :], inside, num_columns, None, None, bias_ptr, add_ptr)
-        tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)
+        size = tl.cast(num_rows, tl.int64) * num_columns
+        if not leave_part(total, parts_ptr, finished_ptr, tile, part, place, inside, size, PARTS):
+            return
+        total = add_parts(parts_ptr, place, inside, size, PARTS)
+    y = finish(total, rows[:, None], columns[None, :], inside, num_columns, None, None, bias_ptr, add_ptr)
+    tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def choose(m: int) -> Tiles:
     """Tiles for a product of m rows of x. Of k there are 64 at most where groups are no multiples of 128."""
-    return Tiles(16, 64, 128, 4, 3) if m <= 16 else Tiles(64, 128, 128, 8, 3)
+    return Tiles(16, 64, 128, 4, 4) if m <= 16 else Tiles(64, 128, 128, 8, 3)
 
 
 def int4_matmul(
@@ -110,28 +129,28 @@ def int4_matmul(
     out_dtype: torch.dtype | None = None,
     invariant: bool = False,
     tiles: Tiles | None = None,
+    finished: Tensor | None = None,
 ) -> Tensor:
     """x [M, K], packed uint8 [N, ⌈K / 64⌉ · 32], scales and zeros float32 [N, ⌈K / group⌉] → [M, N].
 
-    `group`: a multiple of 32, or K. The result has `out_dtype`, or x's; `invariant` as in matmul.py.
+    `group`: a multiple of 32, or K. The result has `out_dtype`, or x's; the rest is as in matmul.py.
     """
     (m, k), (n, row_bytes) = x.shape, packed.shape
     if tiles is None:
         rows = INVARIANT_ROWS if invariant else m
         tiles = tuning.tiles(x.device, tuning.product(x, packed.dtype, rows, n)) or choose(rows)
     tile_bytes = min(tiles.k // 2, 64 if group % 128 == 0 or group >= k else 32)
-    parts = max(min(WAVES // -(-n // 64), row_bytes // 256), 1) if m <= FEW_ROWS or invariant else 1
+    parts = parts_of(n, 2 * row_bytes, PROGRAMS) if m <= FEW_ROWS or invariant else 1
     part_bytes = triton.cdiv(triton.cdiv(row_bytes, parts), 64) * 64
     y = torch.empty(m, n, dtype=out_dtype or x.dtype, device=x.device)
-    out = y if parts == 1 else torch.empty(parts, m, n, dtype=torch.float32, device=x.device)
-    _int4_matmul[(triton.cdiv(n, tiles.n), triton.cdiv(m, tiles.m), parts)](
-        x, packed, scales, zeros, bias, add, out, m, n, k, x.stride(0), row_bytes, scales.shape[1], group,
-        part_bytes,
-        PARTS=parts, TILE_M=tiles.m, TILE_N=tiles.n, TILE_BYTES=tile_bytes,
+    count = triton.cdiv(n, tiles.n) * triton.cdiv(m, tiles.m)
+    left, finished = room(parts, y, count, finished)
+    _int4_matmul[(count, parts)](
+        x, packed, scales, zeros, bias, add, y, left, finished,
+        m, n, k, x.stride(0), row_bytes, scales.shape[1], group, part_bytes,
+        PARTS=parts, TILE_M=tiles.m, TILE_N=tiles.n, TILE_BYTES=tile_bytes, GROUP_M=GROUP_M,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
-    if parts > 1:
-        add_parts(out, y, None, None, bias, add)
     return y
 
 

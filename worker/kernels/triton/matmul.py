@@ -9,10 +9,13 @@
 with bias and another summand in the epilogue. Sums are float32 (int32 for int8 times int8), rounded once.
 Four-bit weights are in int4_matmul.py.
 
-A matrix with few rows of output tiles would leave most multiprocessors idle, so K is cut into parts whose
-sums are added up, in order, by a second kernel:
+A matrix with few rows of output tiles would leave most multiprocessors idle, so K is cut into parts. The
+program that finishes a tile last adds up what all have left, in the order of K:
 
     parts = f(N, K)        never of the number of rows
+
+Tiles are taken in groups of GROUP_M rows of them, column after column: so many rows of x stay in the L2 cache
+while each column of W is read once for them.
 
 The tiles follow from the shape by rule, unless others were measured to be faster on this GPU (tuning.py).
 Three sizes of tiles serve different numbers of rows, and many rows are not cut into parts, so a row's last
@@ -32,8 +35,10 @@ BLOCK = 128
 """Rows and columns of a block of scales."""
 WAVES = 264
 """Programs that fill an H100 or H200 twice."""
-LEAST_PART = 512
+LEAST_PART = 256
 """Columns of K in a part."""
+GROUP_M = 16
+"""Rows of tiles that are taken together."""
 FEW_ROWS = 64
 INVARIANT_ROWS = 64
 """Whose tiles serve all numbers of rows, where these must not matter."""
@@ -64,6 +69,46 @@ def finish(
     return y
 
 
+@triton.jit
+def place_of(tile, num_rows, num_columns, TILE_M: tl.constexpr, TILE_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """(row, column) of a tile."""
+    down, across = tl.cdiv(num_rows, TILE_M), tl.cdiv(num_columns, TILE_N)
+    first = tile // (GROUP_M * across) * GROUP_M
+    height = tl.minimum(down - first, GROUP_M)
+    within = tile % (GROUP_M * across)
+    return first + within % height, within // height
+
+
+@triton.jit
+def leave_part(
+    y,  # float32 [TILE_M, TILE_N]
+    parts_ptr,  # out float32 [PARTS, size]
+    finished_ptr,  # int32 [tiles]: parts that are done; 0 before and after
+    tile,
+    part,
+    place,
+    inside,
+    size,
+    PARTS: tl.constexpr,
+):
+    """Whether this was the last one, so that all are there."""
+    tl.store(parts_ptr + part.to(tl.int64) * size + place, y, mask=inside)
+    tl.debug_barrier()  # what all threads have stored is there before one of them says so
+    last = tl.atomic_add(finished_ptr + tile, 1, sem="acq_rel") == PARTS - 1
+    if last:
+        tl.store(finished_ptr + tile, 0)
+    return last
+
+
+@triton.jit
+def add_parts(parts_ptr, place, inside, size, PARTS: tl.constexpr):
+    """What all have left, in order. Others wrote it, so it comes out of the L2 cache."""
+    y = tl.load(parts_ptr + place, mask=inside, other=0.0, cache_modifier=".cg")
+    for part in tl.static_range(1, PARTS):
+        y += tl.load(parts_ptr + part * size + place, mask=inside, other=0.0, cache_modifier=".cg")
+    return y
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _matmul(
     x_ptr,  # [M, K], rows x_stride apart
@@ -72,7 +117,9 @@ def _matmul(
     w_scales_ptr,  # float32 [N], [⌈N / 128⌉, ⌈K / 128⌉] if BLOCKS, or None
     bias_ptr,  # [N], or None
     add_ptr,  # [M, N], or None
-    y_ptr,  # out [M, N]; float32 [PARTS, M, N] if PARTS > 1
+    y_ptr,  # out [M, N]
+    parts_ptr,  # scratch float32 [PARTS, M, N], or None if it is one
+    finished_ptr,  # int32 [tiles]: 0 before and after; or None
     num_rows,
     num_columns,
     k_size,
@@ -83,10 +130,12 @@ def _matmul(
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
 ):
-    columns = tl.program_id(0) * TILE_N + tl.arange(0, TILE_N)
-    rows = tl.program_id(1) * TILE_M + tl.arange(0, TILE_M)
-    part = tl.program_id(2)
+    tile, part = tl.program_id(0), tl.program_id(1)
+    row, column = place_of(tile, num_rows, num_columns, TILE_M, TILE_N, GROUP_M)
+    columns = column * TILE_N + tl.arange(0, TILE_N)
+    rows = row * TILE_M + tl.arange(0, TILE_M)
     row_there, column_there = rows < num_rows, columns < num_columns
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_stride
     w_rows = w_ptr + columns.to(tl.int64)[:, None] * k_size
@@ -118,40 +167,17 @@ def _matmul(
     place = rows.to(tl.int64)[:, None] * num_columns + columns[None, :]
     y = total.to(tl.float32)
     if PARTS > 1:
-        tl.store(y_ptr + part.to(tl.int64) * num_rows * num_columns + place, y, mask=inside)
+        size = tl.cast(num_rows, tl.int64) * num_columns
+        if not leave_part(y, parts_ptr, finished_ptr, tile, part, place, inside, size, PARTS):
+            return
+        y = add_parts(parts_ptr, place, inside, size, PARTS)
+    if BLOCKS:
+        y = finish(y, rows[:, None], columns[None, :], inside, num_columns, None, None, bias_ptr, add_ptr)
     else:
-        if BLOCKS:
-            y = finish(y, rows[:, None], columns[None, :], inside, num_columns, None, None, bias_ptr, add_ptr)
-        else:
-            y = finish(
-                y, rows[:, None], columns[None, :], inside, num_columns,
-                x_scales_ptr, w_scales_ptr, bias_ptr, add_ptr,
-            )  # fmt: skip
-        tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["num_rows"])
-def _add_parts(
-    parts_ptr,  # float32 [PARTS, M, N]
-    x_scales_ptr,  # float32 [M], or None
-    w_scales_ptr,  # float32 [N], or None
-    bias_ptr,  # [N], or None
-    add_ptr,  # [M, N], or None
-    y_ptr,  # out [M, N]
-    num_rows,
-    num_columns,
-    PARTS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    row, columns = tl.program_id(0), tl.program_id(1) * TILE + tl.arange(0, TILE)
-    inside = columns < num_columns
-    place = row.to(tl.int64) * num_columns + columns
-    y = tl.zeros([TILE], tl.float32)
-    for _ in range(PARTS):
-        y += tl.load(parts_ptr + place, mask=inside, other=0.0)
-        parts_ptr += num_rows.to(tl.int64) * num_columns
-    rows = row + columns * 0
-    y = finish(y, rows, columns, inside, num_columns, x_scales_ptr, w_scales_ptr, bias_ptr, add_ptr)
+        y = finish(
+            y, rows[:, None], columns[None, :], inside, num_columns,
+            x_scales_ptr, w_scales_ptr, bias_ptr, add_ptr,
+        )  # fmt: skip
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -167,9 +193,9 @@ def choose(m: int, item_bytes: int) -> Tiles:
     return Tiles(128, 128, k, 8, 3)
 
 
-def parts_of(n: int, k: int) -> int:
-    """Into how many parts K is cut when there are few rows."""
-    return max(min(WAVES // -(-n // 64), k // LEAST_PART), 1)
+def parts_of(n: int, k: int, programs: int = WAVES) -> int:
+    """Into how many parts K is cut when there are few rows: about so many programs, of 64 columns each."""
+    return max(min(programs // -(-n // 64), k // LEAST_PART), 1)
 
 
 def matmul(
@@ -183,10 +209,12 @@ def matmul(
     out_dtype: torch.dtype | None = None,
     invariant: bool = False,
     tiles: Tiles | None = None,
+    finished: Tensor | None = None,
 ) -> Tensor:
     """x [M, K], weight [N, K] → [M, N] in `out_dtype`, or x's (which then must not be of 8 bits).
 
     w_scales float32 [N], or [⌈N / 128⌉, ⌈K / 128⌉] of blocks; x_scales float32 [M, 1] or [M, ⌈K / 128⌉].
+    finished int32, all zeros: of all products on one stream, so that none has to make its own.
     """
     (m, k), n = x.shape, len(weight)
     blocks = w_scales is not None and w_scales.dim() == 2
@@ -200,29 +228,25 @@ def matmul(
     part_size = -(-k // parts) if parts > 1 else k
     part_size = -(-part_size // BLOCK) * BLOCK
     y = torch.empty(m, n, dtype=out_dtype or x.dtype, device=x.device)
-    out = y if parts == 1 else torch.empty(parts, m, n, dtype=torch.float32, device=x.device)
-    _matmul[(triton.cdiv(n, tiles.n), triton.cdiv(m, tiles.m), parts)](
-        x, weight, x_scales, w_scales, bias, add, out, m, n, k, x.stride(0), part_size,
-        PARTS=parts, BLOCKS=blocks, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k,
+    count = triton.cdiv(n, tiles.n) * triton.cdiv(m, tiles.m)
+    left, finished = room(parts, y, count, finished)
+    _matmul[(count, parts)](
+        x, weight, x_scales, w_scales, bias, add, y, left, finished, m, n, k, x.stride(0), part_size,
+        PARTS=parts, BLOCKS=blocks, TILE_M=tiles.m, TILE_N=tiles.n, TILE_K=tiles.k, GROUP_M=GROUP_M,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
-    if parts > 1:
-        add_parts(out, y, None if blocks else x_scales, None if blocks else w_scales, bias, add)
     return y
 
 
-def add_parts(
-    parts: Tensor,
-    y: Tensor,
-    x_scales: Tensor | None,
-    w_scales: Tensor | None,
-    bias: Tensor | None,
-    add: Tensor | None,
-) -> None:
-    """y ← Σ parts [P, M, N], in order, and the epilogue."""
-    count, m, n = parts.shape
-    grid = (m, triton.cdiv(n, 512))
-    _add_parts[grid](parts, x_scales, w_scales, bias, add, y, m, n, PARTS=count, TILE=512, num_warps=4)
+def room(
+    parts: int, y: Tensor, tiles: int, finished: Tensor | None
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """(for what each of several parts leaves of y, and for counting them), as far as it is not there."""
+    if parts == 1:
+        return None, None
+    if finished is None or len(finished) < tiles:
+        finished = torch.zeros(tiles, dtype=torch.int32, device=y.device)
+    return torch.empty(parts, *y.shape, dtype=torch.float32, device=y.device), finished
 
 
 def reference(

@@ -33,6 +33,8 @@ MANY_ROWS = 64
 """Above it cuBLAS multiplies dense weights: there it is close to the device's limit, and the matrix is read
 once."""
 FP8_CAPABILITY = (8, 9)
+MOST_TILES = 1 << 14
+"""Of a product in parts. Larger ones, of prompts with `--batch-invariant on`, count for themselves."""
 
 
 def fp8_lacks(device: torch.device) -> str:
@@ -43,12 +45,22 @@ def fp8_lacks(device: torch.device) -> str:
     return f"{major}.{minor}" if (major, minor) < FP8_CAPABILITY else ""
 
 
+class Way(NamedTuple):
+    """How all matrices of a device multiply several rows."""
+
+    invariant: bool
+    finished: Tensor
+    """int32: counts parts of products, see matmul.py; one after the other uses it"""
+
+
 class TritonMatrices:
     """Matrices, see ../matrices.py."""
 
     def __init__(self, device: torch.device, *, invariant: bool) -> None:
         self.device, self.invariant = device, invariant
         self.dense_copies = False
+        finished = torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+        self._way = Way(invariant, finished)
         self._placed: list[tuple[Tensor, Tensor]] = []
 
     def check(self, kind: Kind) -> None:
@@ -74,14 +86,14 @@ class TritonMatrices:
     def dense(self, parts: Sequence[Tensor], bias: Tensor | None) -> Matrix:
         known = len(parts) == 1 and any(host is parts[0] for host, _ in self._placed)
         weight = self.place(parts[0]) if known else self._stack(parts)
-        return TritonDense(weight.contiguous(), self._there(bias), self.invariant)
+        return TritonDense(weight.contiguous(), self._there(bias), self._way)
 
     def int8(self, parts: Sequence[Int8Part], bias: Tensor | None, *, quantize_input: bool) -> Matrix:
         weight, scales = (
             self._stack([p.weight for p in parts]),
             self._stack([p.scales.float() for p in parts]),
         )
-        return TritonInt8(weight, scales, self._there(bias), quantize_input, self.invariant)
+        return TritonInt8(weight, scales, self._there(bias), quantize_input, self._way)
 
     def int4(self, parts: Sequence[Int4Part], bias: Tensor | None, *, columns: int, group: int) -> Matrix:
         codes = [unpack_int4(p.packed, len(p.scales), columns) for p in parts]
@@ -93,7 +105,7 @@ class TritonMatrices:
             ]
             zeros = self._stack([one.float() for one in each])
         scales = self._stack([p.scales.float() for p in parts])
-        return TritonInt4(packed, scales, zeros, self._there(bias), columns, group, self.invariant)
+        return TritonInt4(packed, scales, zeros, self._there(bias), columns, group, self._way)
 
     def nf4(self, parts: Sequence[NF4Part], bias: Tensor | None, *, columns: int, group: int) -> Matrix:
         raise AssertionError("refused by `check`")
@@ -117,7 +129,7 @@ class TritonMatrices:
         else:
             scales = self._stack([p.scales.float() for p in parts])
         weight = self._stack([p.weight for p in parts])
-        return TritonFP8(weight, scales, self._there(bias), self.invariant)
+        return TritonFP8(weight, scales, self._there(bias), self._way)
 
     def _stack(self, parts: Sequence[Tensor]) -> Tensor:
         """On the device, and in one piece."""
@@ -166,22 +178,28 @@ def alone(matrix: Matrix) -> OneRow | None:
 class TritonDense:
     """A Matrix."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, invariant: bool) -> None:
-        self.weight, self.bias, self._invariant = weight, bias, invariant
-        self.alone = None if invariant else OneRow(weight, None, bias)
+    def __init__(self, weight: Tensor, bias: Tensor | None, way: Way) -> None:
+        self.weight, self.bias, self._way = weight, bias, way
+        self.alone = None if way.invariant else OneRow(weight, None, bias)
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if len(x) == 1 and self.alone is not None:
             return self.alone.multiply(x, add, out_dtype)
         same_type = out_dtype is None or out_dtype == x.dtype
-        if len(x) > MANY_ROWS and same_type and not self._invariant:
+        if len(x) > MANY_ROWS and same_type and not self._way.invariant:
             if add is not None and self.bias is None:
                 return torch.addmm(add, x, self.weight.t())
             y = F.linear(x, self.weight, self.bias)
             return y if add is None else y.add_(add)
         return matmul(
-            x, self.weight, bias=self.bias, add=_rows(add), out_dtype=out_dtype, invariant=self._invariant
+            x,
+            self.weight,
+            bias=self.bias,
+            add=_rows(add),
+            out_dtype=out_dtype,
+            invariant=self._way.invariant,
+            finished=self._way.finished,
         )
 
 
@@ -189,11 +207,11 @@ class TritonInt8:
     """A Matrix."""
 
     def __init__(
-        self, weight: Tensor, scales: Tensor, bias: Tensor | None, quantize_input: bool, invariant: bool
+        self, weight: Tensor, scales: Tensor, bias: Tensor | None, quantize_input: bool, way: Way
     ) -> None:
         self.weight, self.scales, self.bias = weight, scales, bias
-        self._quantize_input, self._invariant = quantize_input, invariant
-        self.alone = None if invariant else OneRow(weight, scales, bias)
+        self._quantize_input, self._way = quantize_input, way
+        self.alone = None if way.invariant else OneRow(weight, scales, bias)
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -202,7 +220,7 @@ class TritonInt8:
         codes, x_scales = quantize_rows(x, torch.int8) if self._quantize_input else (x, None)
         return matmul(
             codes, self.weight, x_scales=x_scales, w_scales=self.scales, bias=self.bias, add=_rows(add),
-            out_dtype=out_dtype or x.dtype, invariant=self._invariant,
+            out_dtype=out_dtype or x.dtype, invariant=self._way.invariant, finished=self._way.finished,
         )  # fmt: skip
 
 
@@ -217,25 +235,25 @@ class TritonInt4:
         bias: Tensor | None,
         columns: int,
         group: int,
-        invariant: bool,
+        way: Way,
     ) -> None:
         self.packed, self.scales, self.zeros, self.bias = packed, scales, zeros, bias
-        self._group, self._invariant = group, invariant
+        self._group, self._way = group, way
         self.shape = (len(packed), columns)
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         return multiply_int4(
             x, self.packed, self.scales, self.zeros, self._group, bias=self.bias, add=_rows(add),
-            out_dtype=out_dtype, invariant=self._invariant,
+            out_dtype=out_dtype, invariant=self._way.invariant, finished=self._way.finished,
         )  # fmt: skip
 
 
 class TritonFP8:
     """A Matrix."""
 
-    def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, invariant: bool) -> None:
-        self.weight, self.scales, self.bias, self._invariant = weight, scales, bias, invariant
-        self.alone = OneRow(weight, scales, bias) if scales.dim() == 1 and not invariant else None
+    def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, way: Way) -> None:
+        self.weight, self.scales, self.bias, self._way = weight, scales, bias, way
+        self.alone = OneRow(weight, scales, bias) if scales.dim() == 1 and not way.invariant else None
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -243,7 +261,7 @@ class TritonFP8:
             return self.alone.multiply(x, add, out_dtype)
         return matmul(
             x, self.weight, w_scales=self.scales, bias=self.bias, add=_rows(add), out_dtype=out_dtype,
-            invariant=self._invariant,
+            invariant=self._way.invariant, finished=self._way.finished,
         )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ class SampledRows:
     masks: Tensor
     """int32 [masks, ⌈vocab / 32⌉]: bit i of word w allows token 32 w + i"""
     broken: Tensor
-    """int32 [rows]: scratch of edit for sample"""
+    """int32 [rows]: scratch of edit for sample, which leaves it as it was: zeros"""
 
 
 @triton.jit
@@ -226,7 +226,10 @@ def _sample(
     slot = tl.load(row_slots_ptr + row).to(tl.int64)
     if slot < 0:
         return
-    if tl.load(broken_ptr + row) != 0:
+    broken = tl.load(broken_ptr + row)
+    tl.debug_barrier()  # every warp has read it
+    if broken != 0:
+        tl.store(broken_ptr + row, 0)
         tl.store(tokens_ptr + row, NOT_FINITE)
         return
     x_ptr += row * vocab
@@ -286,7 +289,6 @@ def _sample(
 def edit(logits: Tensor, p: Parameters, rows: SampledRows) -> None:
     """float32 logits [rows, vocab], in place."""
     count, vocab = logits.shape
-    rows.broken.zero_()
     _edit[(count, triton.cdiv(vocab, TILE))](
         logits, rows.slots, rows.lens, rows.mask_rows, rows.masks, rows.broken, p.counts, p.prompts,
         p.bias_ids, p.bias_values, p.num_biases, p.ends, p.num_ends, p.min_tokens, p.num_prompt,

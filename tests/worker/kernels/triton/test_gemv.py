@@ -8,7 +8,12 @@ from worker.kernels.triton.matrices import TritonMatrices
 
 
 @pytest.mark.parametrize(("n", "k"), [(6, 64), (9, 700)])
-def test_one_row(n: int, k: int, device: torch.device, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("enough", [1, 4, 132])
+def test_one_row(
+    n: int, k: int, enough: int, device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In programs of several outputs, or of one."""
+    monkeypatch.setattr("worker.kernels.triton.gemv.ENOUGH", enough)
     x, w = torch.randn(1, k).to(device, dtype), torch.randn(n, k).to(device, dtype)
     bias, add = torch.randn(n).to(device, dtype), torch.randn(1, n).to(device, dtype)
     close(gemv(x, w), matmul.reference(x, w))

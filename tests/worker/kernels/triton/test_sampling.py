@@ -59,7 +59,7 @@ def sampled_rows(slots: list[int], lens: list[int], device: torch.device) -> sam
 
     masks = torch.zeros(2, -(-VOCAB // 32), dtype=torch.int32, device=device)
     unmasked = column([-1] * len(slots))
-    return sampling.SampledRows(column(slots), column(lens), unmasked, masks, column([7] * len(slots)))
+    return sampling.SampledRows(column(slots), column(lens), unmasked, masks, column([0] * len(slots)))
 
 
 def check(rows: list[SamplingParams], logits: Tensor, device: torch.device, prompt: int = 3) -> Tensor:
