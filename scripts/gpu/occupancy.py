@@ -19,10 +19,12 @@ from worker.kernels.paged_kv import PagedKV
 from worker.kernels.triton import decode_attention
 from worker.kernels.triton.decode_attention import DecodePlan, Scores
 from worker.kernels.triton.gemv import RowNorm, gemv
+from worker.kernels.triton.int4_gemv import int4_gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
 
 from .compile import Launch, Resources, compile_for, record
+from .floors import BYTES
 from .shapes import SHAPES, Shape
 from .variants import BF16, FP32, INT8, empty
 
@@ -43,15 +45,20 @@ class Row(NamedTuple):
     shape: str
     name: str
     launch: Launch
+    num_bytes: float
+    """That it reads."""
 
 
 def rows() -> Iterator[Row]:
-    """Of each model: a step of one row with each kind of weights, and of 16 rows with 16 bits."""
+    """Of each model: a step of one row with each kind of weights, and of 16 rows with 16 bits and 4."""
     for shape in SHAPES.values():
-        for weights, count in (*((kind, 1) for kind in WEIGHTS), ("bf16", 16)):
-            for name, launch in _products(shape, weights, count):
-                yield Row(shape.name, f"{weights}, {count} row{'s' * (count > 1)}: {name}", launch)
-        yield Row(shape.name, f"attention, 1 × {CONTEXT:,} tokens", _attention(shape))
+        for weights, count in (*((kind, 1) for kind in WEIGHTS), ("bf16", 16), ("int4", 16)):
+            for name, launch, num_bytes in _products(shape, weights, count):
+                label = f"{weights}, {count} row{'s' * (count > 1)}: {name}"
+                yield Row(shape.name, label, launch, num_bytes)
+        attention = f"attention, 1 × {CONTEXT:,} tokens"
+        num_bytes = CONTEXT * shape.kv_bytes() / shape.num_layers
+        yield Row(shape.name, attention, _attention(shape), num_bytes)
 
 
 def at_once(found: Resources) -> int:
@@ -78,10 +85,11 @@ def table(jobs: int) -> list[str]:
         "## Can a step keep the memory busy?",
         "",
         "Decoding is bound by memory. By Little's law an H200 needs 4.8 TB/s × 0.7 µs under way, that is",
-        f"{NEEDED_BYTES / 1024:.0f} KiB for each of its {PROCESSORS} multiprocessors; less is **bold**.",
+        f"{NEEDED_BYTES / 1024:.0f} KiB for each of its {PROCESSORS} multiprocessors; less is **bold**, unless it is",
+        "all that there is to read.",
         "*At once*: blocks that a multiprocessor holds. *Waves*: blocks / (multiprocessors · at once); up to",
-        "1.0 all run together. *Load*: bytes that a thread loads at once. *Under way*: KiB of a multiprocessor",
-        "at most. Kernels as above, for sm_90.",
+        "1.0 all run together. *Load*: bytes that a thread loads at once. *Under way*: KiB of a",
+        "multiprocessor, at most. Kernels as above, for sm_90.",
         "",
         "| model | launch | blocks | at once | waves | load | under way |",
         "|---|---|---|---|---|---|---|",
@@ -97,13 +105,16 @@ def under_way(launch: Launch, found: Resources) -> float:
 def _line(row: Row, found: Resources) -> str:
     blocks, held = row.launch.blocks, at_once(found)
     flowing = under_way(row.launch, found)
-    shown = f"{flowing / 1024:.0f}"
-    shown = f"**{shown}**" if flowing < NEEDED_BYTES else shown
     waves = blocks / (PROCESSORS * held)
+    shown = f"{flowing / 1024:.0f}"
+    if flowing < NEEDED_BYTES:
+        everything = waves <= 1 and blocks * found.block_bytes >= row.num_bytes
+        shown = f"{shown}, all" if everything else f"**{shown}**"
     return f"| {row.shape} | {row.name} | {blocks:,} | {held} | {waves:.2f} | {found.load_bytes} | {shown} |"
 
 
-def _products(shape: Shape, weights: str, count: int) -> Iterator[tuple[str, Launch]]:
+def _products(shape: Shape, weights: str, count: int) -> Iterator[tuple[str, Launch, float]]:
+    """(name, launch, bytes of the weights)"""
     size, inner, heads = shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_dim
     norm = RowNorm(empty(size), 1e-6)
     for name, n, k, before, gated in (
@@ -113,15 +124,25 @@ def _products(shape: Shape, weights: str, count: int) -> Iterator[tuple[str, Lau
         ("down", size, inner, None, False),
         ("head", shape.vocab_size, size, norm, False),
     ):
-        kind = "int8" if name == "head" and weights == "int4" else weights
-        yield name, _product(kind, empty(count, k), n, before, gated=gated)
+        kind = weights
+        if name == "head" and weights == "int4":
+            if count > 1:
+                continue
+            kind = "int8"
+        yield (
+            name,
+            _product(kind, empty(count, k), n, before, gated=gated),
+            n * k * (0.5 if kind == "int4" else BYTES[kind]),
+        )
 
 
 def _product(weights: str, x: Tensor, n: int, norm: RowNorm | None, *, gated: bool) -> Launch:
     k = x.shape[1]
     if weights == "int4":
         packed, scales = empty(n, k // 2, dtype=torch.uint8), empty(n, k // 128, dtype=FP32)
-        call = partial(int4_matmul, x, packed, scales, None, 128)
+        call = partial(int4_gemv, x, packed, scales, None, 128, norm=norm, gated=gated)
+        if len(x) > 1:
+            call = partial(int4_matmul, x, packed, scales, None, 128)
     elif len(x) > 1:
         call = partial(matmul, x, empty(n, k))
     else:

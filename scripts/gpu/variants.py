@@ -26,6 +26,7 @@ from worker.kernels.triton import (
 )
 from worker.kernels.triton.decode_attention import DecodePlan, Scores
 from worker.kernels.triton.gemv import RowNorm, gemv
+from worker.kernels.triton.int4_gemv import int4_gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
 from worker.kernels.triton.quantize_rows import quantize_rows
@@ -125,6 +126,12 @@ def _products() -> Iterator[Variant]:
             yield Variant("bf16, RMSNorm and SwiGLU", partial(after, x, empty(2 * n, k), gated=True))
             two = empty(2 * n, k, dtype=INT8), empty(2 * n, dtype=FP32)
             gated = partial(after, x, two[0], w_scales=two[1], gated=True)
+            packed = empty(n, k // 2, dtype=torch.uint8)
+            for group, there in ((128, False), (128, True), (32, False)):
+                groups = empty(n, k // group, dtype=FP32)
+                one = partial(int4_gemv, x, packed, groups, groups if there else None, group)
+                label = f"W4A16 groups of {group}{' with zeros' * there}"
+                yield Variant(f"{label}, RMSNorm before it", partial(one, norm=RowNorm(empty(k), 1e-6)))
             yield Variant("W8A16 int8, RMSNorm and SwiGLU", gated)
         fp16, fp32 = (empty(m, k, dtype=dtype) for dtype in (FP16, FP32))
         yield Variant(f"fp16, {m} rows", partial(matmul, fp16, empty(n, k, dtype=FP16)))

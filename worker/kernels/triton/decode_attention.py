@@ -41,8 +41,8 @@ NO_WINDOW = 1 << 30
 LEAST_DOT = 16
 """Of each size of a product on tensor cores. The interpreter does not ask for it."""
 MOST_AT_ONCE = 256
-REGISTERS = {4: 128, 3: 168, 2: 255}
-"""Of a thread, by programs of 128 threads that share a multiprocessor's 65,536."""
+REGISTERS = {4: 128, 3: 168, 2: None}
+"""Of a thread at most, by programs of 128 threads that share a multiprocessor's 65,536."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -302,8 +302,8 @@ def decode_attention(
         GROUP=group, GROUP_WIDTH=max(triton.next_power_of_2(group), LEAST_DOT), DIM=dim, WIDTH=width,
         BLOCK_SIZE=block_size, TILE=TILE if query.element_size() < 4 else TILE // 2,
         SOFT_CAP=scores.soft_cap > 0, ROWS=plan.width(rows), HEADS=heads,
-        ITEMS=min(max(4096 // (heads * width), 1), 16), num_warps=4, num_stages=2,
-        maxnreg=REGISTERS[_at_once(dim)],
+        ITEMS=min(max(8192 // (heads * width * query.element_size()), 1), 16), num_warps=4, num_stages=2,
+        maxnreg=REGISTERS[_at_once(dim)] if query.element_size() < 4 else None,
     )  # fmt: skip
     return out
 

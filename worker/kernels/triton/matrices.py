@@ -5,14 +5,14 @@
     int4     W4A16, groups of 32 columns or more
     fp8      W8A16, scales per row or per block of 128 × 128; from compute capability 8.9 on
 
-One row alone is multiplied by gemv.py where the weight's scales are of rows, or there are none: in one launch
-instead of two, without tensor cores, which a row cannot fill, and without rounding it to 8 bits; a rule that
+One row alone is multiplied by gemv.py or int4_gemv.py, unless scales are of blocks: in one launch with what
+stands around, without tensor cores, which a row cannot fill, and without rounding it to 8 bits; a rule that
 was not measured yet. nf4 has no kernel. Where a row's numbers must not depend on its company, all numbers of
 rows take the same tiles.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from ..matmul import FP8Part, Int4Part, Int8Part, Matrix, NF4Part, unpack_int4
 from ..matrices import Kind
 from . import int4_matmul
 from .gemv import RowNorm, gemv
+from .int4_gemv import int4_gemv
 from .int4_matmul import int4_matmul as multiply_int4
 from .matmul import BLOCK, matmul
 from .quantize_rows import quantize_rows
@@ -140,8 +141,24 @@ class TritonMatrices:
         return None if bias is None else bias.to(self.device)
 
 
-class OneRow(NamedTuple):
-    """What gemv.py multiplies by one row."""
+class OneRow(Protocol):
+    """What multiplies one row."""
+
+    def multiply(
+        self,
+        x: Tensor,
+        add: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        norm: RowNorm | None = None,
+        *,
+        gated: bool = False,
+        gelu: bool = False,
+    ) -> Tensor:
+        """As gemv.gemv."""
+
+
+class ByRow(NamedTuple):
+    """A OneRow."""
 
     weight: Tensor
     """[N, K]"""
@@ -165,12 +182,36 @@ class OneRow(NamedTuple):
         )  # fmt: skip
 
 
+class ByGroup(NamedTuple):
+    """A OneRow of four bits."""
+
+    packed: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    bias: Tensor | None
+    group: int
+
+    def multiply(
+        self,
+        x: Tensor,
+        add: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+        norm: RowNorm | None = None,
+        *,
+        gated: bool = False,
+        gelu: bool = False,
+    ) -> Tensor:
+        return int4_gemv(
+            x.contiguous(), self.packed, self.scales, self.zeros, self.group, norm=norm, bias=self.bias,
+            add=_rows(add), gated=gated, gelu=gelu, out_dtype=out_dtype,
+        )  # fmt: skip
+
+
 def alone(matrix: Matrix) -> OneRow | None:
     """As it multiplies one row that comes alone; None: as any other number of rows."""
     match matrix:
-        case TritonDense(alone=found) | TritonInt8(alone=found) | TritonFP8(alone=found):
-            assert found is None or isinstance(found, OneRow)
-            return found
+        case TritonDense() | TritonInt8() | TritonInt4() | TritonFP8():
+            return matrix.alone
         case _:
             return None
 
@@ -180,7 +221,7 @@ class TritonDense:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, way: Way) -> None:
         self.weight, self.bias, self._way = weight, bias, way
-        self.alone = None if way.invariant else OneRow(weight, None, bias)
+        self.alone: OneRow | None = None if way.invariant else ByRow(weight, None, bias)
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -211,7 +252,7 @@ class TritonInt8:
     ) -> None:
         self.weight, self.scales, self.bias = weight, scales, bias
         self._quantize_input, self._way = quantize_input, way
-        self.alone = None if way.invariant else OneRow(weight, scales, bias)
+        self.alone: OneRow | None = None if way.invariant else ByRow(weight, scales, bias)
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -239,9 +280,12 @@ class TritonInt4:
     ) -> None:
         self.packed, self.scales, self.zeros, self.bias = packed, scales, zeros, bias
         self._group, self._way = group, way
+        self.alone: OneRow | None = None if way.invariant else ByGroup(packed, scales, zeros, bias, group)
         self.shape = (len(packed), columns)
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        if len(x) == 1 and self.alone is not None:
+            return self.alone.multiply(x, add, out_dtype)
         return multiply_int4(
             x, self.packed, self.scales, self.zeros, self._group, bias=self.bias, add=_rows(add),
             out_dtype=out_dtype, invariant=self._way.invariant, finished=self._way.finished,
@@ -253,7 +297,8 @@ class TritonFP8:
 
     def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, way: Way) -> None:
         self.weight, self.scales, self.bias, self._way = weight, scales, bias, way
-        self.alone = OneRow(weight, scales, bias) if scales.dim() == 1 and not way.invariant else None
+        by_row = scales.dim() == 1 and not way.invariant
+        self.alone: OneRow | None = ByRow(weight, scales, bias) if by_row else None
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:

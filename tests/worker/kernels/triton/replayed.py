@@ -85,11 +85,14 @@ class ReplayedDevice:
     def __init__(self) -> None:
         self.main, self.side = InOrder(), InOrder()
         self.replays = 0
+        self.lengths: list[int] = []
+        """Of the captured graphs, in nodes."""
 
     def capture(self, body: Callable[[], None]) -> Callable[[], None]:
         tape = _Tape()
         with tape, tape.launches():
             body()
+        self.lengths.append(len(tape.calls))
 
         def replay() -> None:
             self.replays += 1
@@ -126,10 +129,11 @@ def open_gpu(device: torch.device, *, invariant: bool = False, num_bytes: int = 
 
 def _is_view(args: Sequence[Any], out: Any) -> bool:
     """Nothing has to be done again: it looks at what another call writes."""
-    if not isinstance(out, Tensor) or any(out is arg for arg in args):
+    outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    if not outputs or any(one is arg for one in outputs for arg in args):
         return False
-    inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-    return any(out.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in inputs)
+    known = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
+    return all(one.untyped_storage().data_ptr() in known for one in outputs)
 
 
 def _again(func: Any, args: Any, kwargs: Any, out: Any) -> None:

@@ -176,6 +176,19 @@ def test_the_same_answers_of_another_family(pair: tuple[Served, Driver]) -> None
     check(generate(pair[0].driver), generate(pair[1]))
 
 
+def test_launches_of_a_step(pair: tuple[Served, Driver]) -> None:
+    """Each costs a microsecond or two of a step, whatever it does. Two layers; of several rows, the largest
+    step is captured first."""
+    assert pair[0].gpu is not None
+    streams = pair[0].gpu.streams
+    if not isinstance(streams, ReplayedDevice):
+        pytest.skip("a graph does not tell its nodes")
+    # state, rotations (2), embedding, plan of attention; head, edit, sample, state
+    around = 9
+    assert streams.lengths[-1] == around + 2 * 6, "projection, rotation, attention, and three projections"
+    assert streams.lengths[0] == around + 1 + 2 * 9, "norms and the activation apart"
+
+
 SHAPES = {
     "self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32),
     "self_attn.o_proj": (32, 32), "mlp.gate_proj": (48, 32), "mlp.down_proj": (32, 48),
