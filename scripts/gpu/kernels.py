@@ -20,6 +20,7 @@ from worker.kernels.triton.decode_attention import (
     programs,
 )
 from worker.kernels.triton.gemv import gemv
+from worker.kernels.triton.int4_gemv import int4_gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
 from worker.kernels.triton.norm import norm
@@ -55,6 +56,8 @@ class Place:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, ceilings: Ceilings, sizes: Sizes) -> None:
         self.device, self.dtype, self.ceilings, self.sizes = device, dtype, ceilings, sizes
+        self.finished = torch.zeros(1 << 14, dtype=torch.int32, device=device)
+        """Of all products in parts, as the worker has it."""
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, device=self.device, dtype=self.dtype)
@@ -93,7 +96,8 @@ def products(place: Place) -> Iterator[Measurement]:
     label = f"[{n}, {k}]"
     wide = place.random(1, 1).element_size()
     weights = [place.random(n, k) * 0.02 for _ in range(copies(wide * n * k, place.device))]
-    ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"matmul": matmul, "torch": F.linear}
+    several = partial(matmul, finished=place.finished)
+    ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"matmul": several, "torch": F.linear}
     for m in place.sizes.rows:
         x = place.random(m, k)
         for name, way in ({"gemv": gemv, **ways} if m == 1 else ways).items():
@@ -117,16 +121,19 @@ def _fewer_bits(place: Place, n: int, k: int, label: str) -> Iterator[Measuremen
         for _ in range(copies(n * k // 2, device))
     ]
     scales, groups = torch.rand(n, device=device) * 0.01, torch.rand(n, k // 128, device=device) * 0.01
+    several = partial(matmul, finished=place.finished)
     for m in place.sizes.rows:
         x = place.random(m, k)
-        calls = [partial(matmul, x, weight, w_scales=scales) for weight in eight]
-        yield place.against_bytes(f"matmul W8A16 int8 {m} × {label}", calls, n * k)
+        name, way = ("gemv", gemv) if m == 1 else ("matmul", several)
+        calls = [partial(way, x, weight, w_scales=scales) for weight in eight]
+        yield place.against_bytes(f"{name} W8A16 int8 {m} × {label}", calls, n * k)
         if device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
             floats = [weight.to(torch.float8_e4m3fn) for weight in eight]
-            calls = [partial(matmul, x, weight, w_scales=scales) for weight in floats]
-            yield place.against_bytes(f"matmul W8A16 fp8 {m} × {label}", calls, n * k)
-        calls = [partial(int4_matmul, x, weight, groups, None, 128) for weight in four]
-        yield place.against_bytes(f"matmul W4A16 {m} × {label}", calls, n * k // 2 + groups.nbytes)
+            calls = [partial(way, x, weight, w_scales=scales) for weight in floats]
+            yield place.against_bytes(f"{name} W8A16 fp8 {m} × {label}", calls, n * k)
+        four_bits = int4_gemv if m == 1 else partial(int4_matmul, finished=place.finished)
+        calls = [partial(four_bits, x, weight, groups, None, 128) for weight in four]
+        yield place.against_bytes(f"{name} W4A16 {m} × {label}", calls, n * k // 2 + groups.nbytes)
 
 
 def decode_attentions(place: Place, batch: int, context: int) -> Iterator[Measurement]:

@@ -117,34 +117,39 @@ def label(product: Product) -> str:
 
 def rows_of(product: Product) -> int:
     """That stand for the class."""
-    return {16: 1, 64: 64}.get(product.rows, 2048)
+    return {16: 16, 64: 64}.get(product.rows, 2048)
 
 
 def _calls(device: torch.device, dtype: torch.dtype, product: Product) -> list[Multiply]:
     """Of several copies of the weights, so that none is found in the cache."""
     n, k = product.n, product.k
     x = torch.randn(rows_of(product), k, device=device, dtype=dtype)
+    finished = torch.zeros(1 << 14, dtype=torch.int32, device=device)  # as the worker has it
     w_scales, x_scales = (torch.rand(size, device=device) * 0.01 for size in (n, len(x)))
 
     def int4() -> Multiply:
         packed = torch.randint(0, 256, (n, -(-k // 64) * 32), device=device, dtype=torch.uint8)
         groups = torch.full((n, -(-k // GROUP)), 0.01, device=device)
-        return lambda tiles: partial(int4_matmul.int4_matmul, x, packed, groups, None, GROUP, tiles=tiles)
+        return lambda tiles: partial(
+            int4_matmul.int4_matmul, x, packed, groups, None, GROUP, tiles=tiles, finished=finished
+        )
 
     def int8() -> Multiply:
         codes, rows = (torch.randint(-100, 100, (m, k), device=device).to(torch.int8) for m in (n, len(x)))
         return lambda tiles: partial(
             matmul.matmul, rows, codes, x_scales=x_scales.view(-1, 1), w_scales=w_scales, out_dtype=dtype,
-            tiles=tiles,
+            tiles=tiles, finished=finished,
         )  # fmt: skip
 
     def fp8() -> Multiply:
         codes = torch.randint(-100, 100, (n, k), device=device).to(torch.float8_e4m3fn)
-        return lambda tiles: partial(matmul.matmul, x, codes, w_scales=w_scales, tiles=tiles)
+        return lambda tiles: partial(
+            matmul.matmul, x, codes, w_scales=w_scales, tiles=tiles, finished=finished
+        )
 
     def bf16() -> Multiply:
         weight = torch.randn(n, k, device=device, dtype=dtype) * k**-0.5
-        return lambda tiles: partial(matmul.matmul, x, weight, tiles=tiles)
+        return lambda tiles: partial(matmul.matmul, x, weight, tiles=tiles, finished=finished)
 
     stored = product.kind.rpartition(" ")[2]
     make = {"int4": int4, "int8": int8, "fp8": fp8, "bf16": bf16}[stored]

@@ -20,9 +20,9 @@ def test_every_kernel_that_decides_a_step_is_timed() -> None:
     assert {launch.name for launch in launches} == {
         "activation.activate",
         "decode_attention.attend",
-        "decode_attention.merge",
         "decode_attention.plan",
         "gemv.gemv",
+        "int4_gemv.int4_gemv",
         "int4_matmul.int4_matmul",
         "matmul.matmul",
         "norm.norm",
