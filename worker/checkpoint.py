@@ -6,6 +6,7 @@ instead of read, see mapped_file.py. Pickles (.bin, .pt) are refused.
 """
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -177,7 +178,7 @@ class Checkpoint(Tensors):
     def _decode(self, name: str, kind: type[Decoded]) -> Decoded:
         path = self.folder / name
         try:
-            return msgspec.json.decode(path.read_bytes(), type=kind)
+            return _decoded(path.read_bytes(), kind)
         except FileNotFoundError:
             raise StartupError(
                 f"{name} is missing from {str(self.folder)!r}", hint="give --model the folder of a checkpoint"
@@ -186,6 +187,19 @@ class Checkpoint(Tensors):
             raise _unreadable(name, error) from None
         except _MALFORMED as error:
             raise StartupError(f"{name} is malformed: {error}") from None
+
+
+def _decoded(document: bytes, kind: type[Decoded]) -> Decoded:
+    """JSON, and what Python writes beyond it: Infinity and NaN. Raises one of _MALFORMED."""
+    try:
+        return msgspec.json.decode(document, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError as error:
+        try:
+            return msgspec.convert(json.loads(document), type=kind)
+        except ValueError:
+            raise error from None
 
 
 def _read_headers(folder: Path) -> dict[str, StoredTensor]:

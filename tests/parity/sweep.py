@@ -61,16 +61,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     **{name: {"num_key_value_heads": 4, "head_dim": 8} for name in ("deepseek_v3", "axk1", "youtu")},
     "codegen": {"rotary_dim": 8}, "gptj": {"rotary_dim": 8}, "xlnet": {"d_head": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 9, "num_layers": 4},
+    "mistral4": {"num_key_value_heads": 4},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "dots1": {"max_window_layers": 2, "n_shared_experts": 1, "layer_types": ALTERNATING},
-    "qwen4_exp_text": {"num_experts": 4},
     **{
         name: {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
         for name in ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm_ocr_text")
     },
     "xmod": {"default_language": "en_XX"},
-    "reformer": {"is_decoder": True},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 16},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 16, "layer_types": ["attention"] * 4},

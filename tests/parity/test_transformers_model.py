@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "recurrent": ("rwkv", {"context_length": 64}, "Rwkv: it has 2 layers and attends 0 times"),
     "twice a layer": ("diffllama", {}, "it has 2 layers and attends 4 times.* several times"),
     "both directions": ("bert", {}, "Bert: its attention looks in both directions"),
-    "chunks": ("llama4_text", {}, "Llama4Text: "),
+    "chunks": ("llama4_text", {}, "Llama4Text: its attention mask follows more than positions"),
     "code without the interface": ("falcon", {}, "Falcon: its code .* does not use the attention interface"),
     "position bias": ("bloom", {"seq_length": 64}, "Bloom: its code .* does not use the attention interface"),
     "numbers that JSON lacks": (

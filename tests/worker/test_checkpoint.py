@@ -282,6 +282,14 @@ def test_what_would_change_the_maths_is_refused_by_name(case: str, tmp_path: Pat
         build(checkpoint, ModelOptions(), Group())
 
 
+def test_numbers_that_only_python_writes(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", model_type="nemotron_h", architectures=["NemotronHForCausalLM"])
+    document = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(b'{"time_step_limit": [0.0, Infinity], ' + document[1:])
+    with pytest.raises(StartupError, match="are not declared"):
+        build(Checkpoint(folder, with_weights=False), ModelOptions(model_impl="tern"), Group())
+
+
 def test_own_code_that_is_not_needed_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = {"AutoConfig": "c.LlamaConfig", "AutoModelForCausalLM": "m.LlamaForCausalLM"}
     folder = write_config(tmp_path / "model", auto_map=named, model_type="llama")

@@ -174,8 +174,9 @@ def _window_of_mask(*, mask_function: Callable[..., Tensor], config: Any, **_: A
     for query in (last - 1, last):
         try:
             seen = mask_function(torch.tensor(0), torch.tensor(0), torch.tensor(query), keys).expand(last + 2)
-        except IndexError as error:
-            raise StartupError("its attention mask follows the tokens of a batch, not positions") from error
+        except (IndexError, RuntimeError) as error:
+            why = "its attention mask follows more than positions (chunks, or blocks of a picture)"
+            raise StartupError(f"{why}, which is not supported") from error
         counts.append(int(seen[: query + 1].sum()))
         if seen[query + 1 :].any():
             raise StartupError("its attention looks in both directions")

@@ -75,10 +75,19 @@ class TransformersModel:
             self._decoder: Any = _decoder_of(self._head)
             self._body = self._decoder if text is config else self._head.base_model
             self._layers, used = _trace(self._head, self._decoder, text)
+            self.num_kv_heads, self.head_dim = _common_shape(self._layers)
+            _take_memory(self._head, used, wants)
         except StartupError as error:
             raise StartupError(f"{name}: {error.message}", hint=error.hint) from error
+        except ImportError as error:
+            message = f"{name}: its code in transformers needs packages that are not installed"
+            raise StartupError(f"{message} ({one_line(error)})") from error
         except Exception as error:
             why = "its code in transformers cannot be run with our attention"
+            if isinstance(error, IndexError):
+                why = (
+                    "its code in transformers does more with an attention mask than attend (sparse attention)"
+                )
             if not getattr(kind, "_supports_attention_backend", False):
                 why = "its code in transformers does not use the attention interface, which ours needs"
             raise StartupError(f"{name}: {why} ({one_line(error)})") from error
@@ -87,9 +96,7 @@ class TransformersModel:
         self.vocab_size: int = text.vocab_size
         self.max_len: int = text.max_position_embeddings
         self.num_layers = len(self._layers)
-        self.num_kv_heads, self.head_dim = _common_shape(name, self._layers)
         self.windows = tuple(layer.window for layer in self._layers)
-        _take_memory(self._head, used, wants)
         wants.view = partial(ConvertedCheckpoint, self._head)
         wants.scope().after_loading(self._finish)
 
@@ -168,10 +175,9 @@ def build_transformers(checkpoint: Checkpoint, wants: Wants) -> TransformersMode
 
 def _class_of(config: Any) -> Any:
     """In transformers: of a text decoder, or of a model around one, whose text part is served."""
-    whole = config.get_text_config(decoder=True) is config
-    mappings: tuple[Any, ...] = (MODEL_FOR_CAUSAL_LM_MAPPING,)
-    if not whole:
-        mappings = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
+    mappings: list[Any] = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING]
+    if config.get_text_config(decoder=True) is config:
+        mappings.insert(0, MODEL_FOR_CAUSAL_LM_MAPPING)
     kinds = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
     if not kinds:
         raise StartupError(f"model_type {config.model_type!r} is not a model that writes text")
@@ -216,7 +222,7 @@ def _trace(head: Any, decoder: Any, text: Any) -> tuple[list[LayerSpec], set[nn.
         raise StartupError(f"{convolution!r} mixes neighbouring tokens, which is not supported")
     trace, shape = Trace(), (1, _TRACED_TOKENS)
     ids = torch.zeros(shape, dtype=torch.int64, device="meta")
-    mask = torch.ones_like(ids)
+    mask = torch.ones(shape, dtype=torch.int64, device="cpu")  # some ask whether all is seen
     used = {*decoder.modules(), *head.get_output_embeddings().modules()}
     with attending(trace), ExitStack() as hooks:
         for module in head.modules():
@@ -235,13 +241,13 @@ def _trace(head: Any, decoder: Any, text: Any) -> tuple[list[LayerSpec], set[nn.
     return trace.layers, used
 
 
-def _common_shape(name: str, layers: list[LayerSpec]) -> tuple[int, int]:
+def _common_shape(layers: list[LayerSpec]) -> tuple[int, int]:
     """(KV heads, head_dim) of caches that fit all layers. Raises StartupError."""
     heads = max(layer.num_kv_heads for layer in layers)
     for layer in layers:
         if heads % layer.num_kv_heads or layer.num_heads % heads:
             found = sorted({(layer.num_heads, layer.num_kv_heads) for layer in layers})
-            raise StartupError(f"{name}: its layers' (heads, KV heads) do not fit one another: {found}")
+            raise StartupError(f"its layers' (heads, KV heads) do not fit one another: {found}")
     return heads, max(layer.head_dim for layer in layers)
 
 
@@ -261,7 +267,9 @@ def _take_memory(head: Any, used: set[nn.Module], wants: Wants) -> None:
             wants.scope().allow(name)
             tensor._is_hf_initialized = True
             if module not in used and isinstance(tensor, nn.Parameter):
-                module._parameters[leaf] = nn.Parameter(torch.empty(0, device="cpu"), requires_grad=False)
+                nothing: Any = nn.Parameter(torch.empty(0, device="cpu"), requires_grad=False)
+                nothing._is_hf_initialized = True
+                module._parameters[leaf] = nothing
             continue
         dtype = torch.float32 if in_float32.search(name) else tensor.dtype
         own = torch.empty(tensor.shape, dtype=dtype, device="cpu")
