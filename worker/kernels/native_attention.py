@@ -5,9 +5,9 @@
     NativeStep       a step's layout as C wants it: pointers into the planner's own arrays
 
 A query's result depends on its own sequence alone, bit for bit: not on chunks, company, threads or block
-size, and a decoded token's is the one that a prefill would give. Sums are in float32. Nothing outside of a
-sequence's own window is read, so what others left in a block never matters. The torch reference is
-attention.py.
+size, and a decoded token's is the one that a prefill would give. Sums are in float32, or exact in integers
+(an int8 cache). Nothing outside of a sequence's own window is read, so what others left in a block never
+matters. The torch reference is attention.py.
 """
 
 import ctypes

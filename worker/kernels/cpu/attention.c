@@ -9,7 +9,7 @@
  *
  * A unit of work is up to MAX_ROWS rows (token, head of the group) of one sequence and one KV head, so each key
  * is read once for all query heads that share it. When there are too few units for the threads, their spans
- * are computed apart and merged afterwards, to the same bits. All sums are in float32.
+ * are computed apart and merged afterwards, to the same bits. All sums are in float32, or exact in integers.
  * Nothing outside of a sequence's own window is ever read.
  */
 #include "attention_codes.h"

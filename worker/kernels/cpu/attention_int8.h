@@ -1,5 +1,5 @@
-/* Keys and values of an int8 cache, unpacked tile by tile: code · scale, rounded to bf16 where queries are that, else
- * float32. A tile's numbers stay in the first cache, so that memory is read once, at half of what bf16 takes. While a tile is
+/* Keys and values of an int8 cache, unpacked tile by tile where they are not multiplied as they lie (attention_codes.h): queries in
+ * float32, and processors without AVX512-VNNI. Code · scale, rounded to bf16 where queries are that, else float32. A tile's numbers stay in the first cache, so that memory is read once, at half of what bf16 takes. While a tile is
  * unpacked, the next is asked for.
  */
 #pragma once
