@@ -56,7 +56,7 @@ class Config(Struct, frozen=True):
 
     def dtype_bytes(self, asked: str) -> int:
         """Of a weight that is not quantized, and of a number in the KV cache."""
-        name = (self.dtype or self.torch_dtype or "float32").removeprefix("torch.")
+        name = (self.dtype or self.torch_dtype or "float16").removeprefix("torch.")  # as stored: at least
         return DTYPE_BYTES.get(name if asked == "auto" else asked, 1)
 
     def kv_bytes_per_token(self, asked: str, kv_cache_dtype: str) -> int:

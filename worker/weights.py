@@ -212,6 +212,8 @@ def random_part(part: TensorPart, device: torch.device | None = None) -> Tensor:
 
 
 _NOTHING = torch.empty(0)
+_QUANTIZED = (".qweight", ".weight_packed", ".absmax", ".weight_scale", "_blocks")
+"""Endings of names that only quantized checkpoints have."""
 
 
 def _copy(into: Tensor, tensor: Tensor) -> None:
@@ -222,9 +224,10 @@ def _check(wants: Wants, stored: Mapping[str, StoredTensor]) -> None:
     wanted = {part.name: part for part in wants.parts()}
     missing = [name for name in wanted if name not in stored]
     if missing:
-        raise StartupError(
-            f"the checkpoint lacks {_listed(missing)}", hint="finish the download, or check config.json"
-        )
+        hint = "finish the download, or check config.json"
+        if any(name.endswith(_QUANTIZED) for name in stored):
+            hint = "some matrices are quantized: check `quantization_config` in config.json"
+        raise StartupError(f"the checkpoint lacks {_listed(missing)}", hint=hint)
     extra = [n for n in stored if n not in wanted and n not in wants.surplus]
     if extra:
         raise StartupError(

@@ -133,8 +133,6 @@ UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("cohere", {"logit_scale": 0.25}),
     "cohere2": ("cohere2", {"sliding_window": WINDOW, "num_hidden_layers": 4}),
     "ctrl, a bias of the tied head": ("ctrl", {"dff": 96}),
-    "exaone4": ("exaone4", {"sliding_window": WINDOW}),
-    "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": (
         "gemma2",
         {
@@ -175,8 +173,6 @@ UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granitemoe": ("granitemoe", {"num_local_experts": 5, "num_experts_per_tok": 2}),
     "minicpm3, latent attention": ("minicpm3", _LATENT),
-    "nemotron": ("nemotron", {}),
-    "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3", {"sliding_window": WINDOW, "num_hidden_layers": 4}),
     "olmoe": ("olmoe", _EXPERTS),
     "opt": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 32}),
@@ -186,7 +182,5 @@ UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {
         {**_EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
     ),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}),
-    "stablelm": ("stablelm", {}),
-    "starcoder2": ("starcoder2", {"sliding_window": WINDOW}),
 }
-"""Families that Tern computes in transformers' code."""
+"""Families that Tern computes in transformers' code, one for each thing they do; `sweep.py` tries all."""

@@ -282,6 +282,18 @@ def test_what_would_change_the_maths_is_refused_by_name(case: str, tmp_path: Pat
         build(checkpoint, ModelOptions(), Group())
 
 
+def test_a_config_without_a_dtype_leaves_it_to_the_tensors(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "model", dtype=None)
+    stored = {name: tensor.bfloat16() for name, tensor in tensors_of(folder).items()}
+    save_file(stored, folder / "model.safetensors")
+    assert build(Checkpoint(folder), ModelOptions(), Group())[1].dtype == torch.bfloat16
+    stored["model.layers.0.mlp.up_proj.qweight"] = stored.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(stored, folder / "model.safetensors")
+    with pytest.raises(StartupError, match=r"lacks 'model.layers.0.mlp.up_proj.weight'") as caught:
+        load_all(folder)
+    assert "check `quantization_config`" in caught.value.hint
+
+
 def test_numbers_that_only_python_writes(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "model", model_type="nemotron_h", architectures=["NemotronHForCausalLM"])
     document = (folder / "config.json").read_bytes()

@@ -1,6 +1,7 @@
 """The table of model families: what `architectures` of a config.json means to us."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from protocol.errors import StartupError
 from protocol.options import ModelOptions
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import FLOATS, Checkpoint, StoredTensor
 from ..kernels.attention import StepMetadata
 from ..kernels.cpu.library import Library
 from ..kernels.device import DeviceKernels
@@ -110,10 +111,13 @@ class _Header(Struct, frozen=True):
         text = self.text_config
         return found if found and (text is None or text.model_type in ("", found.model_type)) else None
 
-    @property
-    def stored_dtype(self) -> str:
+    def stored_dtype(self, stored: Mapping[str, StoredTensor]) -> str:
+        """As config.json says, or else as most tensors are that are not quantized."""
         text = self.text_config or _TextHeader()
-        found = self.dtype or self.torch_dtype or text.dtype or text.torch_dtype or "float32"
+        found = self.dtype or self.torch_dtype or text.dtype or text.torch_dtype
+        if not found:
+            floats = Counter(tensor.dtype for tensor in stored.values() if tensor.dtype in FLOATS)
+            found = str(max(floats, key=floats.__getitem__, default=torch.float32))
         return found.removeprefix("torch.")
 
 
@@ -158,7 +162,7 @@ def build(
             f"architectures {list(header.architectures)} are not declared; Tern declares {', '.join(MODELS)}",
             hint="use --model-impl transformers, or auto",
         )
-    dtype = resolve_dtype(options.dtype, header)
+    dtype = resolve_dtype(options.dtype, header, checkpoint.tensors)
 
     def cache(scheme: str) -> Cache:
         fingerprint = checkpoint.fingerprint(str(dtype), options.load_format, scheme)
@@ -200,15 +204,15 @@ def _build_in_transformers(
         )
     from .transformers_model import build_transformers  # only now: it takes seconds to import
 
-    wants = Wants(resolve_dtype(options.dtype, header))
+    wants = Wants(resolve_dtype(options.dtype, header, checkpoint.tensors))
     return build_transformers(checkpoint, wants), wants
 
 
-def resolve_dtype(asked: str, header: _Header) -> torch.dtype:
+def resolve_dtype(asked: str, header: _Header, stored: Mapping[str, StoredTensor]) -> torch.dtype:
     """--dtype, or the checkpoint's own."""
     name = asked
     if asked == "auto":
-        name = header.stored_dtype
+        name = header.stored_dtype(stored)
     if name not in _DTYPES:
         raise StartupError(
             f"the checkpoint's dtype is {name!r}; Tern computes in {', '.join(_DTYPES)}",
