@@ -112,6 +112,24 @@ def test_text_of_others(model_type: str, tmp_path: Path, load: Load) -> None:
         assert_equal(driver, reference, 20)
 
 
+def test_a_quantized_text_part(tmp_path: Path, load: Load) -> None:
+    """FP8 under the whole's names: what is stored so is found."""
+    torch.manual_seed(7)
+    create: Any = AutoModelForImageTextToText.from_config
+    create(AutoConfig.for_model("mistral3", **SEEING["mistral3"], dtype="float32")).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    stored = load_file(path)
+    name = next(name for name in stored if name.endswith("layers.0.mlp.up_proj.weight"))
+    codes = stored[name].to(torch.float8_e4m3fn)
+    save_file({**stored, name: codes.float()}, path)
+    reference = Whole(tmp_path)
+    save_file({**stored, name: codes, f"{name}_scale": torch.ones(1)}, path)
+    config = msgspec.json.decode((tmp_path / "config.json").read_bytes())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "static"}
+    (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
+    assert_equal(load(tmp_path), reference, 20)
+
+
 def test_settings_at_the_top(tmp_path: Path, load: Load) -> None:
     """As the first Qwen-VLs were published, which name tensors like a text model's, and `visual`."""
     torch.manual_seed(7)

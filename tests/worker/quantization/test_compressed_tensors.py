@@ -186,3 +186,12 @@ def test_ignored_and_targeted_modules() -> None:
     }
     assert list(kinds.values()) == ["Unquantized", "Unquantized", "Grouped", "FP8"]
     assert type(formats.format_of("model.embed_tokens", "tied head")) is Unquantized
+
+
+def test_names_of_a_whole_model_mean_its_text_part() -> None:
+    names = ["language_model.lm_head", "re:model.language_model.layers.0.*"]
+    given = config("int-quantized", args(8, "channel"), DYNAMIC, ignore=names)
+    formats = formats_for(given, {}, ModelOptions(), no_cache)
+    assert formats.format_of("lm_head", "head") == Unquantized()
+    assert formats.format_of("model.layers.0.mlp.up_proj", "linear") == Unquantized()
+    assert formats.format_of("model.layers.1.mlp.up_proj", "linear") != Unquantized()
