@@ -243,10 +243,8 @@ def test_where_decoding_alone_takes_the_target_time_is_shared_by_heads() -> None
     for _ in range(50):
         meter.record(num_decodes=4, num_prompt_tokens=0, seconds=0.060)
         meter.record(num_decodes=4, num_prompt_tokens=100, seconds=0.160)
-    assert meter.prompt_budget(1, 4) == pytest.approx(120, abs=2), "three times a decode step"
-    assert meter.prompt_budget(12, 4) == pytest.approx(180, abs=2), (
-        "one share for decoding, three for prompts"
-    )
+    assert meter.prompt_budget(1, 4) == pytest.approx(240, abs=2), "five times a decode step"
+    assert meter.prompt_budget(36, 4) == pytest.approx(540, abs=2), "one share for decoding, nine for prompts"
 
 
 def test_a_full_queue_is_worth_coming_back_to_when_a_tenth_of_it_has_left() -> None:
