@@ -52,7 +52,8 @@ def _prefill(
     SOFT_CAP: tl.constexpr,
     ROWS: tl.constexpr,  # power of two ≥ rows
 ):
-    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    # The last tiles of a prompt see the most keys: begun first, none of them ends alone.
+    tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     rows = tl.arange(0, ROWS)
     known = rows < num_rows
     starts = tl.load(query_start_ptr + rows, mask=known, other=0)
