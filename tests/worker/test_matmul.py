@@ -75,7 +75,7 @@ def test_dense(kernels: Library, dtype: torch.dtype, n: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("m", "n", "k"), [(205, 140, 96), (97, 44, 1350), (108, 33, 2050), (790, 32, 33)])
+@pytest.mark.parametrize(("m", "n", "k"), [(205, 140, 96), (97, 44, 1350), (108, 33, 2050), (1700, 32, 33)])
 def test_many_rows_and_float32_results(kernels: Library, dtype: torch.dtype, m: int, n: int, k: int) -> None:
     matrix, reference = dense([random(n, k + 8, dtype=dtype)[:, 3:-5]], kernels)
     assert_multiplies(matrix, reference, random(m, k, dtype=dtype), torch.float32)
@@ -262,3 +262,5 @@ def test_rows_are_quantized_by_their_largest() -> None:
     codes, scales = matmul.quantize_rows(x, 3)
     assert codes.tolist() == [[64, -127, 32, 0], [0, 0, 0, 127]]
     torch.testing.assert_close(scales, torch.tensor([[2.0, 0.0], [0.0, 4.0]]) / 127)
+    codes, _ = matmul.quantize_rows(torch.tensor([[1e-38, 0.0]]))
+    assert codes.tolist() == [[0, 0]], "the inverse of its scale would be infinite"

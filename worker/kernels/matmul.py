@@ -281,7 +281,7 @@ def quantize_rows(x: Tensor, group: int | None = None) -> tuple[Tensor, Tensor]:
     group = group or columns
     padded = F.pad(x.float(), (0, -columns % group)).view(len(x), -(-columns // group), group)
     scales = padded.abs().amax(2) / 127
-    inverse = torch.where(scales > 0, 1 / scales, 0.0)
+    inverse = torch.where(scales >= torch.finfo(torch.float32).tiny, 1 / scales, 0.0)
     codes = (padded * inverse[:, :, None]).round_().clamp_(-127, 127)
     return codes.flatten(1)[:, :columns], scales
 

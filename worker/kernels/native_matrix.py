@@ -12,7 +12,8 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INT8, W8A16, INT4, NF4, FP8 = 3, 4, 5, 6, 7
 """As matmul.h numbers the kinds."""
 
-
+MOST_INT8_COLUMNS = 1 << 17
+"""As many products of two signed bytes fit a sum of 32 bits."""
 MATMUL = 0
 """As tape.c numbers its calls."""
 
@@ -69,6 +70,8 @@ class NativeMatrix:
         scale_type: torch.dtype = torch.float32,
     ) -> None:
         self.n, self.k = shape
+        assert 0 not in shape, shape
+        assert kind != INT8 or self.k <= MOST_INT8_COLUMNS, shape
         self._bias = None if bias is None else bias.float().contiguous()
         self._kernels = kernels
         self._parts = (Part * len(parts))(*parts)

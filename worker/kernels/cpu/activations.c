@@ -4,6 +4,7 @@
 #include "lanes.h"
 #include "pool.h"
 
+#include <float.h>
 #include <stdlib.h>
 
 #define ROWS_AT_ONCE 4
@@ -39,7 +40,7 @@ INLINE int32_t quantize_group(const char *x, int type, long count, int8_t *codes
         return 0;
     }
     *scale = bits_to_float(most) / 127;
-    vf inverse = splat(*scale > 0 ? 1 / *scale : 0);
+    vf inverse = splat(*scale >= FLT_MIN ? 1 / *scale : 0); /* of one that is smaller it would be infinite */
     for (long i = 0; i < count; i += LANES) {
         /* To nearest, ties to even: adding 1.5 · 2^23 leaves the integer in the lowest bits. */
         vf scaled = smaller(splat(127), larger(splat(-127), load_some(x + i * size_of(type), type, count - i) * inverse));

@@ -38,6 +38,7 @@ typedef struct {
     int64_t width;              /* of a row of mixed values: head_dim, padded */
     int64_t heads_at_once;      /* KV heads of a unit that are one job */
     long num_jobs, threads;
+    int64_t most_rows;          /* of a sequence */
 } work;
 
 /* The state of up to `num_rows` rows. */
@@ -281,6 +282,7 @@ static int64_t list_units(work *w, int64_t rows_at_once, int apart) {
     int64_t group = w->layer->num_heads / w->layer->num_kv_heads, count = 0;
     for (int64_t sequence = 0; sequence < step->num_sequences; sequence++) {
         int64_t num_rows = (step->query_start[sequence + 1] - step->query_start[sequence]) * group;
+        w->most_rows = most(w->most_rows, num_rows);
         for (int64_t row = 0; row < num_rows; row += rows_at_once) {
             unit u = {sequence, row, least(rows_at_once, num_rows - row), -1};
             int64_t span = 0, end = 1;
@@ -302,7 +304,7 @@ static int64_t list_units(work *w, int64_t rows_at_once, int apart) {
 int tern_attend(const attention_layer *layer, const attention_step *step, const void *query, int64_t query_stride, void *out) {
     int way = can_code(layer) ? CODES : can_pair(layer) ? PAIRS : PLAIN;
     int64_t width = way == CODES ? coded_width(layer->head_dim) : padded(layer->head_dim);
-    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, way, width, 1, 0, 0};
+    work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, way, width, 1, 0, 0, 0};
     int64_t rows = least(MAX_ROWS, MAX_FLOATS / width);
     int64_t threads = tern_get_threads(), kv_heads = layer->num_kv_heads;
     int apart = 0;
@@ -310,7 +312,7 @@ int tern_attend(const attention_layer *layer, const attention_step *step, const 
     if (threads > 1 && w.num_units * kv_heads < 4 * threads) {
         apart = 1;
         w.num_units = list_units(&w, rows, 1);
-        w.part_floats = state_floats(rows, width);
+        w.part_floats = state_floats(least(rows, w.most_rows), width);
     }
     size_t units_bytes = ((size_t)w.num_units * sizeof(unit) + 63) / 64 * 64;
     size_t parts_bytes = sizeof(float) * (size_t)(w.num_units * kv_heads * w.part_floats);

@@ -3,6 +3,8 @@
 
 #include "convert.h"
 
+#include <pthread.h>
+
 #define AHEAD (4 << 10) /* bytes of weights that are called for early */
 
 static const float NF4_VALUES[16] = {
@@ -38,15 +40,20 @@ INLINE void to_floats(const int kind, const uint32_t *panel, long units, float *
 /* What each code is in bf16: low and high bytes. */
 static struct {
     _Alignas(64) uint8_t low[256], high[256];
-    int known;
 } tables[FP8 + 1];
 
-static void prepare(int kind) {
-    for (uint32_t code = 0; code < 256 && !tables[kind].known; code++) {
-        bf16 value = float_to_bf16(value_of(kind, code));
-        tables[kind].low[code] = value & 0xff, tables[kind].high[code] = value >> 8;
-    }
-    tables[kind].known = 1;
+static void fill_tables(void) {
+    const int kinds[] = {INT8_W8A16, NF4, FP8};
+    for (int i = 0; i < 3; i++)
+        for (uint32_t code = 0; code < 256; code++) {
+            bf16 value = float_to_bf16(value_of(kinds[i], code));
+            tables[kinds[i]].low[code] = value & 0xff, tables[kinds[i]].high[code] = value >> 8;
+        }
+}
+
+static void prepare(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, fill_tables);
 }
 
 typedef struct {
@@ -93,7 +100,7 @@ INLINE void to_pairs(const int kind, const uint32_t *panel, long units, uint32_t
 
 #else
 
-static void prepare(int kind) { (void)kind; }
+static void prepare(void) {}
 
 INLINE void to_pairs(const int kind, const uint32_t *panel, long units, uint32_t *to) {
     for (long u = 0; u < units; u++, panel += PANEL)
@@ -108,7 +115,7 @@ INLINE void to_pairs(const int kind, const uint32_t *panel, long units, uint32_t
 #endif
 #else
 
-static void prepare(int kind) { (void)kind; }
+static void prepare(void) {}
 
 INLINE void to_pairs(const int kind, const uint32_t *panel, long units, uint32_t *to) {
     (void)kind, (void)panel, (void)units, (void)to; /* nobody multiplies pairs here */
@@ -126,6 +133,6 @@ CONVERT(from_fp8, FP8)
 CONVERT(from_nf4, NF4)
 
 Convert tern_converter(int kind) {
-    prepare(kind);
+    prepare();
     return kind == INT8_W8A16 ? from_int8 : kind == FP8 ? from_fp8 : from_nf4;
 }

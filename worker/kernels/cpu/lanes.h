@@ -6,8 +6,7 @@
  *     others     first half, second half
  *
  * `store_pair` undoes it, so nobody else sees the order. Sums over a row follow it, the same for every caller.
- * Fused means `fma_`, always. Matrices are read along K in the order of memory, and their sums are gathered in
- * fours (`load_f32`, `load_bf16`, `load_f16`, `sum4`).
+ * Fused means `fma_`, always. Matrices are read in the order of memory (`load_f32`, `load_bf16`, `load_f16`).
  */
 #pragma once
 #include "numbers.h"
@@ -24,7 +23,6 @@
 
 typedef float vf __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * LANES), may_alias));
-typedef float v4 __attribute__((vector_size(16)));
 typedef struct { vf a, b; } pair;
 
 INLINE int64_t size_of(int dtype) { return dtype == F32 ? 4 : 2; }
@@ -127,27 +125,6 @@ INLINE float largest_of(vf v) {
     HALVES(v)
 #undef STEP
     return v[0];
-}
-
-/* Sums of four vectors. Lanes of each are added within 128 bits first, ((l0 + l2) + (l1 + l3)) on x86. */
-INLINE v4 sum4(vf a, vf b, vf c, vf d) {
-#if LANES == 16
-    vf ab = (vf)_mm512_unpacklo_ps((__m512)a, (__m512)b) + (vf)_mm512_unpackhi_ps((__m512)a, (__m512)b);
-    vf cd = (vf)_mm512_unpacklo_ps((__m512)c, (__m512)d) + (vf)_mm512_unpackhi_ps((__m512)c, (__m512)d);
-    __m512d p = (__m512d)ab, q = (__m512d)cd;
-    __m512 all = (__m512)((vf)_mm512_unpacklo_pd(p, q) + (vf)_mm512_unpackhi_pd(p, q));
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    return (v4)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-#elif LANES == 8
-    vf ab = (vf)_mm256_unpacklo_ps((__m256)a, (__m256)b) + (vf)_mm256_unpackhi_ps((__m256)a, (__m256)b);
-    vf cd = (vf)_mm256_unpacklo_ps((__m256)c, (__m256)d) + (vf)_mm256_unpackhi_ps((__m256)c, (__m256)d);
-    __m256d p = (__m256d)ab, q = (__m256d)cd;
-    __m256 all = (__m256)((vf)_mm256_unpacklo_pd(p, q) + (vf)_mm256_unpackhi_pd(p, q));
-    return (v4)_mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-#else
-    const vf four[] = {a, b, c, d};
-    return (v4)sums(four);
-#endif
 }
 
 /* ── numbers in memory ────────────────────────────────────────────────────────────────────────── */

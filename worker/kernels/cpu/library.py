@@ -45,6 +45,7 @@ _COMPILE = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=off",
+    "-fwrapv",
     "-Wall",
     "-Wno-psabi",
 )

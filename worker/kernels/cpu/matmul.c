@@ -24,7 +24,9 @@ void tern_finish(const Matrix *w, const Call *call, long m0, long rows, long n0,
     }
 }
 
-#define MOST_SHARES 64
+#define MOST_SHARES 1024 /* at least two for each thread that there can be */
+#define MOST_ROWS 1536   /* that are packed at once, see tiles.h: each such piece reads the weights anew */
+
 typedef struct {
     tern_block multiply;
     const void *product;
@@ -34,11 +36,12 @@ typedef struct {
 
 static void share(Blocks *blocks, long total, long unit, long least) {
     long threads = tern_get_threads(), at = 0;
+    blocks->num_shares = 0;
     while (at < total) {
-        long left = total - at, size = left / (2 * threads);
-        size = (size > least ? size : least) / unit * unit;
+        long left = total - at, room = MOST_SHARES - blocks->num_shares, pieces = 2 * threads < room ? 2 * threads : room;
+        long size = (left / pieces > least ? left / pieces : least) / unit * unit;
         if (size < unit) size = unit;
-        if (threads == 1 || size > left || blocks->num_shares == MOST_SHARES - 1) size = left;
+        if (threads == 1 || size > left || room == 1) size = left;
         blocks->shares[blocks->num_shares++] = at;
         at += size;
     }
@@ -53,21 +56,32 @@ static void multiply_block(const void *data, long index) {
 }
 
 void tern_multiply_blocks(tern_block multiply, const void *product, long m, long most_rows, long n, long unit, long least) {
-    Blocks blocks = {.multiply = multiply, .product = product, .m = m};
+    Blocks blocks;
+    blocks.multiply = multiply, blocks.product = product, blocks.m = m;
     blocks.row_chunks = (m + most_rows - 1) / most_rows;
     blocks.rows = (m + blocks.row_chunks - 1) / blocks.row_chunks;
     share(&blocks, n, unit, least);
     tern_parallel_for(multiply_block, &blocks, blocks.row_chunks * blocks.num_shares);
 }
 
-void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,
-                 int y_type) {
-    Call call = {x, add, y, m, x_stride, x_type, y_type};
+static void multiply_rows(const Matrix *w, const Call *call) {
     switch (w->kind) {
-    case INT4: tern_matmul_int4(w, &call); break;
+    case INT4: tern_matmul_int4(w, call); break;
     case INT8_W8A16:
     case NF4:
-    case FP8: tern_matmul_converted(w, &call); break;
-    default: tern_matmul_panels(w, &call);
+    case FP8: tern_matmul_converted(w, call); break;
+    default: tern_matmul_panels(w, call);
+    }
+}
+
+void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,
+                 int y_type) {
+    long pieces = (m + MOST_ROWS - 1) / MOST_ROWS, rows;
+    for (long i = 0, m0 = 0; i < pieces; i++, m0 += rows) {
+        rows = (m - m0) / (pieces - i);
+        long at = m0 * w->n * size_of(y_type);
+        Call call = {(const char *)x + m0 * x_stride * size_of(x_type), add ? (const char *)add + at : NULL, (char *)y + at,
+                     rows, x_stride, x_type, y_type};
+        multiply_rows(w, &call);
     }
 }

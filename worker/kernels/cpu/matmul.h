@@ -65,10 +65,6 @@ INLINE int tern_lines_of(long tile, long tiles, int lines) {
     return own;
 }
 
-INLINE long tern_clamp(long value, long least, long most) {
-    return value < least ? least : value > most ? most : value;
-}
-
 /* y [m][n] = x Wᵀ (+ bias) (+ add) */
 void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,
                  int y_type);

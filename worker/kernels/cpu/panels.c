@@ -55,7 +55,7 @@ static void pack_panel(const void *data, long index) {
         if (half)
             for (int i = 0; i < count; i++)
                 for (long k = 0; k < w->k; k++)
-                    ((uint16_t *)panel)[k * PANEL + r + i] = ((const uint16_t *)rows[i])[k];
+                    memcpy(panel + (k * PANEL + r + i) * 2, (const char *)rows[i] + 2 * k, 2); /* a checkpoint may lie at any byte */
         else if (w->kind == NF4)
             pack_nf4(rows, count, w->k, (uint32_t *)panel + r);
         else

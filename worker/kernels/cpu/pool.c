@@ -21,6 +21,7 @@
 
 #define MOST_THREADS 256
 #define SPIN_NS 50000
+#define STACK_BYTES (4 << 20) /* kernels keep up to a megabyte there; some systems give a thread an eighth */
 
 typedef struct {
     _Alignas(128) atomic_int asleep;
@@ -141,6 +142,7 @@ void tern_set_threads(int threads) {
         pthread_attr_t attributes;
         pthread_attr_init(&attributes);
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pthread_attr_setstacksize(&attributes, STACK_BYTES);
         int failed = pthread_create(&thread, &attributes, help, helper);
         pthread_attr_destroy(&attributes);
         if (failed) break; /* fewer threads: the same results, later */

@@ -10,7 +10,6 @@
 #include "numbers.h"
 
 typedef float f32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x4 __attribute__((vector_size(16)));
 
 #if defined(TERN_AVX512) && defined(__AVX512VNNI__)
 
@@ -27,7 +26,6 @@ INLINE bytes bytes_repeat(const void *four) { /* from memory: by way of a regist
 }
 INLINE bytes low_nibbles(bytes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 INLINE bytes high_nibbles(bytes a) { return low_nibbles(_mm512_srli_epi32(a, 4)); }
-INLINE bytes weights8(bytes w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
 /* Not by its intrinsic: with many sums at once GCC 12 copies and spills them around it. */
 INLINE ints dot_w8(ints sum, bytes w, bytes x) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
@@ -35,13 +33,6 @@ INLINE ints dot_w8(ints sum, bytes w, bytes x) {
 }
 INLINE ints dot_u4(ints sum, bytes w, bytes x) { return dot_w8(sum, w, x); }
 INLINE f32x16 ints_to_float(ints a) { return (f32x16)_mm512_cvtepi32_ps(a); }
-INLINE i32x4 ints_sum4(ints a, ints b, ints c, ints d) {
-    ints ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    ints cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    ints all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-    return (i32x4)_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-}
 #elif defined(TERN_AVX512) || defined(TERN_AVX2)
 
 typedef struct {
@@ -66,7 +57,6 @@ INLINE bytes low_nibbles(bytes a) { return (bytes){{low_half(a.half[0]), low_hal
 INLINE bytes high_nibbles(bytes a) {
     return (bytes){{low_half(_mm256_srli_epi32(a.half[0], 4)), low_half(_mm256_srli_epi32(a.half[1], 4))}};
 }
-INLINE bytes weights8(bytes w) { return w; }
 INLINE __m256i add_pairs(__m256i sum, __m256i pairs) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
@@ -88,12 +78,6 @@ INLINE f32x16 ints_to_float(ints a) {
         f32x16 all;
     } u = {{_mm256_cvtepi32_ps(a.half[0]), _mm256_cvtepi32_ps(a.half[1])}};
     return u.all;
-}
-INLINE i32x4 ints_sum4(ints a, ints b, ints c, ints d) {
-    __m256i ab = _mm256_hadd_epi32(_mm256_add_epi32(a.half[0], a.half[1]), _mm256_add_epi32(b.half[0], b.half[1]));
-    __m256i cd = _mm256_hadd_epi32(_mm256_add_epi32(c.half[0], c.half[1]), _mm256_add_epi32(d.half[0], d.half[1]));
-    __m256i all = _mm256_hadd_epi32(ab, cd);
-    return (i32x4)_mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
 #else
@@ -129,7 +113,6 @@ INLINE bytes high_nibbles(bytes a) {
     for (int i = 0; i < 64; i++) a.byte[i] = (uint8_t)a.byte[i] >> 4;
     return a;
 }
-INLINE bytes weights8(bytes w) { return w; }
 INLINE ints dot_w8(ints sum, bytes w, bytes x) {
 #if defined(TERN_NEON) && defined(__ARM_FEATURE_DOTPROD)
     for (int i = 0; i < 16; i += 4)
@@ -147,14 +130,6 @@ INLINE f32x16 ints_to_float(ints a) {
     f32x16 result;
     for (int i = 0; i < 16; i++) result[i] = (float)a.lane[i];
     return result;
-}
-INLINE int32_t ints_sum(ints a) {
-    int32_t sum = 0;
-    for (int i = 0; i < 16; i++) sum += a.lane[i];
-    return sum;
-}
-INLINE i32x4 ints_sum4(ints a, ints b, ints c, ints d) {
-    return (i32x4){ints_sum(a), ints_sum(b), ints_sum(c), ints_sum(d)};
 }
 
 #endif
