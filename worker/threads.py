@@ -25,7 +25,7 @@ _TRY_EVERY = 48
 _TRIES = 3
 """Steps in a row for which the slower number is timed again, and how often: 6 % of the steps, which costs
 2 % where one is a third slower. A decode step of 0.6 billion weights takes twice as long on one thread as on
-two, so each time that it is found far slower, it rests for twice as many steps."""
+two: what is found far slower is not tried again at once, and rests for twice as many steps each time."""
 _FAR_SLOWER = 1.25
 _MOST_REST = 16 * _TRY_EVERY
 """Steps. When the better number becomes the slower, its own times tell at once."""
@@ -64,6 +64,8 @@ class _Size:
             best = int(all_of_them < one)
             if best != self.best:
                 self.best, self.try_every, self.steps = best, _TRY_EVERY, 0
+            elif choice != best and seconds > _FAR_SLOWER * min(one, all_of_them):
+                self._plan_tries()
 
 
 class StepThreads:
