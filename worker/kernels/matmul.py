@@ -251,6 +251,7 @@ class FP8Matrix:
             self._scales = [part.scales.float().contiguous() for part in parts]
             columns = parts[0].block[1]
             assert all(part.block[1] == columns for part in parts)
+            assert columns % 4 == 0 or columns >= self.shape[1], columns
             rows = [
                 part_of(p.weight, scales=s.data_ptr(), scale_rows=p.block[0], scale_stride=s.shape[1])
                 for p, s in zip(parts, self._scales, strict=True)

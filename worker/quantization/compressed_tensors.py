@@ -22,7 +22,7 @@ from ..checkpoint import TensorPart
 from ..kernels.matmul import Int8Part
 from ..parallel import whole
 from .format import Cut, Format, Role
-from .fp8 import FP8
+from .fp8 import FP8, check_block
 from .grouped import Codes, Grouped, check_group
 from .int8 import Int8
 from .packing import WORD, unpack
@@ -211,6 +211,7 @@ def format_of_group(group: Group, format_of_all: str) -> Format[Any]:
             raise refusal
         block = weights.block_structure
         if weights.scope == "block" and isinstance(block, tuple):
+            check_block(block)
             return FP8("weight_scale", block)
         if weights.scope == "tensor":
             return FP8("weight_scale", "tensor")

@@ -29,6 +29,17 @@ from .unquantized import Unquantized
 
 LEAST_BLOCK = 32
 """Columns that a block may have after a split; fewer would be more scales than weights are worth."""
+COLUMN_UNIT = 4
+"""Columns that kernels read at once, which share a scale."""
+
+
+def check_block(block: tuple[int, int]) -> None:
+    """Raises StartupError for blocks (rows, columns) that are not supported."""
+    if min(block) < LEAST_BLOCK or block[1] % COLUMN_UNIT:
+        raise StartupError(
+            f"FP8 blocks of {list(block)} are not supported; they must be at least {LEAST_BLOCK} wide, "
+            f"and columns a multiple of {COLUMN_UNIT}"
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class FP8:
         if self.block == "channel":
             return 1, cut.columns.length
         rows, columns = math.gcd(self.block[0], cut.rows.start), math.gcd(self.block[1], cut.columns.start)
-        if columns < min(LEAST_BLOCK, self.block[1]):
+        if columns < LEAST_BLOCK or columns % COLUMN_UNIT:
             raise StartupError(
                 f"--tensor-parallel-size cuts {cut.name!r} at column {cut.columns.start}, which leaves "
                 f"{columns} columns of the checkpoint's blocks of {self.block[1]}",
@@ -109,11 +120,8 @@ class FP8Config(Struct, frozen=True, kw_only=True):
                 raise StartupError(
                     f"FP8 checkpoints with {name} = {value!r} are not supported; it must be {supported[-1]!r}"
                 )
-        if self.weight_block_size is not None and min(self.weight_block_size) < LEAST_BLOCK:
-            raise StartupError(
-                f"FP8 blocks of {list(self.weight_block_size)} are not supported; "
-                f"they must be at least {LEAST_BLOCK} wide"
-            )
+        if self.weight_block_size is not None:
+            check_block(self.weight_block_size)
 
 
 class FbgemmConfig(Struct, frozen=True, kw_only=True):

@@ -117,6 +117,7 @@ def test_a_split_through_blocks_makes_smaller_ones() -> None:
         ({"scale_fmt": "ue8m0"}, "scale_fmt = 'ue8m0'"),
         ({"expert_dtype": "fp4"}, "expert_dtype = 'fp4'"),
         ({"weight_block_size": [1, 16]}, r"FP8 blocks of \[1, 16\]"),
+        ({"weight_block_size": [128, 50]}, r"FP8 blocks of \[128, 50\] .* columns a multiple of 4"),
         ({"weight_block_size": "all"}, r"quantization_config \(fp8\): Expected `array"),
     ],
 )
