@@ -88,7 +88,7 @@ def project(
         y = matrix.multiply(x, None, out_dtype)
     else:
         gate = activation if isinstance(activation, TritonActivation) and activation.gated else _NONE
-        y = one_row.multiply(x, None, out_dtype, before, gated=gate.gated, gelu=gate.gelu)
+        y = one_row(x.contiguous(), norm=before, gated=gate.gated, gelu=gate.gelu, out_dtype=out_dtype)
         activation = None if gate.gated else activation
     return y if activation is None else activation(y)
 

@@ -10,6 +10,8 @@ the unfused layers round between. Sums run in another order than matmul.py's, so
 those in a larger batch: where that matters, matmul.py serves one row too.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -154,10 +156,18 @@ def reference(
     gelu: bool = False,
 ) -> Tensor:
     """In float64, rounded once."""
+    product = partial(matmul.reference, weight=weight, w_scales=w_scales, bias=bias, add=add)
+    return around(x, product, norm, gated=gated, gelu=gelu)
+
+
+def around(
+    x: Tensor, product: Callable[[Tensor], Tensor], norm: RowNorm | None, *, gated: bool, gelu: bool
+) -> Tensor:
+    """What stands around a product, in float64, rounded once."""
     wide = x.double()
     if norm is not None:
         wide = F.rms_norm(wide, wide.shape[1:], norm.weight.double(), norm.eps)
-    y = matmul.reference(wide, weight, w_scales=w_scales, bias=bias, add=add)
+    y = product(wide)
     if gated:
         gate, up = y.chunk(2, -1)
         y = (F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)) * up

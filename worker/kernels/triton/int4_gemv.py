@@ -8,7 +8,6 @@ rounded once at the very end.
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from . import int4_matmul
 from .activation import gelu as gelu_tanh
 from .activation import silu
-from .gemv import AT_ONCE, THREADS, RowNorm, columns_of
+from .gemv import AT_ONCE, THREADS, RowNorm, around, columns_of
 from .matmul import finish
 
 WORDS = tl.constexpr(2)
@@ -217,11 +216,8 @@ def reference(
     gelu: bool = False,
 ) -> Tensor:
     """In float64, rounded once."""
-    wide = x.double()
-    if norm is not None:
-        wide = F.rms_norm(wide, wide.shape[1:], norm.weight.double(), norm.eps)
-    y = int4_matmul.reference(wide, packed, scales, zeros, group, bias=bias, add=add)
-    if gated:
-        gate, up = y.chunk(2, -1)
-        y = (F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)) * up
-    return y.to(x.dtype)
+
+    def product(wide: Tensor) -> Tensor:
+        return int4_matmul.reference(wide, packed, scales, zeros, group, bias=bias, add=add)
+
+    return around(x, product, norm, gated=gated, gelu=gelu)

@@ -12,6 +12,7 @@ rows take the same tiles.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -142,69 +143,18 @@ class TritonMatrices:
 
 
 class OneRow(Protocol):
-    """What multiplies one row."""
+    """gemv.gemv or int4_gemv.int4_gemv of one matrix."""
 
-    def multiply(
+    def __call__(
         self,
         x: Tensor,
-        add: Tensor | None = None,
-        out_dtype: torch.dtype | None = None,
-        norm: RowNorm | None = None,
         *,
+        norm: RowNorm | None = None,
+        add: Tensor | None = None,
         gated: bool = False,
         gelu: bool = False,
-    ) -> Tensor:
-        """As gemv.gemv."""
-
-
-class ByRow(NamedTuple):
-    """A OneRow."""
-
-    weight: Tensor
-    """[N, K]"""
-    scales: Tensor | None
-    """float32 [N]"""
-    bias: Tensor | None
-
-    def multiply(
-        self,
-        x: Tensor,
-        add: Tensor | None = None,
         out_dtype: torch.dtype | None = None,
-        norm: RowNorm | None = None,
-        *,
-        gated: bool = False,
-        gelu: bool = False,
-    ) -> Tensor:
-        return gemv(
-            x.contiguous(), self.weight, norm=norm, w_scales=self.scales, bias=self.bias, add=_rows(add),
-            gated=gated, gelu=gelu, out_dtype=out_dtype,
-        )  # fmt: skip
-
-
-class ByGroup(NamedTuple):
-    """A OneRow of four bits."""
-
-    packed: Tensor
-    scales: Tensor
-    zeros: Tensor | None
-    bias: Tensor | None
-    group: int
-
-    def multiply(
-        self,
-        x: Tensor,
-        add: Tensor | None = None,
-        out_dtype: torch.dtype | None = None,
-        norm: RowNorm | None = None,
-        *,
-        gated: bool = False,
-        gelu: bool = False,
-    ) -> Tensor:
-        return int4_gemv(
-            x.contiguous(), self.packed, self.scales, self.zeros, self.group, norm=norm, bias=self.bias,
-            add=_rows(add), gated=gated, gelu=gelu, out_dtype=out_dtype,
-        )  # fmt: skip
+    ) -> Tensor: ...
 
 
 def alone(matrix: Matrix) -> OneRow | None:
@@ -221,12 +171,12 @@ class TritonDense:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, way: Way) -> None:
         self.weight, self.bias, self._way = weight, bias, way
-        self.alone: OneRow | None = None if way.invariant else ByRow(weight, None, bias)
+        self.alone: OneRow | None = None if way.invariant else partial(gemv, weight=weight, bias=bias)
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if len(x) == 1 and self.alone is not None:
-            return self.alone.multiply(x, add, out_dtype)
+            return self.alone(x.contiguous(), add=_rows(add), out_dtype=out_dtype)
         same_type = out_dtype is None or out_dtype == x.dtype
         if len(x) > MANY_ROWS and same_type and not self._way.invariant:
             if add is not None and self.bias is None:
@@ -252,12 +202,14 @@ class TritonInt8:
     ) -> None:
         self.weight, self.scales, self.bias = weight, scales, bias
         self._quantize_input, self._way = quantize_input, way
-        self.alone: OneRow | None = None if way.invariant else ByRow(weight, scales, bias)
+        self.alone: OneRow | None = (
+            None if way.invariant else partial(gemv, weight=weight, w_scales=scales, bias=bias)
+        )
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if len(x) == 1 and self.alone is not None:
-            return self.alone.multiply(x, add, out_dtype)
+            return self.alone(x.contiguous(), add=_rows(add), out_dtype=out_dtype)
         codes, x_scales = quantize_rows(x, torch.int8) if self._quantize_input else (x, None)
         return matmul(
             codes, self.weight, x_scales=x_scales, w_scales=self.scales, bias=self.bias, add=_rows(add),
@@ -280,12 +232,13 @@ class TritonInt4:
     ) -> None:
         self.packed, self.scales, self.zeros, self.bias = packed, scales, zeros, bias
         self._group, self._way = group, way
-        self.alone: OneRow | None = None if way.invariant else ByGroup(packed, scales, zeros, bias, group)
+        one_row = partial(int4_gemv, packed=packed, scales=scales, zeros=zeros, group=group, bias=bias)
+        self.alone: OneRow | None = None if way.invariant else one_row
         self.shape = (len(packed), columns)
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if len(x) == 1 and self.alone is not None:
-            return self.alone.multiply(x, add, out_dtype)
+            return self.alone(x.contiguous(), add=_rows(add), out_dtype=out_dtype)
         return multiply_int4(
             x, self.packed, self.scales, self.zeros, self._group, bias=self.bias, add=_rows(add),
             out_dtype=out_dtype, invariant=self._way.invariant, finished=self._way.finished,
@@ -298,12 +251,13 @@ class TritonFP8:
     def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, way: Way) -> None:
         self.weight, self.scales, self.bias, self._way = weight, scales, bias, way
         by_row = scales.dim() == 1 and not way.invariant
-        self.alone: OneRow | None = ByRow(weight, scales, bias) if by_row else None
+        one_row = partial(gemv, weight=weight, w_scales=scales, bias=bias)
+        self.alone: OneRow | None = one_row if by_row else None
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if len(x) == 1 and self.alone is not None:
-            return self.alone.multiply(x, add, out_dtype)
+            return self.alone(x.contiguous(), add=_rows(add), out_dtype=out_dtype)
         return matmul(
             x, self.weight, w_scales=self.scales, bias=self.bias, add=_rows(add), out_dtype=out_dtype,
             invariant=self._way.invariant, finished=self._way.finished,
