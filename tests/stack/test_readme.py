@@ -103,8 +103,8 @@ def test_curl_streams_a_sensible_answer(server: Server) -> None:
     assert output.rstrip().endswith("data: [DONE]")
     deltas = [choice["delta"] for chunk in chunks(output) for choice in chunk["choices"]]  # type: ignore[attr-defined]
     assert "".join(delta.get("content") or "" for delta in deltas) == "t-e-r-n"
-    # How many tokens an event holds is the scheduling's affair: only the first and the last hold none for certain.
-    assert deltas[0] == {"role": "assistant", "content": ""} and deltas[-1] == {}
+    # How many tokens an event holds is the scheduling's affair: only the first and last surely hold none.
+    assert (deltas[0], deltas[-1]) == ({"role": "assistant", "content": ""}, {})
 
 
 def test_offline_use_works_as_shown(server: Server) -> None:

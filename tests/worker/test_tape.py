@@ -102,6 +102,12 @@ def test_without_kernels_in_c_nothing_is_played(tmp_path: Path) -> None:
     assert not rows_played(driver(tmp_path, cpu_kernels="torch"))
 
 
+def test_recording_does_not_need_torchs_compiler() -> None:
+    """What torch wraps imports it at the first call: a second of every start."""
+    dispatch: object = tape._Recording.__torch_dispatch__
+    assert not hasattr(dispatch, "__wrapped__")
+
+
 def test_tapes_are_kept_only_as_far_as_memory_was_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,12 +60,22 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls.append(_Call(kind, (ctypes.c_int64 * _MOST_ARGUMENTS)(*numbers)))
         self.used.update({tensor.data_ptr(): tensor for tensor in used if tensor is not None})
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func not in _MEMORY_ONLY:
-            self.computed.add(str(func))
-        return func(*args, **(kwargs or {}))
+
+def _notice(
+    recording: _Recording,
+    func: Any,
+    types: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    if func not in _MEMORY_ONLY:
+        recording.computed.add(str(func))
+    return func(*args, **(kwargs or {}))
+
+
+# Only now: what stands in such a class when it is made is wrapped by torch, and the first call of the wrapper
+# imports torch._dynamo, which takes a second and 130 MB of each worker's start.
+_Recording.__torch_dispatch__ = _notice  # type: ignore[assignment]
 
 
 @dataclass
