@@ -48,7 +48,7 @@ static void multiply(const void *product, long tile0, long tiles, long begin, lo
                 for (long t = 0; t < tiles; t++) {
                     long m = tern_first_row(&p->x, tile0 + t), count = tern_first_row(&p->x, tile0 + t + 1) - m;
                     const uint32_t *x = p->x.units + m * p->x.columns + at / made * count;
-                    p->tile((int)count, weights, x, (some + made - 1) / made, (const char *)weights, 0, 0, of_group[m - m0], at == k);
+                    p->tile((int)count, 1, weights, 0, x, (some + made - 1) / made, (const char *)weights, 0, of_group[m - m0], at == k);
                 }
             }
             float scales[PANEL];

@@ -28,44 +28,50 @@ INLINE ints ints_from(const void *sums, int first) {
 
 /* A Tile of panels.h. */
 #define TILE(NAME, WEIGHT, SUMS, LANES_OF, UNIT, LOAD, SPLAT, DOT)                                                    \
-    INLINE void NAME(const int rows, const WEIGHT *w, const uint32_t *x, long units, const char *ahead, long step,    \
-                     int twice, void *sums, int first) {                                                              \
+    INLINE void NAME(const int rows, const int panels, const WEIGHT *w, long next, const uint32_t *x, long units,     \
+                     const char *ahead, long step, int32_t *to, int first) {                                          \
         enum { VECTORS = PANEL / LANES_OF };                                                                          \
-        SUMS acc[MR][VECTORS];                                                                                        \
-        int32_t *to = sums;                                                                                           \
+        SUMS acc[MR][2 * VECTORS];                                                                                    \
         _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)                                                       \
-            _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++)                                                 \
-                acc[i][v] = SUMS##_from(to + i * PANEL + v * LANES_OF, first);                                        \
+            _Pragma("GCC unroll 8") for (int v = 0; v < panels * VECTORS; v++)                                        \
+                acc[i][v] = SUMS##_from(to + (i + v / VECTORS * rows) * PANEL + v % VECTORS * LANES_OF, first);       \
         for (long u = 0; u < units; u++, w += PANEL, x += rows, ahead += step) {                                      \
-            __builtin_prefetch(ahead, 0, 2);                                                                          \
-            if (twice) __builtin_prefetch(ahead + 64, 0, 2);                                                          \
-            UNIT b[VECTORS];                                                                                          \
-            _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++) {                                               \
-                b[v] = LOAD(w + v * LANES_OF);                                                                        \
+            if (panels == 1) __builtin_prefetch(ahead, 0, 2);                                                         \
+            if (panels == 1 && step > 64) __builtin_prefetch(ahead + 64, 0, 2);                                       \
+            UNIT b[2 * VECTORS];                                                                                      \
+            _Pragma("GCC unroll 8") for (int v = 0; v < panels * VECTORS; v++) {                                      \
+                b[v] = LOAD(w + v / VECTORS * next + v % VECTORS * LANES_OF);                                         \
                 KEEP(b[v]);                                                                                           \
             }                                                                                                         \
             _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++) {                                                 \
                 UNIT a = SPLAT(x + i);                                                                                \
-                _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++) acc[i][v] = DOT(acc[i][v], b[v], a);        \
+                _Pragma("GCC unroll 8") for (int v = 0; v < panels * VECTORS; v++)                                    \
+                    acc[i][v] = DOT(acc[i][v], b[v], a);                                                              \
             }                                                                                                         \
         }                                                                                                             \
         _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)                                                       \
-            _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++)                                                 \
-                memcpy(to + i * PANEL + v * LANES_OF, &acc[i][v], sizeof(SUMS));                                      \
+            _Pragma("GCC unroll 8") for (int v = 0; v < panels * VECTORS; v++)                                        \
+                memcpy(to + (i + v / VECTORS * rows) * PANEL + v % VECTORS * LANES_OF, &acc[i][v], sizeof(SUMS));     \
     }                                                                                                                 \
-    static void NAME##_rows(int rows, const void *w, const uint32_t *x, long units, const char *ahead, long step,     \
-                            int twice, void *sums, int first) {                                                       \
-        switch (rows) {                                                                                               \
+    static void NAME##_rows(int rows, int panels, const void *w, long next, const uint32_t *x, long units,            \
+                            const char *ahead, long step, void *sums, int first) {                                    \
+        switch (panels * 16 + rows) {                                                                                 \
             CASES(NAME)                                                                                               \
         }                                                                                                             \
     }
-#define CASE(NAME, N) case N: NAME(N, w, x, units, ahead, step, twice, sums, first); break;
+/* Up to FEW rows take two panels at once: what is called ahead by the processor itself then suffices. */
+#define CASE(NAME, P, N) case P * 16 + N: NAME(N, P, w, next, x, units, ahead, step, sums, first); break;
+#define CASES_OF_6(NAME)                                                                                              \
+    CASE(NAME, 2, 1) CASE(NAME, 2, 2) CASE(NAME, 2, 3) CASE(NAME, 1, 1) CASE(NAME, 1, 2) CASE(NAME, 1, 3)             \
+    CASE(NAME, 1, 4) CASE(NAME, 1, 5) CASE(NAME, 1, 6)
 #if MR == 12
+#define FEW 4
 #define CASES(NAME)                                                                                                   \
-    CASE(NAME, 1) CASE(NAME, 2) CASE(NAME, 3) CASE(NAME, 4) CASE(NAME, 5) CASE(NAME, 6) CASE(NAME, 7) CASE(NAME, 8)   \
-    CASE(NAME, 9) CASE(NAME, 10) CASE(NAME, 11) CASE(NAME, 12)
+    CASES_OF_6(NAME) CASE(NAME, 2, 4) CASE(NAME, 1, 7) CASE(NAME, 1, 8) CASE(NAME, 1, 9) CASE(NAME, 1, 10)            \
+    CASE(NAME, 1, 11) CASE(NAME, 1, 12)
 #else
-#define CASES(NAME) CASE(NAME, 1) CASE(NAME, 2) CASE(NAME, 3) CASE(NAME, 4) CASE(NAME, 5) CASE(NAME, 6)
+#define FEW 3
+#define CASES CASES_OF_6
 #endif
 
 INLINE vf splat_f32(const uint32_t *unit) {
@@ -139,10 +145,11 @@ static void multiply(const void *product, long tile0, long tiles, long begin, lo
     const Product *p = product;
     const Matrix *w = p->w;
     long m0 = tern_first_row(&p->x, tile0), rows = tern_first_row(&p->x, tile0 + tiles) - m0;
-    long unit = PANEL * p->unit_bytes, lines = unit / 64 ? unit / 64 : 1;
+    long unit = PANEL * p->unit_bytes, lines = unit / 64 ? unit / 64 : 1, next = p->units * PANEL;
     _Alignas(64) float sums[MOST_TILES * MR][PANEL];
-    for (long n = begin; n < end; n += PANEL) {
+    for (long n = begin, panels; n < end; n += panels * PANEL) {
         const char *panel = (const char *)w->panels + n / PANEL * p->units * unit;
+        panels = rows <= FEW && n + PANEL < end ? 2 : 1;
         for (long u = 0; u < p->units; u += BLOCK) {
             long some = p->units - u < BLOCK ? p->units - u : BLOCK;
             const char *block = panel + u * unit;
@@ -151,12 +158,15 @@ static void multiply(const void *product, long tile0, long tiles, long begin, lo
                 /* One tile asks for what it will read itself soon; several, in turn, for the block that follows. */
                 const char *ahead = tiles == 1 ? block + AHEAD : block + some * unit + t * some * 64;
                 long step = tiles == 1 ? unit : t < lines ? unit / lines : 0;
-                p->tile((int)count, block, p->x.units + m * p->x.columns + u * count, some, ahead, step, tiles == 1 && lines == 2,
+                p->tile((int)count, (int)panels, block, next, p->x.units + m * p->x.columns + u * count, some, ahead, step,
                         sums[m - m0], u == 0);
             }
         }
-        if (w->kind == INT8) scale_sums(p, m0, rows, n, sums);
-        tern_finish(w, p->call, m0, rows, n, end - n < PANEL ? end - n : PANEL, sums[0], PANEL);
+        for (long i = 0; i < panels; i++) {
+            long at = n + i * PANEL;
+            if (w->kind == INT8) scale_sums(p, m0, rows, at, sums + i * rows);
+            tern_finish(w, p->call, m0, rows, at, end - at < PANEL ? end - at : PANEL, sums[i * rows], PANEL);
+        }
     }
 }
 

@@ -45,10 +45,11 @@ INLINE long tern_units(const Matrix *w) {
 
 INLINE long tern_panel_bytes(const Matrix *w) { return tern_units(w) * PANEL * tern_unit_bytes(w->kind); }
 
-/* `units` of a panel by those of `rows` rows of x, as tiles.h has them; sums[row][PANEL] are set, or added to.
-   `ahead`: lines that are called into L2 meanwhile, one each `step` bytes; a second one behind each if `twice`. */
-typedef void (*Tile)(int rows, const void *panel, const uint32_t *x, long units, const char *ahead, long step, int twice, void *sums,
-                     int first);
+/* `units` of a panel, or of two, the second `next` units behind the first, by those of `rows` rows of x, as tiles.h has
+   them; sums[panel][row][PANEL] are set, or added to. Two panels take few rows, see matmul_panels.c.
+   `ahead`: lines that one panel calls into L2 meanwhile, one each `step` bytes, and the next where a step is more than one. */
+typedef void (*Tile)(int rows, int panels, const void *panel, long next, const uint32_t *x, long units, const char *ahead, long step,
+                     void *sums, int first);
 Tile tern_panel_tile(int kind); /* F32, F16, BF16 or INT8 */
 
 /* What the packed matrix takes, in bytes; and packs it. The matrix given has its parts as a checkpoint has them. */
