@@ -6,18 +6,11 @@ their clients, KV by computing it again.
 """
 
 import itertools
-from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
 from protocol.config import EngineCoreConfig
-from protocol.errors import (
-    InternalError,
-    NoTokenAllowed,
-    RequestCrashedWorker,
-    TernError,
-    Unavailable,
-)
+from protocol.errors import NoTokenAllowed
 from protocol.messages import (
     PROTOCOL_VERSION,
     Abort,
@@ -26,7 +19,6 @@ from protocol.messages import (
     AttachRefused,
     Control,
     ControlResult,
-    EngineFacts,
     EngineStats,
     Leave,
     Ping,
@@ -36,24 +28,22 @@ from protocol.messages import (
 )
 from protocol.observation import Inspect
 from protocol.sockets import fingerprint
-from protocol.steps import Reset, StepFailed, StepResult, WorkerReady, WorkerReply
+from protocol.steps import StepFailed, StepResult, WorkerReady, WorkerReply
 
-from . import crash_report
 from .clients import Client, ClientLink
 from .desk import Desk
 from .finishing import deliver, deliver_forced, row_error
 from .grammar import Grammars, Hands
-from .journal import Journal, Opened, Submitted
+from .journal import Journal, NoJournal, Submitted
 from .meter import Meter
 from .observer import Observer
+from .recovery import Recovery
 from .request import Request, State
 from .scheduler import Scheduler
 from .worker_group import WorkerGroup, WorkerLink
 
 CUT_PATIENCE_S = 2.0
 """For the supervisor to say that the workers are dead, when they cannot be reached."""
-OUT_OF_MEMORY = "out_of_memory"
-"""Code of a StepFailed for which nobody is to blame: the same requests run, fewer at once."""
 
 
 class LinkCut(Exception):
@@ -76,13 +66,9 @@ class Engine:
         self.link = clients
         self.clock = clock
         self.workers = WorkerGroup(workers, config.incarnation)
-        self.scheduler: Scheduler | None = None
         options = config.scheduler
         self.depth = 2 if options.async_scheduling else 1
         self.meter = Meter(options.inter_token_target_ms / 1000, options.max_num_batched_tokens)
-        self.begun: deque[float] = deque()
-        """When each step in flight was sent."""
-        self.last_result = 0.0
         self.cut_at: float | None = None
         """Since when the workers cannot be reached."""
         self.grammars = Grammars(config.tokenizer, hands)
@@ -91,8 +77,13 @@ class Engine:
         self.asked: dict[int, tuple[bytes, int]] = {}
         """Of controls that the workers are working on: (peer, the peer's nonce)."""
         self.nonces = itertools.count()
-        self.journal = Journal(config.journal, config.journal_bytes) if config.journal else None
-        self.opened: Opened | None = None
+        self.journal = Journal(config.journal, config.journal_bytes) if config.journal else NoJournal()
+        self.recovery = Recovery(config, self.workers, self.desk, self.meter, self.observer, self.journal)
+
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """None until a worker has said what it can do."""
+        return self.desk.scheduler
 
     # ── the loop's body ─────────────────────────────────────────────────────────────────────────
 
@@ -112,9 +103,11 @@ class Engine:
                 case StepResult():
                     self._take_result(event)
                 case StepFailed():
-                    self._on_step_failed(event)
+                    self.recovery.on_step_failed(event)
                 case WorkerReady():
-                    self._on_worker_ready(event)
+                    self.recovery.on_ready(event)
+                    for client in self.desk.clients.values():
+                        self._greet(client)
                 case WorkerReply():
                     if asker := self.asked.pop(event.nonce, None):
                         self.link.send(asker[0], ControlResult(asker[1], event.ok, event.message))
@@ -127,7 +120,7 @@ class Engine:
             match message:
                 case Submit():
                     request = self.desk.submit(peer, message)
-                    if request is not None and self.journal is not None:
+                    if request is not None:
                         self.journal.write(Submitted(request.client.name, message))
                 case Abort():
                     self.desk.abort(peer, message)
@@ -151,19 +144,18 @@ class Engine:
             return
         if (masks := scheduler.masks()) is not None:
             self.workers.dispatch(masks)
-            if self.journal is not None:
-                self.journal.write(masks)
+            self.journal.write(masks)
+        running = scheduler.running
         while len(scheduler.in_flight) < self.depth:
-            soon = min(len(scheduler.free_slots), scheduler.num_waiting)
-            budget = self.meter.prompt_budget(len(scheduler.prefilling) + soon, len(scheduler.decoding))
+            soon = min(len(running.free_slots), scheduler.num_waiting)
+            budget = self.meter.prompt_budget(len(running.prefilling) + soon, len(running.decoding))
             planned = scheduler.plan(budget)
             if planned is None:
                 return
             self.workers.dispatch(planned.plan)
-            self.begun.append(self.clock())
+            self.meter.begin_step(self.clock())
             self.desk.begun(planned.chunks)
-            if self.journal is not None:
-                self.journal.write(planned.plan)
+            self.journal.write(planned.plan)
 
     def publish(self) -> None:
         """One message per client for whatever has happened."""
@@ -174,8 +166,7 @@ class Engine:
                     self.desk.forget(client)
                     break
         self.desk.nobody.take_outputs(0, 0)
-        if self.journal is not None:
-            self.journal.flush()
+        self.journal.flush()
 
     def next_deadline(self) -> float | None:
         """When `advance` has something to do although nothing has arrived."""
@@ -194,8 +185,7 @@ class Engine:
 
     def close(self) -> None:
         """Finish the recording."""
-        if self.journal is not None:
-            self.journal.close()
+        self.journal.close()
 
     # ── clients ─────────────────────────────────────────────────────────────────────────────────
 
@@ -224,77 +214,27 @@ class Engine:
     def on_peer_gone(self, incarnation: int, *, crashed: bool, cause: str) -> None:
         """The supervisor reports a death. `crashed`: by itself."""
         if self.workers.lost(incarnation):
-            self._on_workers_lost(crashed, cause)
+            if self.scheduler is not None:
+                self.recovery.on_lost(crashed, cause)
+                for client in self.desk.clients.values():
+                    self.link.send(client.peer, Suspended("the workers are being restarted"))
             return
         for client in list(self.desk.clients.values()):
             if client.incarnation == incarnation:
                 self.observer.note("client_lost", len(client.requests), subject=client.name, cause=cause)
                 self.desk.forget(client)
 
-    # ── workers ─────────────────────────────────────────────────────────────────────────────────
-
-    def _on_worker_ready(self, ready: WorkerReady) -> None:
-        """A group is there, empty: every request starts over with the ids it has."""
-        facts = ready.facts
-        if self.scheduler is None:
-            self.scheduler = Scheduler(self.config.scheduler, self.config.cache, facts)
-            self.desk.scheduler = self.scheduler
-        if self.journal is not None:
-            self.opened = Opened(fingerprint(), ready.model_fingerprint, facts)
-            self.journal.begin_epoch(self.opened, Reset(self.workers.epoch))
-        self._restart(facts)
-        self.observer.note_workers()
-        for client in self.desk.clients.values():
-            self._greet(client)
-
-    def _restart(self, facts: EngineFacts) -> None:
-        assert self.scheduler is not None
-        self.scheduler.reset(self.workers.epoch, facts)
-        self.begun.clear()
-        for request in (*self.scheduler.waiting, *self.scheduler.suspects):
-            if request.max_total_tokens > facts.max_model_len:
-                message = f"the model now holds {facts.max_model_len} tokens, fewer than this request needs"
-                self.desk.fail(request, Unavailable(message))
-
-    def _on_workers_lost(self, crashed: bool, cause: str) -> None:
-        scheduler = self.scheduler
-        if scheduler is None:
-            return
-        self.observer.note("workers_lost", scheduler.num_running + scheduler.num_waiting, cause=cause)
-        if scheduler.in_flight and self.config.crash_dir:
-            report = crash_report.report_of(cause, self.workers.epoch, scheduler.facts, scheduler.in_flight)
-            crash_report.write(self.config.crash_dir, report)
-        involved = {request: None for step in scheduler.in_flight for request in step.requests}
-        self._accuse(
-            list(involved),
-            crashed,
-            RequestCrashedWorker("a worker died of this request, and again when it ran alone"),
-        )
-        self._restart(scheduler.facts)
-        for client in self.desk.clients.values():
-            self.link.send(client.peer, Suspended("the workers are being restarted"))
-
-    def _accuse(self, requests: list[Request], by_itself: bool, error: TernError) -> None:
-        """A step with these went wrong. To be called before the reset."""
-        assert self.scheduler is not None
-        there = [request for request in requests if request.state is State.RUNNING]
-        culprit = self.scheduler.suspects.accuse(there, by_itself=by_itself)
-        if culprit is not None:
-            self.desk.crashed_requests += 1
-            self.observer.note("request_crashed", 1, cause=error.code)
-            self.desk.fail(culprit, error, trusted=False)
+    # ── results ─────────────────────────────────────────────────────────────────────────────────
 
     def _take_result(self, result: StepResult) -> None:
         assert self.scheduler is not None
         planned = self.scheduler.settle(result.step)
         if planned is None:
-            self._on_unexpected(result)
+            self.recovery.on_unexpected(result)
             return
         now = self.clock()
-        seconds = now - max(self.begun.popleft(), self.last_result)
-        self.last_result = now
         num_answering = planned.num_decodes + len(planned.masked)
-        self.meter.record(num_answering, planned.num_tokens - num_answering, seconds)
+        self.meter.end_step(num_answering, planned.num_tokens - num_answering, now)
         delivery = deliver(planned, result)
         self.meter.generation_tokens += delivery.num_tokens
         self.desk.prefilled(planned.chunks, now)
@@ -304,8 +244,7 @@ class Engine:
             request = planned.request_at(row)
             if request.state is not State.ENDED:
                 self.desk.fail(request, row_error(code), trusted=code == NoTokenAllowed.code)
-        if self.journal is not None:
-            self.journal.write(result)
+        self.journal.write(result)
 
     def _finish(self, requests: list[Request]) -> None:
         if requests:
@@ -332,39 +271,6 @@ class Engine:
                 self.scheduler.go_on(request, num_forced)
             if request.finish:
                 self._finish([request])
-
-    def _on_unexpected(self, result: StepResult) -> None:
-        """Not of the oldest step in flight. A later one's: a result was lost, and with it the common view."""
-        assert self.scheduler is not None
-        self.workers.stale_messages += 1
-        if any(step.plan.step == result.step for step in self.scheduler.in_flight):
-            self._begin_epoch()
-
-    def _begin_epoch(self) -> None:
-        """The workers forget everything, and every request starts over with the ids it has."""
-        assert self.scheduler is not None
-        self.workers.begin_epoch()
-        self._restart(self.scheduler.facts)
-        if self.journal is not None and self.opened is not None:
-            self.journal.go_on(self.opened, Reset(self.workers.epoch))
-
-    def _on_step_failed(self, failed: StepFailed) -> None:
-        """The workers' batch is lost, not the requests: start over, suspects alone."""
-        scheduler = self.scheduler
-        assert scheduler is not None
-        if self.journal is not None:
-            self.journal.write(failed)
-        self.observer.note("step_failed", scheduler.num_running, cause=failed.code)
-        if failed.code == OUT_OF_MEMORY and scheduler.num_running > 1:
-            scheduler.run_fewer()
-        else:
-            steps = [step for step in scheduler.in_flight if step.plan.step == failed.step]
-            requests = [request for step in steps for request in step.requests_in(failed.slots)]
-            memory = failed.code == OUT_OF_MEMORY
-            what = "the device's memory does not suffice for" if memory else "the model failed on"
-            message = f"{what} this request, also when it ran alone"
-            self._accuse(requests, True, InternalError(message))
-        self._begin_epoch()
 
     # ── operators ───────────────────────────────────────────────────────────────────────────────
 

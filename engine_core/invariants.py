@@ -12,26 +12,27 @@ from .scheduler import Scheduler
 def check(scheduler: Scheduler) -> None:
     """Raises AssertionError."""
     slots: set[int] = set()
-    for request in scheduler.running():
+    for request in scheduler.running:
         assert request.state is State.RUNNING
         assert request.slot not in slots, "two requests in one slot"
         slots.add(request.slot)
-        computed = scheduler.num_computed_tokens(request)
+        computed = scheduler.running.num_computed_tokens(request)
         assert computed <= request.num_blocks * scheduler.facts.block_size
         assert request.num_tokens <= request.max_total_tokens
         assert computed < request.max_total_tokens, "computed past its last token"
         if request.is_decoding:
-            assert request in scheduler.calendar.due[request.due_step], "nobody looks at it when it is due"
+            due = scheduler.running.calendar.due[request.due_step]
+            assert request in due, "nobody looks at it when it is due"
         _check_tables(scheduler.kv, request, computed)
     _check_blocks(scheduler)
-    assert not slots & set(scheduler.free_slots), "a slot is both free and taken"
-    assert len(slots) + len(scheduler.free_slots) == scheduler.facts.max_num_seqs
+    assert not slots & set(scheduler.running.free_slots), "a slot is both free and taken"
+    assert len(slots) + len(scheduler.running.free_slots) == scheduler.facts.max_num_seqs
     waiting = list(scheduler.waiting)
     assert len(waiting) == len(set(waiting)) == len(scheduler.waiting)
-    assert not set(waiting) & set(scheduler.running()), "a request both waits and runs"
+    assert not set(waiting) & set(scheduler.running), "a request both waits and runs"
     assert not set(waiting) & set(scheduler.suspects), "a suspect waits twice"
     if scheduler.suspects:
-        assert set(scheduler.running()) <= {scheduler.suspects.first}, "a suspect does not run alone"
+        assert set(scheduler.running) <= {scheduler.suspects.first}, "a suspect does not run alone"
     for step in scheduler.in_flight:
         prompts_alone = not scheduler.options.enable_chunked_prefill and len(step.chunks) == 1
         assert step.num_tokens <= scheduler.options.max_num_batched_tokens or prompts_alone
@@ -43,7 +44,7 @@ def touched(scheduler: Scheduler, step: PlannedStep) -> set[int]:
     for request, count in zip(step.requests, columns.unpack_ids(step.plan.scheduled_counts), strict=True):
         if request.state is not State.RUNNING:
             continue
-        before = scheduler.num_computed_tokens(request) - count
+        before = scheduler.running.num_computed_tokens(request) - count
         for group, table in zip(scheduler.kv.groups, request.block_tables, strict=True):
             read = table[group.first_block(before, scheduler.facts.block_size) :]
             assert NO_BLOCK not in read, "a block that a step reads has been released"
@@ -65,8 +66,8 @@ def _check_blocks(scheduler: Scheduler) -> None:
     kv, cache = scheduler.kv, scheduler.kv.prefix_cache
     holders: dict[int, int] = {}
     group_of: dict[int, int] = {}
-    for request in scheduler.running():
-        full = min(scheduler.num_computed_tokens(request), request.num_tokens) // kv.block_size
+    for request in scheduler.running:
+        full = min(scheduler.running.num_computed_tokens(request), request.num_tokens) // kv.block_size
         for group, table in enumerate(request.block_tables):
             for block in table[request.first_blocks[group] :]:
                 holders[block] = holders.get(block, 0) + 1

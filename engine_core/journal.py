@@ -56,9 +56,11 @@ class Journal:
         self._full = False
         self._broken = False
         """It cannot be written any more."""
+        self._opened: Opened | None = None
 
     def begin_epoch(self, opened: Opened, reset: Reset) -> None:
         """From here on plans can be replayed without what was before."""
+        self._opened = opened
         if self._broken:
             return
         if self._size:
@@ -73,10 +75,10 @@ class Journal:
         self.write(opened)
         self.write(reset)
 
-    def go_on(self, opened: Opened, reset: Reset) -> None:
+    def go_on(self, reset: Reset) -> None:
         """Another epoch of the same workers: in the same file, unless that is full."""
-        if self._full:
-            self.begin_epoch(opened, reset)
+        if self._full and self._opened is not None:
+            self.begin_epoch(self._opened, reset)
         else:
             self.write(reset)
 
@@ -115,6 +117,20 @@ class Journal:
     def _open(self) -> BinaryIO:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         return os.fdopen(descriptor, "wb")
+
+
+class NoJournal:
+    """Nobody asked for one."""
+
+    def begin_epoch(self, opened: Opened, reset: Reset) -> None: ...
+
+    def go_on(self, reset: Reset) -> None: ...
+
+    def write(self, record: Record) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def read(path: str) -> Iterator[Record]:

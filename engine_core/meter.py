@@ -46,8 +46,25 @@ class Meter:
         self.inference_times = Histogram(TIME_BOUNDS_S)
         self.step_tokens = Histogram(STEP_TOKENS_BOUNDS)
         """See EngineStats for all four."""
+        self._begun: deque[float] = deque()
+        """When each step in flight was sent."""
+        self._last_result = 0.0
         self._rate = 0.0
         self._rate_at = 0.0
+
+    def begin_step(self, now: float) -> None:
+        """One more is sent."""
+        self._begun.append(now)
+
+    def forget_steps(self) -> None:
+        """Those in flight bring no result."""
+        self._begun.clear()
+
+    def end_step(self, num_decodes: int, num_prompt_tokens: int, now: float) -> None:
+        """The result of the oldest is back. It began when it was sent, or when the one before it was done."""
+        seconds = now - max(self._begun.popleft(), self._last_result)
+        self._last_result = now
+        self.record(num_decodes, num_prompt_tokens, seconds)
 
     def record(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """One step is done, `seconds` after it began."""

@@ -166,18 +166,18 @@ class Observer:
 
 def _in_order(scheduler: Scheduler) -> Iterator[Request]:
     """Those that run, by arrival; then those that are next."""
-    running = sorted(scheduler.running(), key=lambda request: request.arrival)
+    running = sorted(scheduler.running, key=lambda request: request.arrival)
     there = set(running)
     waiting = [one for one in chain(scheduler.suspects, scheduler.waiting) if one not in there]
     return chain(running, heapq.nsmallest(MOST_VIEWS, waiting, key=lambda request: request.order))
 
 
 def _view(scheduler: Scheduler, request: Request) -> RequestView:
-    computed = scheduler.num_computed_tokens(request)
+    computed = scheduler.running.num_computed_tokens(request)
     if request.slot < 0:
         stage = Stage.WAITING
     else:
-        stage = Stage.PREFILLING if request in scheduler.prefilling else Stage.DECODING
+        stage = Stage.PREFILLING if request in scheduler.running.prefilling else Stage.DECODING
     return RequestView(
         number=request.arrival,
         stage=stage,

@@ -13,18 +13,16 @@ result, which is either relief or certainty: then it preempts.
 """
 
 from collections import deque
-from collections.abc import Iterable
 
 from protocol.messages import EngineFacts
 from protocol.options import CacheOptions, SchedulerOptions
 from protocol.steps import StepMasks
 
-from .calendar import Calendar
 from .clients import Client
-from .decode_batch import DecodeBatch
 from .kv_blocks import KVBlocks
 from .planned_step import Draft, PlannedStep, mask_bytes
 from .request import Request, State
+from .running import Running
 from .suspects import Suspects
 from .waiting import WaitingQueue
 
@@ -46,20 +44,16 @@ class Scheduler:
         self.prefix_queries = 0
         self.prefix_hits = 0
         self._caching = cache.enable_prefix_caching
-        self._step = 0
+        self.running = Running(facts, step=0)
         self.suspects = Suspects()
         """They wait apart from the others; while there are any, only the first of them runs."""
         self.most_running = facts.max_num_seqs
         """Fewer after a step for which the device's memory did not suffice."""
-        self.decoding = DecodeBatch()
-        self.prefilling: dict[Request, None] = {}
-        self.constrained: dict[Request, None] = {}
-        self.spent: dict[Request, None] = {}
         self.reset(epoch=0, facts=facts)
 
     def reset(self, epoch: int, facts: EngineFacts) -> None:
         """The workers start from nothing: forget blocks and slots; whoever ran waits, with the ids it has."""
-        for request in list(self.running()):
+        for request in self.running:
             self._forget_kv(request)
             if not request.suspect:
                 self.waiting.push(request)
@@ -70,12 +64,7 @@ class Scheduler:
         self._mask_bytes = mask_bytes(facts.vocab_size)
         chunk = self.options.largest_chunk(facts.max_model_len)
         self.kv = KVBlocks(facts, chunk=chunk, caching=self._caching)
-        self.free_slots = list(range(facts.max_num_seqs - 1, -1, -1))
-        self.decoding = DecodeBatch()
-        self.calendar = Calendar(facts.block_size)
-        self.prefilling.clear()
-        self.constrained.clear()
-        self.spent.clear()
+        self.running = Running(facts, self.running.step)
         self._released: list[int] = []
         for request in (*self.waiting, *self.suspects):
             request.forget_cache()
@@ -105,7 +94,7 @@ class Scheduler:
                 self.waiting.discard(request)
         elif request.state is State.RUNNING:
             if trusted:
-                self.kv.register(request, self.num_computed_tokens(request))
+                self.kv.register(request, self.running.num_computed_tokens(request))
             else:
                 self.kv.distrust(request)
             self._leave(request)
@@ -115,26 +104,13 @@ class Scheduler:
 
     def move(self, request: Request, client: Client, request_id: int) -> None:
         """Another client has the request now, under another id. Steps in flight deliver to that one."""
-        decoding = request.is_decoding
-        if decoding:
-            index = self.decoding.index_of(request)
-            self.decoding.remove(request)
-        request.client, request.request_id = client, request_id
-        if decoding:
-            self.decoding.add(request, index)
+        self.running.move(request, client, request_id)
         for step in self.in_flight:
             step.strays.add(request)
 
-    def running(self) -> Iterable[Request]:
-        """Those with a slot."""
-        yield from self.decoding
-        yield from self.prefilling
-        yield from self.constrained
-        yield from self.spent
-
     @property
     def num_running(self) -> int:
-        return len(self.decoding) + len(self.prefilling) + len(self.constrained) + len(self.spent)
+        return len(self.running)
 
     @property
     def num_waiting(self) -> int:
@@ -149,20 +125,20 @@ class Scheduler:
         """
         if self._maskless is not None or (self.suspects and not self._turn_suspects()):
             return None
-        grown = self._make_room()
+        grown, running = self._make_room(), self.running
         if grown is None:
             return None
-        lanes, num_decodes = self.decoding.steps(), len(self.decoding)
+        lanes, num_decodes = running.decoding.steps(), len(running.decoding)
         total = self.options.max_num_batched_tokens - num_decodes
-        answering = num_decodes or self.constrained
+        answering = num_decodes or running.constrained
         new = min(total, prompt_budget) if answering else total
         draft = Draft(num_decodes, total, new, self._released, self._mask_bytes)
         for request in grown:
             draft.grow(request)
-        for request in (*self.constrained, *self.prefilling):
+        for request in (*running.constrained, *running.prefilling):
             if not self._plan_next(request, draft):
                 self._plan_chunk(request, draft)
-        while self.free_slots and (candidate := self._candidate()) is not None and draft.of(candidate) > 0:
+        while running.free_slots and (candidate := self._candidate()) is not None and draft.of(candidate) > 0:
             if not self._admit(candidate):
                 break
             draft.start(candidate)
@@ -170,10 +146,8 @@ class Scheduler:
         if not num_decodes and not draft.chunks:
             return None
 
-        self._step += 1
-        self.decoding.advance()
-        last = self.calendar.take_last(self._step)
-        step = draft.finish(self.epoch, self._step, lanes, last)
+        last = running.advance()
+        step = draft.finish(self.epoch, running.step, lanes, last)
         self.in_flight.append(step)
         self._maskless = step if step.masked and not step.plan.masks else None
         return step
@@ -208,25 +182,25 @@ class Scheduler:
 
         Returns those requests; None if that needs blocks which only a result in flight can bring.
         """
-        step = self._step + 1
-        calendar = self.calendar
+        running, calendar = self.running, self.running.calendar
+        step = running.step + 1
         growing: list[Request] = []
         kv, size, fence = self.kv, self.facts.block_size, self._fence
         for request in calendar.due_at(step):
             computed = request.num_blocks * size
             if computed >= request.max_total_tokens - 1:  # the context, not the block
-                self._stop_decoding(request)
-                self.spent[request] = None
+                running.stop_decoding(request)
+                running.spent[request] = None
             else:
                 kv.trim(request, computed, fence)
                 growing.append(request)
         while growing and not self._is_room_for(len(growing)):
             if self.in_flight:
                 return None
-            kv.pool.settle(self._step)
+            kv.pool.settle(running.step)
             if not self._is_room_for(len(growing)):
-                running = (*self.decoding, *self.prefilling, *self.constrained)
-                victim = max(running, key=lambda request: request.order)
+                candidates = (*running.decoding, *running.prefilling, *running.constrained)
+                victim = max(candidates, key=lambda request: request.order)
                 self._preempt(victim)
                 if victim in growing:
                     growing.remove(victim)
@@ -239,46 +213,31 @@ class Scheduler:
 
     def _is_room_for(self, growing: int) -> bool:
         """Beside what prompts that have begun will need."""
-        spare = self.kv.pool.num_free - self.kv.spoken_for(self.prefilling)
+        spare = self.kv.pool.num_free - self.kv.spoken_for(self.running.prefilling)
         return growing * len(self.kv.groups) <= spare
 
     @property
     def _fence(self) -> int:
         """The last step that was sent."""
-        return self.in_flight[-1].plan.step if self.in_flight else self._step
-
-    def num_computed_tokens(self, request: Request) -> int:
-        """Tokens whose KV is planned. Each step computes one more of every decoding request, so theirs
-        follow from the step number, and a step costs nothing per request that needs no decision."""
-        since = self._step - request.decoding_since if request.due_step >= 0 else 0
-        return request.num_computed_tokens + since
-
-    def _start_decoding(self, request: Request, step: int) -> None:
-        """`step` is the last one that did not yet decode it."""
-        self.calendar.begin(request, step)
-        self.decoding.add(request, request.num_output_tokens)
-
-    def _stop_decoding(self, request: Request) -> None:
-        request.num_computed_tokens = self.num_computed_tokens(request)
-        self.decoding.remove(request)
-        self.calendar.end(request)
+        return self.in_flight[-1].plan.step if self.in_flight else self.running.step
 
     # ── inside: prompts ─────────────────────────────────────────────────────────────────────────
 
     def _plan_next(self, request: Request, draft: Draft) -> bool:
         """Plan the next token of an answer to a grammar, if nothing stands in its way, as is usual."""
         computed, sent = request.num_computed_tokens, request.num_sent_tokens
-        if request not in self.constrained or sent != computed + 1 or sent < len(request.token_ids):
+        if request not in self.running.constrained or sent != computed + 1 or sent < len(request.token_ids):
             return False
         fits = computed < request.num_blocks * self.facts.block_size
         return fits and request.may_go_on and draft.next(request)
 
     def _plan_chunk(self, request: Request, draft: Draft) -> None:
         """Plan the next stretch of known tokens, if there is one and the draft has room for it."""
+        running = self.running
         if not request.may_go_on:
             return
         forced = request.num_tokens - request.num_sent_tokens
-        many_forced = forced >= _MANY_FORCED and forced >= self.num_running
+        many_forced = forced >= _MANY_FORCED and forced >= len(running)
         known = request.num_tokens if many_forced else request.num_sent_tokens
         remaining = known - request.num_computed_tokens
         count = min(remaining, draft.of(request))
@@ -290,7 +249,8 @@ class Scheduler:
         fits = request.num_computed_tokens + count <= request.num_blocks * self.facts.block_size
         if not (room := count if fits else self._room_for(request, count)):
             sampling = request.num_sent_tokens > request.num_tokens
-            if request in self.constrained and not sampling and not (self.in_flight and self.kv.pool.fenced):
+            may_wait = sampling or (self.in_flight and self.kv.pool.fenced)
+            if request in running.constrained and not may_wait:
                 self._preempt(request)  # else blocks come back with a result
             return
         if many_forced:
@@ -304,26 +264,26 @@ class Scheduler:
         request.num_computed_tokens = end
         self.kv.register(request, end)
         if room == remaining:
-            self.prefilling.pop(request, None)
+            running.prefilling.pop(request, None)
             if request.embed:
-                self.spent[request] = None
+                running.spent[request] = None
             elif request.grammar is None:
-                self._start_decoding(request, self._step + 1)
+                running.begin_decoding(request)
             else:
-                self.constrained[request] = None
+                running.constrained[request] = None
                 draft.mask(request)
 
     def _room_for(self, request: Request, count: int) -> int:
         """For how many tokens of a chunk there are blocks. For all, as other requests leave them to it, but
         those that its own window has left behind may still wait for a step in flight."""
-        kv, chunked = self.kv, self.options.enable_chunked_prefill
+        kv, prefilling = self.kv, self.running.prefilling
         kv.trim(request, request.num_computed_tokens, self._fence)
-        reserve = 0 if request in self.prefilling else kv.spoken_for(self.prefilling)
+        reserve = 0 if request in prefilling else kv.spoken_for(prefilling)
         room = kv.room(request, reserve)
         if room < count and not self.in_flight:
-            kv.pool.settle(self._step)
+            kv.pool.settle(self.running.step)
             room = kv.room(request, reserve)
-            if chunked:
+            if self.options.enable_chunked_prefill:
                 return min(count, room)
         return count if room >= count else 0
 
@@ -331,13 +291,11 @@ class Scheduler:
         """Give the request a slot and what is cached of its tokens, if there are blocks for all of them."""
         kv = self.kv
         reserve = int(kv.pool.num_blocks * self.options.watermark) if self.num_running else 0
-        if not kv.enter(request, reserve + kv.spoken_for(self.prefilling)):
+        if not kv.enter(request, reserve + kv.spoken_for(self.running.prefilling)):
             return False
         if not request.suspect:
             self.waiting.pop()
-        request.slot = self.free_slots.pop()
-        request.state = State.RUNNING
-        self.prefilling[request] = None
+        self.running.enter(request)
         if request.num_cached_tokens < 0:
             request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
             self.prefix_queries += request.num_prompt_tokens
@@ -368,25 +326,18 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Drop its blocks and let it wait; recomputing is usually a prefix hit."""
         self.preemptions += 1
-        self.kv.register(request, self.num_computed_tokens(request))
+        self.kv.register(request, self.running.num_computed_tokens(request))
         self._leave(request)
         self._forget_kv(request)
         self.waiting.push(request)
 
     def _leave(self, request: Request) -> None:
-        if request.is_decoding:
-            self._stop_decoding(request)
         for step in self.in_flight:
             step.strays.add(request)
-        self.prefilling.pop(request, None)
-        self.constrained.pop(request, None)
-        self.spent.pop(request, None)
-        self._released.append(request.slot)
-        self.free_slots.append(request.slot)
+        self._released.append(self.running.leave(request))
         self.kv.leave(request, self._fence)
         if not self.in_flight:
             self.kv.pool.settle(self._fence)
-        request.slot = -1
 
     def _forget_kv(self, request: Request) -> None:
         request.state = State.WAITING

@@ -47,7 +47,7 @@ def test_each_block_is_of_its_request_shared_cached_or_free() -> None:
     run_until(rig, second, 5)
     snapshot, engine = look(rig), rig.engine
     assert engine.scheduler is not None
-    requests = sorted(engine.scheduler.running(), key=lambda request: request.arrival)
+    requests = sorted(engine.scheduler.running, key=lambda request: request.arrival)
     assert [view.number for view in snapshot.requests] == [request.arrival for request in requests]
     assert snapshot.requests[1].num_cached_tokens == 32, "the two full blocks of the prompt"
     for block, cell in enumerate(cells(snapshot)):

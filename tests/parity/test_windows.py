@@ -61,7 +61,7 @@ class Server:
         while len(scheduler.in_flight) < 2 and (planned := scheduler.plan(CHUNK)) is not None:
             self._results.append(self.runner.execute(planned.plan))
         check(scheduler)
-        for request in scheduler.running():
+        for request in scheduler.running:
             for group, table in enumerate(request.block_tables):
                 held = len(table) - table.count(NO_BLOCK)
                 self.most_held[group] = max(self.most_held[group], held)

@@ -254,7 +254,7 @@ class Campaign:
         engine = core.engine
         scheduler = engine.scheduler
         assert scheduler is not None
-        assert not list(scheduler.running()), "requests still run"
+        assert not list(scheduler.running), "requests still run"
         assert not len(scheduler.waiting), "requests still wait"
         assert not len(scheduler.suspects), "suspects are left"
         assert not scheduler.in_flight, "a step never came back"

@@ -149,7 +149,7 @@ class EngineCore(Process):
         if self.workers.inbox:
             for _, message in self.workers.inbox:
                 if isinstance(message, StepFailed) and engine.scheduler is not None:
-                    self._on_trouble(list(engine.scheduler.running()), True)
+                    self._on_trouble(list(engine.scheduler.running), True)
             engine.collect()
         if self.clients.inbox:
             engine.receive()
@@ -180,7 +180,7 @@ class EngineCore(Process):
     def _check_gone(self, incarnation: int) -> None:
         """No request of a dead client is computed any more, unless it has a key."""
         if (scheduler := self.engine.scheduler) is not None:
-            there = [*scheduler.running(), *scheduler.waiting, *scheduler.suspects]
+            there = [*scheduler.running, *scheduler.waiting, *scheduler.suspects]
             assert incarnation not in {one.client.incarnation for one in there}, "a dead client's request"
 
     def close(self) -> None:

@@ -240,7 +240,7 @@ class World:
         for step in scheduler.in_flight:
             used = self.touched[step.plan.step]
             assert used.isdisjoint(scheduler.kv.pool.free), "a block is free while a step uses it"
-        for request in scheduler.running():
+        for request in scheduler.running:
             held = sum(table.count(NO_BLOCK) for table in request.block_tables)
             held = request.num_blocks * len(request.block_tables) - held
             self.most_held = max(self.most_held, held)
