@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from array import array
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -26,6 +27,8 @@ Out = TypeVar("Out")
 Config = TypeVar("Config")
 
 MAX_PACKET_BYTES = 64 << 10
+_ROOM_BESIDE = socket.CMSG_LEN(array("i").itemsize)
+"""Of a packet: for a descriptor. (socket.recv_fds and send_fds take flags, and ignore them.)"""
 OOM_SCORE_ADJ: dict[type[Any], int] = {FrontendConfig: 500, EngineCoreConfig: 300, WorkerConfig: 0}
 """Who goes first when memory runs out: what costs least to start again."""
 
@@ -115,42 +118,64 @@ class Failed(Struct, frozen=True, tag="failed"):
         return cls("internal_error", f"{type(error).__name__}: {error}"[:4096])
 
 
-ToSupervisor = Phase | Ready | Failed | Busy
+class Keep(Struct, frozen=True, tag="keep"):
+    """Comes with a descriptor: what the process that takes this one's place is to get with its Start."""
+
+
+ToSupervisor = Phase | Ready | Failed | Busy | Keep
 
 
 class Channel(Generic[In, Out]):
-    """One end of a control channel."""
+    """One end of a control channel. A packet may bring a descriptor."""
 
     def __init__(self, sock: socket.socket, incoming: Any) -> None:
         self.socket = sock
         self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._descriptor = -1
+        """That came last, and was not taken."""
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def send(self, message: Out) -> bool:
-        """Send at once. False: the other side is gone or does not read."""
+    def send(self, message: Out, *descriptors: int) -> bool:
+        """Send at once, with one descriptor at most. False: the other side is gone or does not read."""
+        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         try:
-            self.socket.send(msgspec.msgpack.encode(message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self.socket.sendmsg([msgspec.msgpack.encode(message)], beside, flags)
         except OSError:
             return False
         return True
 
     def receive(self, *, wait: bool = False) -> In | None:
         """Next message; None when there is none (without `wait`). Raises EOFError at the other side's end."""
+        flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            packet = self.socket.recv(MAX_PACKET_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+            packet, beside, *_ = self.socket.recvmsg(MAX_PACKET_BYTES, _ROOM_BESIDE, flags)
         except BlockingIOError:
             return None
         except OSError as error:
             raise EOFError from error
         if not packet:
             raise EOFError
+        for *_, descriptor in beside:
+            self._close_untaken()
+            self._descriptor = int.from_bytes(descriptor, sys.byteorder)
         message: In = self._decoder.decode(packet)
         return message
 
+    def take(self) -> int:
+        """The descriptor that came last, which is the caller's from now on; -1: there is none."""
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
+
     def close(self) -> None:
+        self._close_untaken()
         self.socket.close()
+
+    def _close_untaken(self) -> None:
+        if (descriptor := self.take()) >= 0:
+            os.close(descriptor)
 
 
 ChildChannel = Channel[ToChild, ToSupervisor]

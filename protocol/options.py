@@ -63,6 +63,13 @@ class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "restarted one has them at once; off: read them, for files that may change"
         ),
     ] = True
+    keep_weights: Annotated[
+        bool,
+        Meta(
+            description="prepare weights for the kernels in C in memory that outlives a worker, so that the "
+            "next one has them at once; no memory besides, but it is taken while no worker runs, too"
+        ),
+    ] = True
     quantization: Annotated[
         Literal["none", "int8", "fp8", "int4", "nf4"],
         Meta(

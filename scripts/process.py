@@ -62,7 +62,8 @@ class Child:
     Raises OSError, and leaves nothing, if it cannot be started.
     """
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: Command, *inherited: int) -> None:
+        """`inherited`: the descriptor that the one before it has left, if it has."""
         self.name = command.name
         self.ready: Ready | None = None
         self.failed: Failed | None = None
@@ -86,7 +87,7 @@ class Child:
             raise
         pipe = self._process.stdout
         self._output = None if pipe is None else ChildOutput(self.name, self.pid, pipe)
-        self.channel.send(Start(command.config))
+        self.channel.send(Start(command.config), *inherited)
 
     def send(self, message: ToChild) -> None:
         """A child that is gone, or no longer reads, is a matter for its pidfd."""

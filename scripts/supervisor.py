@@ -20,7 +20,7 @@ from enum import IntEnum, auto
 from functools import partial
 from typing import assert_never
 
-from protocol.control import Busy, Drain, EngineAt, Failed, PeerGone, Phase, Quit, Ready
+from protocol.control import Busy, Drain, EngineAt, Failed, Keep, PeerGone, Phase, Quit, Ready
 from protocol.errors import StartupError
 
 from .hangup import Hangup, Meaning
@@ -148,6 +148,8 @@ class Supervisor:
                         self._on_ready(unit, now)
                 case Failed():
                     child.failed = message
+                case Keep():
+                    unit.keep(child)
                 case Busy():
                     self._terminal.log("info", status_line(message), **status_fields(message))
                 case _:
@@ -328,6 +330,7 @@ class Supervisor:
             for child in unit.children:
                 child.reap()
             unit.children.clear()
+            unit.let_go()
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,6 +4,7 @@ A unit knows how to spawn its processes and whether they are all ready; it decid
 functions below translate `ServeOptions` into units: which module, with which part of the config.
 """
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 
@@ -73,6 +74,8 @@ class Unit:
         """Its end is no death."""
         self.row = row
         self._commands, self._spare_row = commands, spare_row
+        self._kept: dict[str, int] = {}
+        """Descriptors for the next child of each name."""
 
     def successor(self) -> "Unit":
         """One that replaces this one while it still runs: not yet started, on the same listener."""
@@ -87,11 +90,14 @@ class Unit:
         """Spawn every process of a new incarnation. Raises StartupError if that is not possible, and then
         there is none."""
         self.incarnation, self.started_at, self.restart_at = incarnation, now, None
+        if not self.was_ready and any(is_crash(death.exit_code) for death in self.deaths):
+            self.let_go()  # what they got may be why they did not come far
         self.deaths.clear()
         self.was_ready = False
         try:
             for command in self.commands(incarnation):
-                self.children.append(Child(command))
+                kept = [self._kept[command.name]] if command.name in self._kept else []
+                self.children.append(Child(command, *kept))
         except OSError as error:
             self.kill()
             for child in self.children:
@@ -102,6 +108,19 @@ class Unit:
     def commands(self, incarnation: int) -> Sequence[Command]:
         """What an incarnation consists of."""
         return self._commands(incarnation, self.row)
+
+    def keep(self, child: Child) -> None:
+        """What came with its Keep, in place of what was kept before."""
+        earlier, descriptor = self._kept.pop(child.name, -1), child.channel.take()
+        if earlier >= 0:
+            os.close(earlier)
+        if descriptor >= 0:
+            self._kept[child.name] = descriptor
+
+    def let_go(self) -> None:
+        """Of all that is kept."""
+        while self._kept:
+            os.close(self._kept.popitem()[1])
 
     @property
     def is_rolling(self) -> bool:

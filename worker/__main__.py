@@ -3,14 +3,15 @@
 import os
 import sys
 import traceback
+from functools import partial
 
 from protocol.config import WorkerConfig
-from protocol.control import ChildChannel, Phase, enter
+from protocol.control import ChildChannel, Keep, Phase, enter
 from protocol.errors import StartupError
 from protocol.progress import Progress
 
 from .failures import last_words
-from .faults import faulty
+from .faults import faulty, killed_while_loading
 from .step_budget import StepBudget
 from .worker import LONG_BUDGET_S, Runner, Worker
 
@@ -31,8 +32,13 @@ def load(config: WorkerConfig, channel: ChildChannel, progress: Progress, *, stu
     report("importing torch", "", None)
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read when torch is loaded; see threads.py
     from .runner import TorchRunner
+    from .weight_image import WeightImage
 
-    return TorchRunner(config, report)
+    def hand_on(descriptor: int) -> None:
+        channel.send(Keep(), descriptor)
+
+    told = killed_while_loading(report, config.rank, os.environ)
+    return TorchRunner(config, told, partial(WeightImage.open, channel.take(), hand_on))
 
 
 def main() -> int:

@@ -175,6 +175,12 @@ class Checkpoint(Tensors):
         digest.update("\n".join(extra).encode())
         return digest.hexdigest()[:16]
 
+    def stamps(self) -> list[tuple[str, int, int, int]]:
+        """Of each file of weights, what changes when it does: name, bytes, time of modification, inode."""
+        files = sorted({stored.path for stored in self.tensors.values()})
+        found = [(path.name, path.stat()) for path in files]
+        return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found]
+
     def _decode(self, name: str, kind: type[Decoded]) -> Decoded:
         path = self.folder / name
         try:

@@ -11,6 +11,7 @@ counted from 1; a token triggers in each step in which a sequence with that id i
     hang:step=20              sleeps for ever
     hang_gil:step=20          the same in C, with the interpreter's lock held
     slow:step=20,factor=1.5   sleeps for so many budgets of the step
+    kill:request=40           SIGKILL while weights are loaded, as the 40th request for tensors is next
 
 Options of all: `rank=1` (default: every rank) and `times=2`, how often it happens at most (default: once
 for `step`, for `token` without end). TERN_FAULTS_DIR names a folder in which that is counted over all
@@ -18,7 +19,9 @@ incarnations; without it each process counts for itself. Works on any Runner, fr
 """
 
 import ctypes
+import itertools
 import os
+import signal
 import sys
 import time
 from array import array
@@ -48,7 +51,12 @@ TRIGGERS = {
     "hang": "step",
     "hang_gil": "step",
     "slow": "step",
+    "kill": "request",
 }
+
+
+Report = Callable[[str, str, float | None], None]
+"""As in weights.py, which needs torch."""
 
 
 class OutOfMemoryError(RuntimeError):
@@ -64,6 +72,7 @@ class Fault:
     kind: str
     token: int | None
     steps: range
+    """Or requests"""
     factor: float
     rank: int | None
     times: int | None
@@ -89,7 +98,7 @@ def _parse(text: str, index: int) -> Fault:
     try:
         first, _, last = options[trigger].partition("-")
         steps = range(0) if trigger == "token" else range(int(first), int(last or first) + 1)
-        if (trigger == "step" and last) or (trigger != "token" and not steps):
+        if (trigger in ("step", "request") and last) or (trigger != "token" and not steps):
             raise ValueError
         return Fault(
             kind=kind,
@@ -110,14 +119,39 @@ def _refusal(text: str, rule: str) -> StartupError:
 
 def faulty(runner: Runner, rank: int, budget: StepBudget, environ: Mapping[str, str]) -> Runner:
     """The runner itself, unless the environment asks for faults. Raises StartupError."""
-    faults = [f for f in parse(environ.get(VARIABLE, "")) if f.rank in (None, rank)]
+    faults = [fault for fault in _asked(rank, environ) if fault.kind != "kill"]
     if not faults:
         return runner
+    return FaultyRunner(runner, faults, budget, _counts(rank, environ))
+
+
+def killed_while_loading(report: Report, rank: int, environ: Mapping[str, str]) -> Report:
+    """The report itself, unless the environment asks for that. Raises StartupError."""
+    faults = [fault for fault in _asked(rank, environ) if fault.kind == "kill"]
+    if not faults:
+        return report
+    counts, requests = _counts(rank, environ), itertools.count(1)
+
+    def kill(name: str, detail: str, fraction: float | None) -> None:
+        report(name, detail, fraction)
+        number = next(requests) if name == "loading weights" else 0
+        if any(number in fault.steps and counts.spend(fault) for fault in faults):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return kill
+
+
+def _asked(rank: int, environ: Mapping[str, str]) -> list[Fault]:
+    return [fault for fault in parse(environ.get(VARIABLE, "")) if fault.rank in (None, rank)]
+
+
+def _counts(rank: int, environ: Mapping[str, str]) -> "Counts":
+    """Of faults that will happen, which is said."""
     print(f"worker: warning: {VARIABLE} is set: {environ[VARIABLE]}", file=sys.stderr, flush=True)
     folder = environ.get(FOLDER_VARIABLE, "")
     if folder and not Path(folder).is_dir():
         raise StartupError(f"{FOLDER_VARIABLE}: {folder!r} is not a folder", hint="make it, or unset it")
-    return FaultyRunner(runner, faults, budget, Counts(Path(folder) if folder else None, rank))
+    return Counts(Path(folder) if folder else None, rank)
 
 
 class Counts:

@@ -40,16 +40,20 @@ from .pooling import Pooling, kind_of
 from .step_budget import StepSizes
 from .steps import HostSteps, Served, Steps
 from .threads import StepThreads, physical_cores
+from .weight_image import WeightImage, fingerprint
 from .weights import Read, Report, Wants, load, random_part, reader
 from .worker import MaskSource, carried
 
 _WARM_UP_TOKENS = 24
 
+OpenImage = Callable[[str, Library], WeightImage | None]
+"""WeightImage.open, with what the last worker left and what becomes of a new one."""
+
 
 class TorchRunner:
     """See worker.Runner, whose contract it fulfils."""
 
-    def __init__(self, config: WorkerConfig, report: Report) -> None:
+    def __init__(self, config: WorkerConfig, report: Report, open_image: OpenImage | None = None) -> None:
         """Loads the model and takes the KV memory. Raises StartupError or OutOfMemory."""
         size = config.parallel.tensor_parallel_size
         self.config = config
@@ -67,8 +71,9 @@ class TorchRunner:
             report("waiting for the other ranks", "", None)
         self.group = Group(config.rank, size, Path(config.group_dir), self.device)
         gpu_kernels = None if self.gpu is None else self.gpu.kernels
+        self.image = self._image(checkpoint, open_image)
         with self.device:
-            model, wants = build(checkpoint, config.model, self.group, self.kernels, gpu_kernels)
+            model, wants = build(checkpoint, config.model, self.group, self.kernels, gpu_kernels, self.image)
         kv = config.cache.kv_cache_dtype
         self._stored = stored_dtype(kv, wants.dtype, model.head_dim, self.kernels, gpu_kernels)
         self._eos_token_ids = checkpoint.eos_token_ids()
@@ -170,8 +175,18 @@ class TorchRunner:
 
     # ── starting up ─────────────────────────────────────────────────────────────────────────────
 
+    def _image(self, checkpoint: Checkpoint, open_image: OpenImage | None) -> WeightImage | None:
+        """Of weights for the kernels in C; None: each start prepares them."""
+        if open_image is None or self.kernels is None or not self.config.model.keep_weights:
+            return None
+        ranks = self.group.rank, self.group.size
+        files = checkpoint.fingerprint(), checkpoint.stamps()
+        return open_image(fingerprint(self.config.model, ranks, files, self.kernels.path.name), self.kernels)
+
     def _load(self, wants: Wants, read: Read, report: Report) -> None:
         load(wants, read, report)
+        if self.image is not None:
+            self.image.finish()
         if self.adapters is not None:
             self.adapters.load(report)
 
@@ -198,7 +213,8 @@ class TorchRunner:
     def _available(self, wants: Wants, working_bytes: int) -> int:
         """Bytes that each rank may take, weights included. Raises OutOfMemory when these do not fit."""
         if self.gpu is None:
-            available = self.group.smallest(available_memory() // self.group.size)
+            held = 0 if self.image is None else self.image.num_bytes
+            available = self.group.smallest(available_memory() // self.group.size + held)
         else:
             share = self.config.cache.gpu_memory_utilization
             available = self.group.smallest(self.gpu.memory.available(share))

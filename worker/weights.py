@@ -26,9 +26,11 @@ from .checkpoint import StoredTensor, TensorPart
 from .kernels.cpu.library import Library
 from .kernels.device import DeviceKernels
 from .kernels.matmul import Matrix
-from .kernels.matrices import HostMatrices, Matrices
+from .kernels.matrices import Matrices, TorchMatrices
+from .kernels.native_matrices import NativeMatrices, in_own_memory
 from .quantization.format import Cut, Formats
 from .quantization.unquantized import Unquantized
+from .weight_image import WeightImage
 
 Report = Callable[[str, str, float | None], None]
 """(phase, detail, fraction done or None when unknown)"""
@@ -78,6 +80,8 @@ class Wants:
     """In C, for layers that have a use for them; None: torch's."""
     device: DeviceKernels | None = None
     """Of the device that the model is built for; None: the CPU"""
+    image: WeightImage | None = None
+    """Where matrices of the kernels in C are found, or put; None: in this process' memory"""
     requests: list[Request] = field(default_factory=list)
     surplus: set[str] = field(default_factory=set)
     """Names that a checkpoint may have and that are not needed."""
@@ -92,6 +96,14 @@ class Wants:
 
     def scope(self, prefix: str = "") -> "Scope":
         return Scope(self, prefix)
+
+    def matrices(self) -> Matrices:
+        """Of the device, or the CPU."""
+        if self.device is not None:
+            return self.device.matrices
+        if self.kernels is None:
+            return TorchMatrices()
+        return NativeMatrices(self.kernels, in_own_memory if self.image is None else self.image.allocate)
 
     def parts(self) -> Iterator[TensorPart]:
         """Of all requests."""
@@ -132,9 +144,8 @@ class Scope:
         self.formats = wants.formats
         self.kernels = wants.kernels
         self.device = wants.device
-        self.matrices: Matrices = (
-            HostMatrices(wants.kernels) if wants.device is None else wants.device.matrices
-        )
+        self.image = wants.image
+        self.matrices = wants.matrices()
 
     def __truediv__(self, name: str) -> "Scope":
         return Scope(self._wants, f"{self._prefix}{name}.")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from worker.kernels.cpu import library
 from worker.kernels.cpu.library import Library
-from worker.kernels.matmul import DenseMatrix, Int4Matrix, Int4Part, Int8Matrix, Int8Part, Matrix, pack_int4
+from worker.kernels.matmul import Int4Part, Int8Part, Matrix, pack_int4
+from worker.kernels.native_matrices import NativeMatrices
 
 SHAPES = ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072))
 """[N, K] of qkv, o, gate and up, down in a layer of Qwen3-0.6B."""
@@ -80,17 +81,18 @@ def report(points: Sequence[Point]) -> str:
 
 def _pair(kind: str, n: int, k: int, kernels: Library) -> tuple[Matrix, Multiply]:
     """Ours, and torch's of the same shape."""
+    ours = NativeMatrices(kernels)
     if kind == "int8":
         weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
-        return Int8Matrix([Int8Part(weight, torch.rand(n))], kernels=kernels), _int_mm(weight)
+        return ours.int8([Int8Part(weight, torch.rand(n))], None, quantize_input=True), _int_mm(weight)
     if kind == "int4":
         codes = torch.randint(0, 16, (n, k), dtype=torch.uint8)
         part = Int4Part(pack_int4(codes), torch.rand(n, k // GROUP), None)
-        return Int4Matrix([part], k, GROUP, kernels=kernels), _int4pack(codes)
+        return ours.int4([part], None, columns=k, group=GROUP), _int4pack(codes)
     weight = torch.randn(n, k, dtype=torch.float32 if kind == "float32" else torch.bfloat16)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
     multiply = torch.ops.mkldnn._linear_pointwise.default
-    return DenseMatrix([weight], kernels=kernels), lambda x: multiply(x, packed, None, "none", [], "")
+    return ours.dense([weight], None), lambda x: multiply(x, packed, None, "none", [], "")
 
 
 def _int_mm(weight: Tensor) -> Multiply:

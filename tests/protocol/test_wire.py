@@ -1,6 +1,7 @@
 """The wire: every message survives the round trip, bounds hold, and the specification is complete."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -200,3 +201,25 @@ def test_control_packets_cross_and_end_of_file_is_seen() -> None:
         child.receive()
     assert not child.send(control.Ready())
     child.close()
+
+
+def test_a_packet_can_bring_a_descriptor() -> None:
+    """The last one that came, as another one of the same file; those that nobody takes are closed."""
+    ours, theirs = control.channel_pair()
+    child: control.ChildChannel = control.Channel(theirs, control.ToChild)
+    before = len(os.listdir("/proc/self/fd"))
+    files = [os.memfd_create(name) for name in ("first", "second", "third")]
+    for file in files[:2]:
+        assert child.send(control.Keep(), file)
+    assert ours.receive() == ours.receive() == control.Keep()
+    taken = ours.take()
+    assert os.path.samestat(os.fstat(taken), os.fstat(files[1]))
+    assert not os.get_inheritable(taken)
+    assert ours.take() == -1
+    assert child.send(control.Keep(), files[2])
+    assert ours.receive() == control.Keep()
+    for file in (*files, taken):
+        os.close(file)
+    ours.close()
+    child.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 2

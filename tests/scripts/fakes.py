@@ -3,7 +3,8 @@
 `python -m fakes --fake FOLDER NAME …` is such a process. It appends what it is told to FOLDER/NAME.told,
 and follows FOLDER/NAME.does, one of: serve (the default) · crash · misconfigured · stubborn · silent ·
 mute (closes its channel and stays) · crash_once · hang_once · slow_once (until its stacks are dumped) ·
-busy_streams (does not end when it retires). While there is a FOLDER/KIND.lacks, a unit of that kind cannot
+busy_streams (does not end when it retires) · leaves (something for its
+successor). While there is a FOLDER/KIND.lacks, a unit of that kind cannot
 be started for want of descriptors.
 """
 
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 from protocol.config import EngineCoreConfig
-from protocol.control import ChildChannel, Drain, Failed, Phase, Quit, Ready, Retire, enter
+from protocol.control import ChildChannel, Drain, Failed, Keep, Phase, Quit, Ready, Retire, enter
 from protocol.options import CacheOptions, SchedulerOptions
 from protocol.progress import Board, Progress
 from scripts import supervisor as supervisor_module
@@ -36,6 +37,8 @@ def fake(folder: Path, name: str) -> int:
     told = folder / f"{name}.told"
     does = (folder / f"{name}.does").read_text() if (folder / f"{name}.does").exists() else "serve"
     channel.send(Phase("loading", "a lot", 0.5))
+    if (inherited := channel.take()) >= 0:
+        note(told, config.incarnation, f"inherits from {os.pread(inherited, 20, 0).decode()}")
     match does:
         case "crash":
             raise SystemExit(3)
@@ -48,6 +51,11 @@ def fake(folder: Path, name: str) -> int:
         case "mute":
             channel.close()
             return linger()
+        case "leaves":
+            descriptor = os.memfd_create("left")
+            os.write(descriptor, str(config.incarnation).encode())
+            channel.send(Keep(), descriptor)
+            os.close(descriptor)
         case "silent":
             note(told, config.incarnation, "silent")
             return linger()

@@ -76,6 +76,26 @@ def test_a_dead_rank_takes_its_group_with_it(start: "StartFakes") -> None:
     assert gone in stack.told("core")
 
 
+def test_what_a_child_leaves_is_its_successors(start: "StartFakes") -> None:
+    """Until one that got it ends by itself before it is ready: it may be why."""
+    stack = start(rank1="leaves")
+    does = stack.folder / "rank1.does"
+    for mode in ("leaves", "crash_once"):
+        does.write_text(mode)
+        seen = len(stack.program.output)
+        stack.kill("worker")
+        stack.program.wait_for("worker is ready again", seen)
+    assert does.read_text() == "serve"
+    stack.ends(signal.SIGTERM)
+    assert "inherits" not in stack.told("rank0")
+    first, second, *_ = dict.fromkeys(re.findall(r"^(\d+) EngineAt", stack.told("rank0"), re.M))
+    crashed = int(second) + 1
+    assert re.findall(r"^(\d+) inherits from (\d+)", stack.told("rank1"), re.M) == [
+        (second, first),
+        (str(crashed), second),
+    ]
+
+
 def test_the_engine_core_hears_who_died_by_itself(start: "StartFakes") -> None:
     stack = start()
     stack.kill("worker", 0, signal.SIGSEGV)

@@ -93,6 +93,7 @@ async def test_the_same_with_a_real_model(serve: "Serve", kind: str) -> None:
         expected = await stream_text(client, "Arctic", 200)
         assert await stream_text(client, "Arctic", 200, kill_at(stack, kind, 20)) == expected
     stack.program.wait_for("is ready again")
+    assert ("are those that the last worker left" in stack.program.output) == (kind == "worker")
 
 
 async def test_the_weights_stay_when_the_engine_core_dies(serve: "Serve") -> None:

@@ -133,7 +133,7 @@ def test_without_adapters_matrices_are_as_they_were(make: Make, adapters: tuple[
         assert isinstance(model, Decoder)
         return {type(layer.mlp.down_proj.weight.matrix).__name__ for layer in model.layers}  # type: ignore[attr-defined]
 
-    assert kinds(make()) == kinds(make(lora=adapters[1:])) == {"DenseMatrix"}
+    assert kinds(make()) == kinds(make(lora=adapters[1:])) == {"NativeMatrix"}
     assert kinds(make(lora=adapters)) == {"AdaptedMatrix"}
 
 

@@ -3,7 +3,6 @@
 The kernels run as this machine has them, and as built for lesser processors.
 """
 
-import os
 import weakref
 from collections.abc import Iterator
 
@@ -11,22 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.worker import native
 from tests.worker.native import LESSER, built
 from worker.kernels import matmul
-from worker.kernels.cpu import library
 from worker.kernels.cpu.library import Library
 from worker.kernels.matmul import (
     DenseMatrix,
-    FP8Matrix,
     FP8Part,
-    Int4Matrix,
     Int4Part,
-    Int8Matrix,
     Int8Part,
     Matrix,
-    NF4Matrix,
     NF4Part,
 )
+from worker.kernels.matrices import Matrices, TorchMatrices
+from worker.kernels.native_matrices import NativeMatrices
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Of the largest output: the types' rounding of it, and in float32 of sums in another order."""
@@ -60,10 +57,8 @@ def assert_multiplies(matrix: Matrix, reference: Matrix, x: Tensor, dtype: torch
             assert torch.equal(alone[0], y[i]), f"row {i} of {len(x)}"
 
 
-def dense(
-    parts: list[Tensor], kernels: Library, bias: Tensor | None = None
-) -> tuple[DenseMatrix, DenseMatrix]:
-    return DenseMatrix(parts, bias=bias, kernels=kernels), DenseMatrix(parts, bias=bias)
+def dense(parts: list[Tensor], kernels: Library, bias: Tensor | None = None) -> tuple[Matrix, Matrix]:
+    return NativeMatrices(kernels).dense(parts, bias), DenseMatrix(parts, bias)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -150,25 +145,26 @@ def fp8_part(n: int, k: int, block: tuple[int, int]) -> FP8Part:
 
 
 def quantized(kind: str, sizes: list[int], k: int, kernels: Library | None) -> Matrix:
-    """Of parts with so many rows."""
+    """Of parts with so many rows; None: the reference."""
     bias = random(sum(sizes))
     group = {"32": 32, "64": 64, "128": 128, "row": k}.get(kind.split()[-1], 0)
+    make: Matrices = TorchMatrices() if kernels is None else NativeMatrices(kernels)
     match kind.split()[0]:
         case "w8a8" | "w8a16":
             parts = [int8_part(n, k) for n in sizes]
-            return Int8Matrix(parts, quantize_input=kind == "w8a8", bias=bias, kernels=kernels)
+            return make.int8(parts, bias, quantize_input=kind == "w8a8")
         case "int4" | "zeros" | "short":
             scales = torch.bfloat16 if kind.startswith("short") else torch.float32
             fours = [int4_part(n, k, group, kind.startswith("zeros"), scales) for n in sizes]
-            return Int4Matrix(fours, k, group, bias=bias, kernels=kernels)
+            return make.int4(fours, bias, columns=k, group=group)
         case "nf4":
-            return NF4Matrix([nf4_part(n, k, group) for n in sizes], k, group, bias=bias, kernels=kernels)
+            return make.nf4([nf4_part(n, k, group) for n in sizes], bias, columns=k, group=group)
         case _:
 
             def block(n: int) -> tuple[int, int]:
                 return {"tensor": (n, k), "channel": (1, k), "blocks": (128, 128)}[kind.split()[1]]
 
-            return FP8Matrix([fp8_part(n, k, block(n)) for n in sizes], bias=bias, kernels=kernels)
+            return make.fp8([fp8_part(n, k, block(n)) for n in sizes], bias)
 
 
 KINDS = (
@@ -227,11 +223,10 @@ def test_quantized_by_any_number_of_threads(kernels: Library, kind: str) -> None
 
 def test_int4_scales_are_in_memory_once() -> None:
     """By block of rows, as the kernels read them: one in 32 columns is a fifth of the matrix."""
-    loaded, _ = library.load("native", os.environ)
     part = int4_part(40, 512, 32, zeros=True)
     assert part.zeros is not None
     given = [weakref.ref(part.scales), weakref.ref(part.zeros)]
-    matrix = Int4Matrix([part], 512, 32, kernels=loaded)
+    matrix = NativeMatrices(native.kernels()).int4([part], None, columns=512, group=32)
     del part
     assert [tensor() for tensor in given] == [None, None]
     assert matrix.multiply(random(1, 512)).isfinite().all()
@@ -239,9 +234,8 @@ def test_int4_scales_are_in_memory_once() -> None:
 
 def test_every_fp8_number() -> None:
     """Also the subnormal ones; NaN stays NaN."""
-    loaded, _ = library.load("native", os.environ)
     every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(256, 1)
-    matrix = FP8Matrix([FP8Part(every, torch.ones(1, 1), (256, 1))], kernels=loaded)
+    matrix = NativeMatrices(native.kernels()).fp8([FP8Part(every, torch.ones(1, 1), (256, 1))], None)
     y = matrix.multiply(torch.ones(1, 1))
     torch.testing.assert_close(y[0], every.float().view(-1), rtol=0, atol=0, equal_nan=True)
 

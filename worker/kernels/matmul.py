@@ -1,19 +1,18 @@
 """y = x Wᵀ (+ bias) (+ add) on weights of their stored type: bf16, f16, f32, int8, int4, nf4, fp8.
 
 A matrix [N, K] is made of parts that lie anywhere (q, k and v of a checkpoint, views of a mapped file), one
-under the other. It holds them, or the same numbers in the order in which the kernels in C read them, and
-multiplies; it never holds a dequantized copy.
+under the other.
 
-    DenseMatrix   products and sums in float32
-    Int8Matrix    8-bit activations: x ≈ scale · int8, one scale per row of x, exact integer sums (W8A8);
-                  or the activations as they are, weights converted piece by piece (W8A16)
-    Int4Matrix    8-bit activations, one scale per row and group; exact integer sums within a group
-    NF4Matrix     weights converted piece by piece
-    FP8Matrix     weights converted piece by piece
+    dense   products and sums in float32
+    int8    8-bit activations: x ≈ scale · int8, one scale per row of x, exact integer sums (W8A8);
+            or the activations as they are, weights converted piece by piece (W8A16)
+    int4    8-bit activations, one scale per row and group; exact integer sums within a group
+    nf4     weights converted piece by piece
+    fp8     weights converted piece by piece
 
 With the kernels in C, row i of y depends bit for bit on row i of x and on W alone: not on how many rows
-there are, nor on the number of threads. The `reference` of each matrix is plain torch on dequantized
-weights, which is the truth of the tests and serves where there are no kernels in C.
+there are, nor on the number of threads (native_matrix.py). The matrices here are plain torch on weights that
+are dequantized for each product: the truth of the tests, and what serves where there are no kernels in C.
 """
 
 from collections.abc import Sequence
@@ -23,10 +22,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from . import native_matrix
-from .cpu.library import Library
-from .native_matrix import NativeMatrix, part_of
 
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -87,61 +82,24 @@ class FP8Part:
 
 
 class DenseMatrix:
-    def __init__(
-        self, parts: Sequence[Tensor], *, bias: Tensor | None = None, kernels: Library | None = None
-    ) -> None:
+    def __init__(self, parts: Sequence[Tensor], bias: Tensor | None = None) -> None:
         """Parts [n, K] of one type: float32, bfloat16 or float16; rows may be strided."""
-        self.parts = list(parts)
-        self.bias = bias
-        self.dtype = parts[0].dtype
+        self.parts, self.bias = list(parts), bias
         self.shape = sum(len(part) for part in parts), parts[0].shape[1]
-        self._native: NativeMatrix | None = None
-        if kernels is not None:
-            rows = [part_of(part) for part in parts]
-            self._native = NativeMatrix(kernels, native_matrix.TYPES[self.dtype], self.shape, rows, bias)
-            self.parts = []  # packed
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        if self._native is None:
-            return self.reference(x, add, out_dtype)
-        assert x.dtype == self.dtype, (x.dtype, self.dtype)
-        return self._native.multiply(x, add, out_dtype or x.dtype)
-
-    def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
-        """Without kernels only: with them, the parts are gone."""
         return _product(x, torch.cat(self.parts), self.bias, add, out_dtype)
 
 
 class Int8Matrix:
     def __init__(
-        self,
-        parts: Sequence[Int8Part],
-        *,
-        quantize_input: bool = True,
-        bias: Tensor | None = None,
-        kernels: Library | None = None,
+        self, parts: Sequence[Int8Part], bias: Tensor | None = None, *, quantize_input: bool = True
     ) -> None:
         """`quantize_input`: W8A8; otherwise W8A16."""
-        self.parts = list(parts)
-        self.quantize_input = quantize_input
-        self.bias = bias
+        self.parts, self.bias, self.quantize_input = list(parts), bias, quantize_input
         self.shape = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
-        self._native: NativeMatrix | None = None
-        if kernels is not None:
-            self._scales = [part.scales.float().contiguous() for part in parts]
-            pairs = zip(parts, self._scales, strict=True)
-            rows = [part_of(p.weight, scales=s.data_ptr(), scale_rows=1, scale_stride=1) for p, s in pairs]
-            kind = native_matrix.INT8 if quantize_input else native_matrix.W8A16
-            self._native = NativeMatrix(kernels, kind, self.shape, rows, bias)
-            self.parts = []  # packed
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        if self._native is None:
-            return self.reference(x, add, out_dtype)
-        return self._native.multiply(x, add, out_dtype or x.dtype)
-
-    def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
-        """Without kernels only: with them, the parts are gone."""
         weight = torch.cat([part.weight for part in self.parts]).float()
         scales = torch.cat([part.scales for part in self.parts])
         dtype = out_dtype or x.dtype
@@ -154,47 +112,13 @@ class Int8Matrix:
 
 class Int4Matrix:
     def __init__(
-        self,
-        parts: Sequence[Int4Part],
-        columns: int,
-        group: int,
-        *,
-        bias: Tensor | None = None,
-        kernels: Library | None = None,
+        self, parts: Sequence[Int4Part], bias: Tensor | None = None, *, columns: int, group: int
     ) -> None:
         """`columns` is K; `group` columns share a scale (a multiple of 32, or K), the last may be fewer."""
-        self.parts = list(parts)
-        self.group = group
-        self.bias = bias
+        self.parts, self.bias, self.group = list(parts), bias, group
         self.shape = sum(len(part.scales) for part in parts), columns
-        self._native: NativeMatrix | None = None
-        if kernels is not None:
-            short = all(part.scales.dtype == torch.bfloat16 for part in parts)
-            scale_type = torch.bfloat16 if short else torch.float32
-            self._of_groups = [
-                (_by_block(p.scales, scale_type), _by_block(p.zeros, torch.float32)) for p in parts
-            ]
-            rows = [
-                part_of(
-                    part.packed,
-                    rows=len(part.scales),
-                    scales=None if scales is None else scales.data_ptr(),
-                    zeros=None if zeros is None else zeros.data_ptr(),
-                )
-                for part, (scales, zeros) in zip(parts, self._of_groups, strict=True)
-            ]
-            self._native = NativeMatrix(
-                kernels, native_matrix.INT4, self.shape, rows, bias, group, scale_type
-            )
-            self.parts, self._packed = [], [part.packed for part in parts]  # scales are there by block
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        if self._native is None:
-            return self.reference(x, add, out_dtype)
-        return self._native.multiply(x, add, out_dtype or x.dtype)
-
-    def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
-        """Without kernels only: those keep scales as they read them."""
         columns = self.shape[1]
         weight = torch.cat([dequantize_int4(part, columns, self.group) for part in self.parts])
         codes, scales = quantize_rows(x, self.group)
@@ -205,67 +129,23 @@ class Int4Matrix:
 
 class NF4Matrix:
     def __init__(
-        self,
-        parts: Sequence[NF4Part],
-        columns: int,
-        group: int,
-        *,
-        bias: Tensor | None = None,
-        kernels: Library | None = None,
+        self, parts: Sequence[NF4Part], bias: Tensor | None = None, *, columns: int, group: int
     ) -> None:
         """`columns` is K; `group` columns share an absmax (a multiple of 32, or K), the last may be fewer."""
-        self.parts = list(parts)
-        self.group = group
-        self.bias = bias
+        self.parts, self.bias, self.group = list(parts), bias, group
         self.shape = sum(len(part.absmax) for part in parts), columns
-        self._native: NativeMatrix | None = None
-        if kernels is not None:
-            self._scales = [part.absmax.float().contiguous() for part in parts]
-            rows = [
-                part_of(part.packed, scales=absmax.data_ptr(), scale_rows=1, scale_stride=absmax.shape[1])
-                for part, absmax in zip(parts, self._scales, strict=True)
-            ]
-            self._native = NativeMatrix(kernels, native_matrix.NF4, self.shape, rows, bias, group)
-            self.parts = []  # packed
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        if self._native is None:
-            return self.reference(x, add, out_dtype)
-        return self._native.multiply(x, add, out_dtype or x.dtype)
-
-    def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
-        """Without kernels only: with them, the parts are gone."""
         weight = torch.cat([dequantize_nf4(part, self.shape[1], self.group) for part in self.parts])
         return _product(x, weight, self.bias, add, out_dtype)
 
 
 class FP8Matrix:
-    def __init__(
-        self, parts: Sequence[FP8Part], *, bias: Tensor | None = None, kernels: Library | None = None
-    ) -> None:
-        self.parts = list(parts)
-        self.bias = bias
+    def __init__(self, parts: Sequence[FP8Part], bias: Tensor | None = None) -> None:
+        self.parts, self.bias = list(parts), bias
         self.shape = sum(len(part.weight) for part in parts), parts[0].weight.shape[1]
-        self._native: NativeMatrix | None = None
-        if kernels is not None:
-            self._scales = [part.scales.float().contiguous() for part in parts]
-            columns = parts[0].block[1]
-            assert all(part.block[1] == columns for part in parts)
-            assert columns % 4 == 0 or columns >= self.shape[1], columns
-            rows = [
-                part_of(p.weight, scales=s.data_ptr(), scale_rows=p.block[0], scale_stride=s.shape[1])
-                for p, s in zip(parts, self._scales, strict=True)
-            ]
-            self._native = NativeMatrix(kernels, native_matrix.FP8, self.shape, rows, bias, columns)
-            self.parts = []  # packed
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        if self._native is None:
-            return self.reference(x, add, out_dtype)
-        return self._native.multiply(x, add, out_dtype or x.dtype)
-
-    def reference(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
-        """Without kernels only: with them, the parts are gone."""
         weight = torch.cat([dequantize_fp8(part) for part in self.parts])
         return _product(x, weight, self.bias, add, out_dtype)
 
@@ -357,11 +237,3 @@ def _finish(y: Tensor, bias: Tensor | None, add: Tensor | None, dtype: torch.dty
     if add is not None:
         y = y + add.float()
     return y.to(dtype)
-
-
-def _by_block(of_groups: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """[n, groups] → [blocks of 16 rows, groups, 16], as the kernels read it"""
-    if of_groups is None:
-        return None
-    n, groups = of_groups.shape
-    return F.pad(of_groups.to(dtype), (0, 0, 0, -n % 16)).view(-1, 16, groups).transpose(1, 2).contiguous()

@@ -3,7 +3,7 @@ multiply.
 
     Weight ─ Format.join(parts, matrices) ─▶ matrices.int8(parts, …) ─▶ a Matrix
 
-HostMatrices are the CPU's; those of a GPU are triton/matrices.py.
+The CPU's are native_matrices.py, or those below; a GPU's are triton/matrices.py.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from .cpu.library import Library
 from .matmul import (
-    DenseMatrix,
     FP8Matrix,
     FP8Part,
     Int4Matrix,
@@ -53,12 +51,10 @@ class Matrices(Protocol):
     def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None) -> Matrix: ...
 
 
-class HostMatrices:
-    """Matrices of the CPU."""
+class TorchMatrices:
+    """Of the CPU, where there are no kernels in C."""
 
-    def __init__(self, kernels: Library | None) -> None:
-        self._kernels = kernels
-        self.dense_copies = kernels is not None
+    dense_copies = False
 
     def check(self, kind: Kind) -> None:
         """All can be made."""
@@ -67,18 +63,16 @@ class HostMatrices:
         return tensor
 
     def dense(self, parts: Sequence[Tensor], bias: Tensor | None) -> Matrix:
-        if self._kernels is not None:
-            return DenseMatrix(parts, bias=bias, kernels=self._kernels)
         return PackedMatrix(parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts)), bias)
 
     def int8(self, parts: Sequence[Int8Part], bias: Tensor | None, *, quantize_input: bool) -> Matrix:
-        return Int8Matrix(parts, quantize_input=quantize_input, bias=bias, kernels=self._kernels)
+        return Int8Matrix(parts, bias, quantize_input=quantize_input)
 
     def int4(self, parts: Sequence[Int4Part], bias: Tensor | None, *, columns: int, group: int) -> Matrix:
-        return Int4Matrix(parts, columns, group, bias=bias, kernels=self._kernels)
+        return Int4Matrix(parts, bias, columns=columns, group=group)
 
     def nf4(self, parts: Sequence[NF4Part], bias: Tensor | None, *, columns: int, group: int) -> Matrix:
-        return NF4Matrix(parts, columns, group, bias=bias, kernels=self._kernels)
+        return NF4Matrix(parts, bias, columns=columns, group=group)
 
     def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None) -> Matrix:
-        return FP8Matrix(parts, bias=bias, kernels=self._kernels)
+        return FP8Matrix(parts, bias)

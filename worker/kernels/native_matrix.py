@@ -1,24 +1,61 @@
-"""A matrix as the kernels in C see it: pointers and sizes. Knows no kind of matrix, see matmul.py."""
+"""NativeMatrix: a matrix that the kernels in C multiply. Knows no kind of matrix, see native_matrices.py.
+
+NativeWeights     what they read: data, which may lie in memory that is not this process's alone
+ ├─ panels        the weights of all parts, in the order of the kernels' reading
+ └─ parts         rows of the matrix that came from one matrix of the checkpoint: scales, zeros
+"""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
+from msgspec import Struct, structs
 from torch import Tensor
 
 from .cpu.library import Library
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INT8, W8A16, INT4, NF4, FP8 = 3, 4, 5, 6, 7
-"""As matmul.h numbers the kinds."""
+"""As matmul.h numbers the kinds; dense ones have the number of their type."""
 
 MOST_INT8_COLUMNS = 1 << 17
 """As many products of two signed bytes fit a sum of 32 bits."""
 MATMUL = 0
 """As tape.c numbers its calls."""
 
+Allocate = Callable[[int], Tensor]
+"""Bytes → uint8[bytes], aligned to a cache line"""
 
-class Part(ctypes.Structure):
+
+class NativePart(Struct, frozen=True):
+    rows: int
+    weight: Tensor | None
+    """Rows may be strided. None: packed"""
+    scales: Tensor | None = None
+    zeros: Tensor | None = None
+    scale_rows: int = 0
+    """Rows that share a scale."""
+    scale_stride: int = 0
+    """Scales from one such row to the next."""
+
+
+class NativeWeights(Struct, frozen=True, tag=True, kw_only=True):
+    """Final, and never written to."""
+
+    kind: int
+    n: int
+    k: int
+    parts: tuple[NativePart, ...]
+    bias: Tensor | None
+    """float32[n]"""
+    group: int
+    """Columns that share a scale."""
+    scale_type: int = TYPES[torch.float32]
+    panels: Tensor | None = None
+    """uint8; None: not packed yet, or weights lie where the parts say (int4)"""
+
+
+class _Part(ctypes.Structure):
     """Part of matmul.h"""
 
     _fields_ = (
@@ -36,7 +73,7 @@ class _Matrix(ctypes.Structure):
     """Matrix of matmul.h"""
 
     _fields_ = (
-        ("parts", ctypes.POINTER(Part)),
+        ("parts", ctypes.POINTER(_Part)),
         ("panels", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("num_parts", ctypes.c_long),
@@ -48,64 +85,39 @@ class _Matrix(ctypes.Structure):
     )
 
 
-def part_of(weight: Tensor, rows: int | None = None, **more: int | None) -> Part:
-    """A part of which nothing but the weight is known yet."""
-    assert weight.stride(1) == 1 or weight.shape[1] == 1, weight.stride()
-    stride = weight.stride(0) * weight.element_size()
-    return Part(weight=weight.data_ptr(), rows=len(weight) if rows is None else rows, stride=stride, **more)
+def pack(kernels: Library, weights: NativeWeights, allocate: Allocate) -> NativeWeights:
+    """The same with the parts' weights copied into panels."""
+    laid_out = _laid_out(weights)
+    address = ctypes.addressof(laid_out)
+    size = kernels.function("tern_packed_bytes", ctypes.c_long, ctypes.c_void_p)
+    panels = allocate(size(address))
+    kernels.function("tern_pack", None, ctypes.c_void_p, ctypes.c_void_p)(address, panels.data_ptr())
+    parts = tuple(structs.replace(part, weight=None) for part in weights.parts)
+    return structs.replace(weights, panels=panels, parts=parts)
 
 
 class NativeMatrix:
-    """A matrix as the kernels see it. It packs weights into panels of its own. Scales and zeros, and int4's
-    weights, which have another order already, are kept by its owner."""
+    """A Matrix, see matmul.py."""
 
-    def __init__(
-        self,
-        kernels: Library,
-        kind: int,
-        shape: tuple[int, int],
-        parts: Sequence[Part],
-        bias: Tensor | None,
-        group: int = 0,
-        scale_type: torch.dtype = torch.float32,
-    ) -> None:
-        self.n, self.k = shape
-        assert 0 not in shape, shape
-        assert kind != INT8 or self.k <= MOST_INT8_COLUMNS, shape
-        self._bias = None if bias is None else bias.float().contiguous()
+    def __init__(self, kernels: Library, weights: NativeWeights) -> None:
+        self.shape = weights.n, weights.k
+        assert 0 not in self.shape, self.shape
+        assert weights.kind != INT8 or weights.k <= MOST_INT8_COLUMNS, self.shape
+        self.weights = weights
         self._kernels = kernels
-        self._parts = (Part * len(parts))(*parts)
-        self._matrix = _Matrix(
-            parts=self._parts,
-            bias=None if self._bias is None else self._bias.data_ptr(),
-            num_parts=len(parts),
-            n=self.n,
-            k=self.k,
-            group=group or self.k,
-            kind=kind,
-            scale_type=TYPES[scale_type],
-        )
+        self._matrix = _laid_out(weights)
         self._address = ctypes.addressof(self._matrix)
-        if kind != INT4:
-            self._panels = self._pack()
-            self._matrix.panels = self._panels.data_ptr()
         pointer, integer, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
         self._call = kernels.function(
             "tern_matmul", None, pointer, pointer, number, integer, integer, pointer, pointer, number
         )
 
-    def _pack(self) -> Tensor:
-        size = self._kernels.function("tern_packed_bytes", ctypes.c_long, ctypes.c_void_p)
-        packed = torch.empty(size(self._address), dtype=torch.uint8)
-        self._kernels.function("tern_pack", None, ctypes.c_void_p, ctypes.c_void_p)(
-            self._address, packed.data_ptr()
-        )
-        return packed
-
-    def multiply(self, x: Tensor, add: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         m, k = x.shape
-        assert k == self.k, (k, self.k)
-        y = torch.empty(m, self.n, dtype=out_dtype)
+        (n, columns), kind, y_dtype = self.shape, self.weights.kind, out_dtype or x.dtype
+        assert k == columns, (k, columns)
+        assert kind >= INT8 or kind == TYPES[x.dtype], (kind, x.dtype)
+        y = torch.empty(m, n, dtype=y_dtype)
         if not m:
             return y
         if x.stride(1) != 1:
@@ -113,7 +125,7 @@ class NativeMatrix:
         if add is not None:
             add = add.contiguous()
             assert add.shape == y.shape, (add.shape, y.shape)
-            assert add.dtype == out_dtype, (add.dtype, out_dtype)
+            assert add.dtype == y_dtype, (add.dtype, y_dtype)
         arguments = (
             self._address,
             x.data_ptr(),
@@ -122,9 +134,45 @@ class NativeMatrix:
             x.stride(0),
             None if add is None else add.data_ptr(),
             y.data_ptr(),
-            TYPES[out_dtype],
+            TYPES[y_dtype],
         )
         self._call(*arguments)
         if self._kernels.recorder is not None:
             self._kernels.recorder.add(MATMUL, arguments, x, add, y)
         return y
+
+
+def _laid_out(weights: NativeWeights) -> _Matrix:
+    """As C sees it: only pointers, so whoever uses it keeps the weights. It keeps its parts itself."""
+    parts = (_Part * len(weights.parts))(*map(_part, weights.parts))
+    return _Matrix(
+        parts=parts,
+        panels=_address_of(weights.panels),
+        bias=_address_of(weights.bias),
+        num_parts=len(parts),
+        n=weights.n,
+        k=weights.k,
+        group=weights.group,
+        kind=weights.kind,
+        scale_type=weights.scale_type,
+    )
+
+
+def _part(part: NativePart) -> _Part:
+    weight, stride = part.weight, 0
+    if weight is not None:
+        assert weight.stride(1) == 1 or weight.shape[1] == 1, weight.stride()
+        stride = weight.stride(0) * weight.element_size()
+    return _Part(
+        weight=_address_of(weight),
+        scales=_address_of(part.scales),
+        zeros=_address_of(part.zeros),
+        rows=part.rows,
+        stride=stride,
+        scale_rows=part.scale_rows,
+        scale_stride=part.scale_stride,
+    )
+
+
+def _address_of(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

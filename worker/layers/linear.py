@@ -56,7 +56,7 @@ class Weight:
             for name in form.surplus:
                 place.allow(name)
         place = rows[0][0]
-        self._dtype, self._matrices = place.dtype, place.matrices
+        self._dtype, self._matrices, self._image = place.dtype, place.matrices, place.image
         for form in self._formats:
             self._matrices.check(form.kind)
         wanted = [list(f.parts(cut)) for f, cut in zip(self._formats, self.cuts, strict=True)]
@@ -66,6 +66,8 @@ class Weight:
         if bias:
             wanted.append(biases)
             num_bytes += sum(cut.rows.length for cut in self.cuts) * self._dtype.itemsize
+        if self._image is not None and self._image.found:
+            wanted = [[part._replace(needed=False) for part in parts] for parts in wanted]
         copied = self._matrices.dense_copies and all(form.kind == "dense" for form in self._formats)
         place.request([part for parts in wanted for part in parts], self._take, num_bytes, copied=copied)
         if role == "linear":
@@ -76,6 +78,19 @@ class Weight:
         return self.matrix.multiply(x, add, out_dtype)
 
     def _take(self, tensors: Sequence[Tensor]) -> None:
+        if self._image is None:
+            self.matrix = self._joined(tensors)
+        elif self._image.found:
+            self.matrix = self._image.matrix(self._name)
+        else:
+            self.matrix = self._image.put(self._name, self._joined(tensors))
+
+    @property
+    def _name(self) -> str:
+        """Of all its matrices, in the image."""
+        return " ".join(dict.fromkeys(cut.name for cut in self.cuts))
+
+    def _joined(self, tensors: Sequence[Tensor]) -> Matrix:
         left = iter(tensors)
         loaded = []
         for form, cut, count in zip(self._formats, self.cuts, self._counts, strict=True):
@@ -89,7 +104,7 @@ class Weight:
             its_bias = None if bias is None else bias[above:below]
             matrices.append(form.join(parts, cuts, its_bias, self._matrices))
             above = below
-        self.matrix = matrices[0] if len(matrices) == 1 else StackedMatrix(matrices)
+        return matrices[0] if len(matrices) == 1 else StackedMatrix(matrices)
 
 
 class ColumnLinear:

@@ -21,6 +21,7 @@ from ..kv_layout import Window
 from ..parallel import Group
 from ..quantization.cache import Cache
 from ..quantization.choice import formats_for
+from ..weight_image import WeightImage
 from ..weights import Wants
 from .gemma3 import Gemma3Config, build_gemma3
 from .gpt2 import GPT2, GPT2Config
@@ -138,6 +139,7 @@ def build(
     group: Group,
     kernels: Library | None = None,
     device: DeviceKernels | None = None,
+    image: WeightImage | None = None,
 ) -> tuple[Model, Wants]:
     """The model with its weights still to be loaded. Raises StartupError naming what is not supported."""
     header = checkpoint.config(_Header)
@@ -171,7 +173,7 @@ def build(
 
     stored = checkpoint.tensors if wrapper is None else TextPart(checkpoint).tensors
     formats = formats_for(header.quantization_config, stored, options, cache)
-    wants = Wants(dtype, formats, kernels=kernels, device=device)
+    wants = Wants(dtype, formats, kernels=kernels, device=device, image=image)
     if wrapper is None:
         config = checkpoint.config(kind.config_type)
     else:

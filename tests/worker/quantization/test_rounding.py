@@ -13,8 +13,8 @@ from tests.parity.families import FAMILIES
 from tests.parity.reference import write_checkpoint
 from tests.worker.driver import quiet, worker_config
 from tests.worker.quantization.checkpoints import logprobs
-from worker.kernels.matmul import DenseMatrix, Int8Matrix, dequantize_fp8, dequantize_int4, dequantize_nf4
-from worker.kernels.packed_matrix import PackedMatrix
+from worker.kernels.matmul import dequantize_fp8, dequantize_int4, dequantize_nf4
+from worker.kernels.native_matrix import FP8, INT8, TYPES
 from worker.quantization.rounding import (
     INT4_GROUP,
     NF4_GROUP,
@@ -82,10 +82,10 @@ def test_memory_is_what_was_promised(scheme: Scheme, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", tie_word_embeddings=True)
     runner = loaded(folder, tmp_path, quantization=scheme)
     head: Any = runner.served.model.lm_head  # type: ignore[attr-defined]
-    assert isinstance(head.weight.matrix, Int8Matrix) == (scheme != "fp8")
+    assert head.weight.matrix.weights.kind == (FP8 if scheme == "fp8" else INT8)
     other = loaded(folder, tmp_path, quantization=scheme, quantize_head=False)
     head = other.served.model.lm_head  # type: ignore[attr-defined]
-    assert isinstance(head.weight.matrix, (DenseMatrix, PackedMatrix))
+    assert head.weight.matrix.weights.kind == TYPES[torch.float32]
     plain = loaded(folder, tmp_path)
     assert len({r.model_fingerprint for r in (runner, other, plain)}) == 3
     assert runner.facts.weights_bytes < plain.facts.weights_bytes
