@@ -7,20 +7,15 @@
  *                0…31 │ 32…63 │ …                                     tiles, online softmax (Milakov and
  *                                                                     Gimelshein, 2018) within a span
  *
- * A unit of work is up to MAX_ROWS rows (token, head of the group) of one sequence and one KV head, so each key
- * is read once for all query heads that share it. When there are too few units for the threads, their spans
- * are computed apart and merged afterwards, to the same bits. All sums are in float32, or exact in integers.
- * Nothing outside of a sequence's own window is ever read.
+ * A unit of work is up to UNIT_ROWS rows (token, head of the group) of one sequence and one KV head, so each key
+ * is read once for all query heads that share it, and for many tokens of a prompt (attention_blocks.h). When there
+ * are too few units for the threads, their spans are computed apart and merged afterwards, to the same bits. All sums
+ * are in float32, or exact in integers. Nothing outside of a sequence's own window is ever read.
  */
-#include "attention_codes.h"
+#include "attention_blocks.h"
 #include "attention_int8.h"
-#include "attention_pairs.h"
-#include "attention_tile.h"
 #include "pool.h"
 #include <stdlib.h>
-
-/* How a tile is computed: in float32; bf16 in pairs (attention_pairs.h); int8 as it lies (attention_codes.h). */
-enum { PLAIN, PAIRS, CODES };
 
 typedef struct { int64_t sequence, first_row, num_rows, span; } unit;
 
@@ -41,33 +36,6 @@ typedef struct {
     int64_t most_rows;          /* of a sequence */
 } work;
 
-/* The state of up to `num_rows` rows. */
-INLINE int64_t state_floats(int64_t num_rows, int64_t width) { return num_rows * width + (2 * num_rows + LANES - 1) / LANES * LANES; }
-
-INLINE state state_in(float *memory, int64_t num_rows, int64_t width) {
-    float *max = memory + num_rows * width;
-    return (state){max, max + num_rows, memory};
-}
-
-static void clear(state s, int64_t num_rows, int64_t width) {
-    for (int64_t r = 0; r < num_rows; r++) s.max[r] = NOTHING, s.sum[r] = 0;
-    memset(s.mixed, 0, sizeof(float) * (size_t)(num_rows * width));
-}
-
-/* into = into ⊕ part */
-static void merge(state into, state part, int64_t num_rows, int64_t width) {
-    for (int64_t r = 0; r < num_rows; r++) {
-        float max = into.max[r] > part.max[r] ? into.max[r] : part.max[r];
-        vf mine = exp_(splat(into.max[r] - max)), other = exp_(splat(part.max[r] - max));
-        into.max[r] = max;
-        into.sum[r] = into.sum[r] * mine[0] + part.sum[r] * other[0];
-        float *a = into.mixed + r * width, *b = part.mixed + r * width;
-        for (int64_t d = 0; d < width; d += LANES) store(a + d, fma_(load(b + d), other, load(a + d) * mine));
-    }
-}
-
-typedef struct { int64_t kv_head, lowest, end, span; const int32_t *table; rows_at at; } reach;
-
 /* What a unit's rows see: positions lowest … end - 1, from `span` on. */
 static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
     const attention_step *step = w->step;
@@ -81,30 +49,6 @@ static reach reach_of(const work *w, const unit *u, int64_t kv_head) {
     it.lowest = step->window ? most(position_of(&it.at, 0) + 1 - step->window, 0) : 0;
     it.span = u->span >= 0 ? u->span : it.lowest / SPAN;
     return it;
-}
-
-/* Where the keys and values of positions from … to - 1 of the tile at `begin` are. */
-INLINE void locate(const attention_layer *layer, const reach *it, int64_t begin, int64_t from, int64_t to, place *at) {
-    int64_t size = layer->block_size, bytes = layer->head_dim * (layer->key_scales ? 1 : size_of((int)layer->dtype));
-    int64_t block = (begin + from) / size, inside = (begin + from) % size;
-    at->from = from, at->to = to;
-    for (int64_t j = from, count; j < to; j += count, block++, inside = 0) {
-        int64_t row = (it->table[block] * layer->num_kv_heads + it->kv_head) * size + inside;
-        const char *k = layer->keys + row * bytes, *v = layer->values + row * bytes;
-        count = least(size - inside, to - j);
-        for (int64_t i = 0; i < count; i++) at->k[j + i] = k + i * bytes, at->v[j + i] = v + i * bytes, at->row[j + i] = row + i;
-    }
-    for (int64_t j = 0; j < from; j++) at->k[j] = at->k[from], at->v[j] = at->v[from], at->row[j] = at->row[from];
-    for (int64_t j = to; j < TILE; j++) at->k[j] = at->k[from], at->v[j] = at->v[from], at->row[j] = at->row[from];
-}
-
-/* What is seen of it->span. */
-INLINE int64_t span_begin(const reach *it) { return most(it->lowest, it->span * SPAN); }
-INLINE int64_t span_end(const reach *it) { return least(it->end, (it->span + 1) * SPAN); }
-INLINE int64_t first_tile(const reach *it) { return span_begin(it) / TILE * TILE; }
-
-INLINE void locate_tile(const attention_layer *layer, const reach *it, int64_t begin, place *at) {
-    locate(layer, it, begin, most(span_begin(it) - begin, 0), least(span_end(it) - begin, TILE), at);
 }
 
 static void attend_tile(const work *w, const unit *u, const reach *it, const float *q, int64_t begin, const place *here,
@@ -134,12 +78,12 @@ static void attend_span(const work *w, const unit *u, const reach *heads, int64_
     const attention_layer *layer = w->layer;
     int few = u->num_rows <= FEW_ROWS, now = 0;
     place places[2];
-    for (int64_t i = 0; i < count; i++) clear(s[i], u->num_rows, w->width);
+    for (int64_t i = 0; i < count; i++) clear(s[i], 0, u->num_rows, w->width);
     int64_t begin = first_tile(heads), end = span_end(heads);
     locate_tile(layer, heads, begin, &places[0]);
     for (; begin < end; begin += TILE)
         for (int64_t i = 0; i < count; i++, now = !now) {
-            const place *ahead = few || w->way != PLAIN ? &places[!now] : NULL;
+            const place *ahead = few ? &places[!now] : NULL;
             if (i + 1 < count) locate_tile(layer, heads + i + 1, begin, &places[!now]);
             else if (begin + TILE < end) locate_tile(layer, heads, begin + TILE, &places[!now]);
             else if (few && after) locate_tile(layer, after, first_tile(after), &places[!now]);
@@ -154,25 +98,18 @@ INLINE int64_t place_of(const work *w, const unit *u, const reach *it, int64_t r
     return (token * stride + it->kv_head * group + number % group) * w->layer->head_dim * size_of((int)w->layer->dtype);
 }
 
+/* Of few rows, or PLAIN. */
 static void load_queries(const work *w, const unit *u, const reach *it, float *q) {
     int64_t dim = w->layer->head_dim;
     int dtype = (int)w->layer->dtype;
-#if HAS_CODES
-    int8_t digits[LANES][2 * MOST_CODED_DIM] __attribute__((aligned(64)));
-#endif
     for (int64_t row = 0; row < u->num_rows; row++) {
         const char *from = w->query + place_of(w, u, it, row, w->query_stride);
 #if HAS_CODES
-        if (w->way == CODES) {
-            coded_queries coded = coded_in(q, u->num_rows);
-            int few = u->num_rows <= FEW_ROWS, last = row % LANES == LANES - 1 || row == u->num_rows - 1;
-            code_query(coded, row, from, dtype, dim, few ? coded.digits + row * sizeof digits[0] : digits[row % LANES]);
-            if (!few && last) turn_digits(digits[0], w->width, (uint32_t *)coded.digits + row / LANES * LANES * (w->width / 2));
-        }
+        coded_queries coded = coded_in(q, FEW_ROWS);
+        if (w->way == CODES) code_query(coded, row, from, dtype, dim, coded.digits + row * 2 * MOST_CODED_DIM);
 #endif
 #if HAS_PAIRS
-        for (int64_t i = 0; i < dim / 2 && w->way == PAIRS; i++)
-            memcpy((uint32_t *)q + query_place(u->num_rows, row, i, dim), from + 4 * i, 4);
+        for (int64_t i = 0; i < dim / 2 && w->way == PAIRS; i++) memcpy((uint32_t *)q + i * FEW + row, from + 4 * i, 4);
 #endif
         if (w->way != PLAIN) continue;
         for (int64_t d = 0; d < dim; d += CHUNK) {
@@ -189,10 +126,10 @@ static void finish(const work *w, const unit *u, const reach *it, state s) {
         char *to = w->out + place_of(w, u, it, row, w->layer->num_heads);
         float total = s.sum[row], factor = 1;
         if (w->layer->sinks) {
-            float sink = w->layer->sinks[it->kv_head * it->at.group + (it->at.first_row + row) % it->at.group];
-            float max = s.max[row] > sink ? s.max[row] : sink;
-            factor = exp_(splat(s.max[row] - max))[0];
-            total = total * factor + exp_(splat(sink - max))[0];
+            float sink = (float)LOG2_E * w->layer->sinks[it->kv_head * it->at.group + (it->at.first_row + row) % it->at.group];
+            float level = s.level[row] > sink ? s.level[row] : ceilf(sink);
+            factor = exp2_(splat(s.level[row] - level))[0];
+            total = total * factor + exp2_(splat(sink - level))[0];
         }
         vf share = splat(factor / total);
         if (w->way == CODES) {
@@ -234,6 +171,53 @@ static void attend_heads(const work *w, const unit *u, int64_t head, int64_t cou
     for (int64_t i = 0; i < count && u->span < 0; i++) finish(w, u, heads + i, total[i]);
 }
 
+#if HAS_PAIRS || HAS_CODES
+static void pack_queries(const work *w, const unit *u, const reach *it, packed_queries *q) {
+    int64_t dim = w->layer->head_dim;
+    for (int64_t row = 0; row < u->num_rows; row += LANES) {
+        const char *from[LANES] = {NULL};
+        for (int64_t i = 0; i < least(u->num_rows - row, LANES); i++) from[i] = w->query + place_of(w, u, it, row + i, w->query_stride);
+#if HAS_PAIRS
+        if (w->way == PAIRS) turn_queries(from, dim, q->pairs + row / MANY * MANY * (dim / 2) + row % MANY);
+#endif
+#if HAS_CODES
+        int8_t digits[LANES][2 * MOST_CODED_DIM] __attribute__((aligned(64)));
+        coded_queries coded = coded_in(q->codes, UNIT_ROWS);
+        for (int64_t i = 0; i < LANES && w->way == CODES && from[i]; i++)
+            code_query(coded, row + i, from[i], (int)w->layer->dtype, dim, digits[i]);
+        if (w->way == CODES) turn_digits(digits[0], w->width, (uint32_t *)coded.digits + row * (w->width / 2));
+#endif
+    }
+}
+
+/* A unit's numbers at `from`, rows of `stride` heads, are needed soon: a wish is as long as a key. */
+static void wish_for_rows(const work *w, const unit *u, const reach *it, const char *from, int64_t stride, wishes *to) {
+    int64_t bytes = w->layer->head_dim * size_of((int)w->layer->dtype), each = w->way == CODES ? w->layer->head_dim : bytes;
+    for (int64_t row = 0; row < u->num_rows; row++)
+        for (int64_t at = 0; at < bytes; at += each) wish(to, from + place_of(w, u, it, row, stride) + at);
+}
+
+/* `next`: what is probably computed behind it, or NULL. */
+static __attribute__((noinline)) void attend_many(const work *w, const unit *u, int64_t head, const unit *next, int64_t next_head) {
+    packed_queries q __attribute__((aligned(64)));
+    float memory[UNIT_FLOATS + 2 * UNIT_ROWS] __attribute__((aligned(64)));
+    reach it = reach_of(w, u, head);
+    float *apart = w->parts + ((u - w->units) * w->layer->num_kv_heads + head) * w->part_floats;
+    state total = state_in(u->span >= 0 ? apart : memory, u->num_rows, w->width);
+    pack_queries(w, u, &it, &q);
+    wishes after = {0, 0};
+    if (u->span < 0) wish_for_rows(w, u, &it, w->out, w->layer->num_heads, &after);
+    if (next) {
+        reach then = reach_of(w, next, next_head);
+        wish_for_rows(w, next, &then, w->query, w->query_stride, &after);
+        wish_for_span(w->layer, &then, &after);
+    }
+    attend_blocks(w->layer, w->way, it, u->num_rows, w->width, u->span >= 0 ? u->span + 1 : (it.end + SPAN - 1) / SPAN, &q, &after,
+                  total);
+    if (u->span < 0) finish(w, u, &it, total);
+}
+#endif
+
 /* Of one job its unit and its first head. A prompt's last rows see most: they go first. */
 INLINE const unit *unit_of(const work *w, long job, int64_t *head) {
     int64_t jobs = w->layer->num_kv_heads / w->heads_at_once;
@@ -243,19 +227,24 @@ INLINE const unit *unit_of(const work *w, long job, int64_t *head) {
 
 static void attend(const void *argument, long job) {
     const work *w = argument;
-    int64_t first, next_first;
-    const unit *u = unit_of(w, job, &first), *next = u;
+    int64_t first, next_first = 0;
+    const unit *u = unit_of(w, job, &first), *next = NULL;
+    /* threads take jobs in turns, or nearly so */
+    if (job + w->threads < w->num_jobs) next = unit_of(w, job + w->threads, &next_first);
+#if HAS_PAIRS || HAS_CODES
+    if (w->way != PLAIN && u->num_rows > FEW_ROWS) {
+        attend_many(w, u, first, next, next_first);
+        return;
+    }
+#endif
     /* Few rows wait for memory, and it is faster where it is read along a block: heads are computed side by side. */
     int64_t count = u->num_rows <= FEW_ROWS && w->width <= HEAD_FLOATS / FEW_ROWS ? w->heads_at_once : 1;
     for (int64_t head = first; head < first + w->heads_at_once; head += count) {
         reach after;
-        int more = head + count < first + w->heads_at_once, last = !more && job + w->threads >= w->num_jobs;
+        int more = head + count < first + w->heads_at_once;
         if (more) after = reach_of(w, u, head + count);
-        else if (!last) { /* threads take jobs in turns, or nearly so */
-            next = unit_of(w, job + w->threads, &next_first);
-            after = reach_of(w, next, next_first);
-        }
-        attend_heads(w, u, head, count, last ? NULL : &after);
+        else if (next) after = reach_of(w, next, next_first);
+        attend_heads(w, u, head, count, more || next ? &after : NULL);
     }
 }
 
@@ -305,10 +294,14 @@ int tern_attend(const attention_layer *layer, const attention_step *step, const 
     int way = can_code(layer) ? CODES : can_pair(layer) ? PAIRS : PLAIN;
     int64_t width = way == CODES ? coded_width(layer->head_dim) : padded(layer->head_dim);
     work w = {layer, step, query, out, query_stride, NULL, 0, NULL, 0, way, width, 1, 0, 0, 0};
-    int64_t rows = least(MAX_ROWS, MAX_FLOATS / width);
+    int64_t rows = way == PLAIN ? least(MAX_ROWS, MAX_FLOATS / width) : least(UNIT_ROWS, UNIT_FLOATS / width / MANY * MANY);
     int64_t threads = tern_get_threads(), kv_heads = layer->num_kv_heads;
     int apart = 0;
     w.num_units = list_units(&w, rows, 0);
+    while (rows > LEAST_UNIT_ROWS && w.num_units * kv_heads < 4 * threads) {
+        rows = rows / 2 / MANY * MANY;
+        w.num_units = list_units(&w, rows, 0);
+    }
     if (threads > 1 && w.num_units * kv_heads < 4 * threads) {
         apart = 1;
         w.num_units = list_units(&w, rows, 1);
@@ -321,7 +314,7 @@ int tern_attend(const attention_layer *layer, const attention_step *step, const 
     w.units = (unit *)memory;
     w.parts = (float *)(memory + units_bytes);
     list_units(&w, rows, apart);
-    while (w.heads_at_once < MOST_HEADS && kv_heads % (2 * w.heads_at_once) == 0 &&
+    while (w.most_rows <= FEW_ROWS && w.heads_at_once < MOST_HEADS && kv_heads % (2 * w.heads_at_once) == 0 &&
            w.num_units * kv_heads >= 4 * threads * w.heads_at_once)
         w.heads_at_once *= 2;
     w.num_jobs = (long)(w.num_units * kv_heads / w.heads_at_once), w.threads = (long)threads;

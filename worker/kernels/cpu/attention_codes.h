@@ -145,7 +145,7 @@ static __attribute__((noinline)) void few_coded_rows(const rows_at *at, const at
         else coded_scores(q, r, t, ahead, width, 1, to);
     }
     for (int64_t r = 0; r < rows; r++) {
-        decay[r] = soften_row(at, layer, r, begin, p + r * TILE, s);
+        decay[r] = soften_row(at, layer, r, begin, 0, p + r * TILE, s);
         scale[r] = code_weights(p + r * TILE, t, (uint8_t *)(weights + r * (TILE / 2)));
     }
     int64_t r = 0;
@@ -158,7 +158,7 @@ static __attribute__((noinline)) void few_coded_rows(const rows_at *at, const at
 
 /* ── many rows ────────────────────────────────────────────────────────────────────────────────── */
 
-/* Scores of `keys` keys from `key` on and 16 rows, to [key][MANY]. `ahead`: 16 keys or values that are needed next, or NULL. */
+/* Scores of `keys` keys from `key` on and 16 rows, to [key][MANY]. `ahead`: WISHES rows that are needed soon, or NULL. */
 INLINE void turned_coded_scores(const uint32_t *q, const float *q_scale, const int32_t *moved, const coded_tile *t, int key,
                                 const char *const *ahead, int64_t width, const int keys, float *out) {
     __m512i s[12][2];
@@ -166,7 +166,7 @@ INLINE void turned_coded_scores(const uint32_t *q, const float *q_scale, const i
 #pragma GCC unroll 12
     for (int j = 0; j < keys; j++) s[j][0] = s[j][1] = _mm512_setzero_si512();
     for (int64_t i = 0; i < width / 4; i++, q += 2 * LANES, k += TILE) {
-        if (ahead && i < width / 4) __builtin_prefetch(ahead[i % 16] + i / 16 * WIDE, 0, 2);
+        if (ahead) __builtin_prefetch(ahead[i % WISHES] + i / WISHES * WIDE, 0, 2);
         __m512i high = _mm512_load_si512(q), low = _mm512_load_si512(q + LANES);
         IN_REGISTER(high);
         IN_REGISTER(low);
@@ -183,12 +183,12 @@ INLINE void turned_coded_scores(const uint32_t *q, const float *q_scale, const i
         store(out + (key + j) * MANY, score_of(s[j][0], s[j][1], up, load(q_scale), splat(t->key_scales[key + j])));
 }
 
+/* Of the tile's first `keys` keys, or some more. */
 static __attribute__((noinline)) void coded_scores_of_16(const uint32_t *q, const float *q_scale, const int32_t *moved,
-                                                         const coded_tile *t, const char *const *ahead, int64_t width,
-                                                         float *out) {
-    turned_coded_scores(q, q_scale, moved, t, 0, ahead, width, 12, out);
-    turned_coded_scores(q, q_scale, moved, t, 12, ahead ? ahead + 16 : NULL, width, 12, out);
-    turned_coded_scores(q, q_scale, moved, t, 24, NULL, width, 8, out);
+                                                         const coded_tile *t, wishes *w, int64_t keys, int64_t width, float *out) {
+    turned_coded_scores(q, q_scale, moved, t, 0, take(w), width, 12, out);
+    if (keys > 12) turned_coded_scores(q, q_scale, moved, t, 12, take(w), width, 12, out);
+    if (keys > 24) turned_coded_scores(q, q_scale, moved, t, 24, take(w), width, 8, out);
 }
 
 /* code_weights of 16 rows as lanes, to [four positions][digit][MANY]. */
@@ -222,41 +222,45 @@ static __attribute__((noinline)) void mix_one_coded(float *mixed, const uint32_t
     mix_codes(mixed, p, 1, MANY, 2 * MANY, decay, scale, v, from, to, width, 1);
 }
 
-/* A block of up to MANY rows from `row` on. */
-static __attribute__((noinline)) void many_coded_rows(const rows_at *at, const attention_layer *layer, int64_t row,
-                                                      int64_t rows, coded_queries q, int64_t begin,
-                                                      const place *here, const char *const *ahead, const coded_tile *t,
-                                                      state s) {
-    int64_t width = coded_width(layer->head_dim), from = here->from / 4, to = (here->to + 3) / 4;
-    float p[TILE * MANY] __attribute__((aligned(64))), decay[MANY], scale[MANY];
+/* A block of up to MANY rows from `row` on, and what they see from … to - 1 of the span at `begin`. Into `total`, which is cleared or
+ * `fresh`. */
+static __attribute__((noinline)) void coded_block(const rows_at *at, const attention_layer *layer, int64_t row, int64_t rows,
+                                                  coded_queries q, int64_t begin, int64_t from, int64_t to, const coded_tile *span,
+                                                  int fresh, wishes *ahead, state total) {
+    int64_t width = coded_width(layer->head_dim);
+    float p[TILE * MANY] __attribute__((aligned(64))), part[MANY * MOST_CODED_DIM] __attribute__((aligned(64)));
+    float decay[MANY], scale[MANY], level[MANY], sum[MANY], less[MANY], more[MANY];
     uint32_t weights[TILE / 2 * MANY] __attribute__((aligned(64)));
-    for (int64_t i = 0; i < rows; i += LANES, ahead = NULL) {
-        const uint32_t *digits = (const uint32_t *)q.digits + (row + i) * (width / 2);
-        coded_scores_of_16(digits, q.scale + row + i, q.moved + row + i, t, ahead, width, p + i);
-        soften_rows(at, layer, row + i, least(rows - i, LANES), begin, p + i, s, decay + i);
-        code_lanes(p + i, t, weights + i, scale + i);
+    float *all = total.mixed + row * width, *mixed = fresh ? all : part;
+    for (int i = 0; i < MANY; i += LANES) store(level + i, splat(NOTHING)), store(sum + i, (vf){});
+    memset(mixed, 0, sizeof(float) * (size_t)(rows * width));
+    for (int64_t tile = from / TILE; tile * TILE < to; tile++) {
+        const coded_tile *t = span + tile;
+        int64_t first = most(from - tile * TILE, 0) / 4, end = least(to - tile * TILE, TILE), r = 0;
+        for (int64_t i = 0; i < rows; i += LANES) {
+            const uint32_t *digits = (const uint32_t *)q.digits + (row + i) * (width / 2);
+            coded_scores_of_16(digits, q.scale + row + i, q.moved + row + i, t, ahead, end, width, p + i);
+            soften_rows(at, layer, row + i, least(rows - i, LANES), begin + tile * TILE, p + i, level + i, sum + i, decay + i, NULL);
+            code_lanes(p + i, t, weights + i, scale + i);
+        }
+#define MIX_ROWS(name) name(mixed + r * width, weights + r, decay + r, scale + r, t->values, first, (end + 3) / 4, width)
+        for (; r + 3 <= rows; r += 3) MIX_ROWS(mix_three_coded);
+        for (; r < rows; r++) MIX_ROWS(mix_one_coded);
+#undef MIX_ROWS
     }
-    int64_t r = 0;
-    float *mixed = s.mixed + row * width;
-    for (; r + 3 <= rows; r += 3) mix_three_coded(mixed + r * width, weights + r, decay + r, scale + r, t->values, from, to, width);
-    for (; r < rows; r++) mix_one_coded(mixed + r * width, weights + r, decay + r, scale + r, t->values, from, to, width);
+    for (int64_t i = 0; i < rows; i += LANES) join_lanes(total, row + i, rows - i, fresh, level + i, sum + i, less + i, more + i);
+    for (int64_t r = 0; !fresh && r < rows; r++)
+        for (int64_t d = r * width; d < (r + 1) * width; d += LANES)
+            store(all + d, fma_(load(part + d), splat(more[r]), load(all + d) * splat(less[r])));
 }
 
+/* The tile of few rows. */
 static __attribute__((noinline)) void tile_codes(const rows_at *at, const attention_layer *layer, int64_t num_rows,
                                                  const float *queries, int64_t begin, const place *here,
                                                  const place *next, state s) {
-    int64_t few = num_rows <= FEW_ROWS;
-    coded_queries q = coded_in(queries, num_rows);
     coded_tile t __attribute__((aligned(64)));
-    load_tile(layer, here, next, few, &t);
-    if (few) {
-        few_coded_rows(at, layer, num_rows, q, begin, here, next, &t, s);
-        return;
-    }
-    for (int64_t row = 0; row < num_rows; row += MANY) {
-        const char *const *ahead = next && row < 2 * MANY ? (row ? next->v : next->k) : NULL;
-        many_coded_rows(at, layer, row, least(num_rows - row, MANY), q, begin, here, ahead, &t, s);
-    }
+    load_tile(layer, here, next, &t);
+    few_coded_rows(at, layer, num_rows, coded_in(queries, FEW_ROWS), begin, here, next, &t, s);
 }
 
 #else

@@ -17,7 +17,7 @@
 enum { MOST_PAIRED_DIM = 256, FEW = FEW_ROWS };
 
 INLINE int can_pair(const attention_layer *layer) {
-    return layer->dtype == BF16 && layer->head_dim % CHUNK == 0 && layer->head_dim <= MOST_PAIRED_DIM;
+    return !layer->key_scales && layer->dtype == BF16 && layer->head_dim % CHUNK == 0 && layer->head_dim <= MOST_PAIRED_DIM;
 }
 
 /* sum += a · b, by the instruction as it stands: with so many sums GCC 12 copies and spills them around its intrinsic. */
@@ -27,12 +27,6 @@ INLINE vi repeat(const uint32_t *both) {
     vi all;
     __asm__("vpbroadcastd %1, %0" : "=v"(all) : "m"(*both));
     return all;
-}
-
-/* Where a pair of dims of one row of a unit's queries is. */
-INLINE int64_t query_place(int64_t num_rows, int64_t row, int64_t pair, int64_t dim) {
-    int64_t block = num_rows > FEW ? MANY : FEW;
-    return row / block * block * (dim / 2) + pair * block + row % block;
 }
 
 /* to [pair of dims][TILE keys] */
@@ -129,7 +123,7 @@ static __attribute__((noinline)) void few_rows(const rows_at *at, const attentio
     else if (rows > 2) paired_scores(q, k, next_k, dim, 4, p);
     else paired_scores(q, k, next_k, dim, 2, p);
     for (int64_t r = 0; r < rows; r++) {
-        decay[r] = soften_row(at, layer, r, begin, p + r * TILE, s);
+        decay[r] = soften_row(at, layer, r, begin, 1, p + r * TILE, s);
         __m512bh both = _mm512_cvtne2ps_pbh((__m512)load(p + r * TILE + LANES), (__m512)load(p + r * TILE));
         _mm512_storeu_si512(weights + r * (TILE / 2), (__m512i)both);
     }
@@ -141,15 +135,38 @@ static __attribute__((noinline)) void few_rows(const rows_at *at, const attentio
         for (int64_t d = 0; (k < 2 * first || k >= 2 * last) && d < dim; d += CHUNK) ask(next->v[k] + 2 * d, BF16);
 }
 
-/* Scores of `keys` keys and `vectors` · 16 rows, to [key][MANY rows]. `ahead`: 16 keys or values that are needed next, or
- * NULL. Sums want all registers: functions of their own. */
-INLINE void turned_scores(const uint32_t *q, const uint32_t *k, const char *const *ahead, int64_t dim, const int keys,
-                          const int vectors, float *out) {
+/* The tile of few rows. */
+static __attribute__((noinline)) void tile_pairs(const rows_at *at, const attention_layer *layer, int64_t num_rows, const float *q,
+        int64_t begin, const place *here, const place *next, state s) {
+    uint32_t k[TILE / 2 * MOST_PAIRED_DIM] __attribute__((aligned(64)));
+    uint32_t v[TILE / 2 * MOST_PAIRED_DIM] __attribute__((aligned(64)));
+    turn_keys(here, layer->head_dim, k);
+    pair_values(here, layer->head_dim, v);
+    few_rows(at, layer, num_rows, (const uint32_t *)q, begin, here, next, k, v, s);
+}
+
+/* ── many rows ────────────────────────────────────────────────────────────────────────────────── */
+
+/* Up to 16 rows' numbers, rows[i] NULL beyond them, → [pair of dims][MANY], at 16 of MANY rows */
+INLINE void turn_queries(const char *const *rows, int64_t dim, uint32_t *to) {
+    for (int64_t d = 0; d < dim; d += CHUNK) {
+        __m512i x[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) x[i] = rows[i] ? _mm512_loadu_si512(rows[i] + 2 * d) : _mm512_setzero_si512();
+        transpose16(x);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) _mm512_store_si512(to + (d / 2 + i) * MANY, x[i]);
+    }
+}
+
+/* Scores of `keys` keys and `vectors` · 16 rows, to [key][MANY rows]. `ahead`: WISHES rows that are needed soon, or NULL. Sums want all registers: functions of their own. */
+INLINE void turned_scores(const uint32_t *q, const uint32_t *k, const char *const *ahead, int64_t dim, const int keys, const int vectors,
+                          float *out) {
     vf s[16][2];
 #pragma GCC unroll 16
     for (int j = 0; j < keys; j++) s[j][0] = s[j][1] = (vf){};
     for (int64_t p = 0; p < dim / 2; p++, q += MANY, k += TILE) {
-        if (ahead) __builtin_prefetch(ahead[p % 16] + p / 16 * 64, 0, 2);
+        if (ahead) __builtin_prefetch(ahead[p % WISHES] + p / WISHES * 64, 0, 2);
         vi rows[2];
 #pragma GCC unroll 2
         for (int i = 0; i < vectors; i++) {
@@ -169,68 +186,112 @@ INLINE void turned_scores(const uint32_t *q, const uint32_t *k, const char *cons
         for (int i = 0; i < vectors; i++) store(out + j * MANY + i * LANES, s[j][i]);
 }
 
-static __attribute__((noinline)) void scores_of_32(const uint32_t *q, const uint32_t *k, const char *const *ahead,
-                                                   int64_t dim, float *out) {
-    turned_scores(q, k, ahead, dim, 12, 2, out);
-    turned_scores(q, k + 12, ahead ? ahead + 16 : NULL, dim, 12, 2, out + 12 * MANY);
-    turned_scores(q, k + 24, NULL, dim, 8, 2, out + 24 * MANY);
+/* Of the tile's first `keys` keys, or some more. */
+static __attribute__((noinline)) void scores_of_32(const uint32_t *q, const uint32_t *k, wishes *w, int64_t dim, int64_t keys, float *out) {
+    turned_scores(q, k, take(w), dim, 12, 2, out);
+    if (keys > 12) turned_scores(q, k + 12, take(w), dim, 12, 2, out + 12 * MANY);
+    if (keys > 24) turned_scores(q, k + 24, take(w), dim, 8, 2, out + 24 * MANY);
 }
 
-static __attribute__((noinline)) void scores_of_16(const uint32_t *q, const uint32_t *k, const char *const *ahead,
-                                                   int64_t dim, float *out) {
-    turned_scores(q, k, ahead, dim, 16, 1, out);
-    turned_scores(q, k + 16, ahead ? ahead + 16 : NULL, dim, 16, 1, out + 16 * MANY);
+static __attribute__((noinline)) void scores_of_16(const uint32_t *q, const uint32_t *k, wishes *w, int64_t dim, int64_t keys, float *out) {
+    turned_scores(q, k, take(w), dim, 16, 1, out);
+    if (keys > 16) turned_scores(q, k + 16, take(w), dim, 16, 1, out + 16 * MANY);
 }
 
-static __attribute__((noinline)) void mix_three(float *mixed, const uint32_t *p, const float *decay, const uint32_t *v,
-                                                int64_t from, int64_t to, int64_t dim) {
-    mix_paired_heads(mixed, p, 1, MANY, decay, v, NULL, from, to, dim, 3);
-}
+/* Weights of a block of rows and a span. */
+typedef struct {
+    uint32_t pairs[TILES][TILE / 2 * MANY] __attribute__((aligned(64)));
+    float decay[TILES][MANY] __attribute__((aligned(64)));
+    uint32_t changed[TILES]; /* rows whose decay is not 1 */
+    int64_t from, to;        /* positions that are seen, in the span */
+} span_weights;
 
-static __attribute__((noinline)) void mix_one(float *mixed, const uint32_t *p, const float *decay, const uint32_t *v,
-                                              int64_t from, int64_t to, int64_t dim) {
-    mix_paired_heads(mixed, p, 1, MANY, decay, v, NULL, from, to, dim, 1);
-}
-
-/* A block of up to MANY rows from `row` on. */
-static __attribute__((noinline)) void many_rows(const rows_at *at, const attention_layer *layer, int64_t row, int64_t rows, const uint32_t *q,
-                      int64_t begin, const place *here, const char *const *ahead, const uint32_t *k, const uint32_t *v,
-                      state s) {
-    int64_t dim = layer->head_dim, from = here->from / 2, to = (here->to + 1) / 2;
-    float p[TILE * MANY] __attribute__((aligned(64))), decay[MANY];
-    uint32_t weights[TILE / 2 * MANY] __attribute__((aligned(64)));
-    (rows > LANES ? scores_of_32 : scores_of_16)(q, k, ahead, dim, p);
-    for (int64_t i = 0; i < rows; i += LANES) {
-        soften_rows(at, layer, row + i, least(rows - i, LANES), begin, p + i, s, decay + i);
-        for (int j = 0; j < TILE; j += 2) {
-            vi even = (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(p + j * MANY + i)));
-            vi odd = (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(p + (j + 1) * MANY + i)));
-            vi both = even | (odd << 16);
-            memcpy(weights + j / 2 * MANY + i, &both, sizeof both);
+/* mixed = Σ p v [of the span] · more + mixed · less, sums in registers; `less` NULL: mixed is new. */
+INLINE void mix_span(const span_weights *w, int64_t row, const uint32_t *v, int64_t dim, int64_t d, const float *less, const float *more,
+                     float *mixed, const int rows, const int vectors) {
+    vf o[6][4];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < vectors; c++) o[r][c] = (vf){};
+    for (int64_t tile = w->from / TILE; tile * TILE < w->to; tile++) {
+        if (w->changed[tile] >> row & ((1u << rows) - 1))
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+                for (int c = 0; c < vectors; c++) o[r][c] = o[r][c] * splat(w->decay[tile][row + r]);
+        int64_t first = most(w->from - tile * TILE, 0) / 2, end = (least(w->to - tile * TILE, TILE) + 1) / 2;
+        const uint32_t *p = w->pairs[tile] + row + first * MANY, *x = v + (tile * (TILE / 2) + first) * dim + d;
+        for (int64_t k = first; k < end; k++, p += MANY, x += dim) {
+            vi values[4];
+#pragma GCC unroll 4
+            for (int c = 0; c < vectors; c++) {
+                values[c] = load_pairs(x + c * LANES);
+                IN_REGISTER(values[c]);
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++) {
+                vi weight = repeat(p + r);
+#pragma GCC unroll 4
+                for (int c = 0; c < vectors; c++) ADD_PAIRS(o[r][c], weight, values[c]);
+            }
         }
     }
-    int64_t r = 0;
-    for (; r + 3 <= rows; r += 3) mix_three(s.mixed + (row + r) * dim, weights + r, decay + r, v, from, to, dim);
-    for (; r < rows; r++) mix_one(s.mixed + (row + r) * dim, weights + r, decay + r, v, from, to, dim);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < vectors; c++) {
+            float *to = mixed + r * dim + d + c * LANES;
+            store(to, less ? fma_(o[r][c], splat(more[r]), load(to) * splat(less[r])) : o[r][c]);
+        }
 }
 
-static __attribute__((noinline)) void tile_pairs(const rows_at *at, const attention_layer *layer, int64_t num_rows, const float *q,
-        int64_t begin, const place *here, const place *next, state s) {
+#define MIX_SPAN(name, rows)                                                                                                      \
+    static __attribute__((noinline)) void name(const span_weights *w, int64_t row, const uint32_t *v, int64_t dim, const float *less, \
+                                               const float *more, float *mixed) {                                                 \
+        int64_t d = 0;                                                                                                            \
+        for (; d + 4 * LANES <= dim; d += 4 * LANES) mix_span(w, row, v, dim, d, less, more, mixed, rows, 4);                     \
+        for (; d < dim; d += CHUNK) mix_span(w, row, v, dim, d, less, more, mixed, rows, 2);                                      \
+    }
+MIX_SPAN(mix_six, 6)
+MIX_SPAN(mix_two, 2)
+MIX_SPAN(mix_one, 1)
+
+/* Keys and values of a span: [tile][pair of dims][TILE], [pair of positions][dim] */
+typedef struct { uint32_t keys[SPAN / 2 * MOST_PAIRED_DIM], values[SPAN / 2 * MOST_PAIRED_DIM]; } paired_span;
+
+INLINE void pair_tile(const place *here, int64_t dim, int64_t tile, paired_span *to) {
+    turn_keys(here, dim, to->keys + tile * (TILE / 2) * dim);
+    pair_values(here, dim, to->values + tile * (TILE / 2) * dim);
+}
+
+/* A block of up to MANY rows from `row` on, and what they see from … to - 1 of the span at `begin`. Into `total`, which is cleared or
+ * `fresh`. */
+static __attribute__((noinline)) void paired_block(const rows_at *at, const attention_layer *layer, int64_t row, int64_t rows,
+                                                   const uint32_t *q, int64_t begin, int64_t from, int64_t to, const paired_span *span,
+                                                   int fresh, wishes *ahead, state total) {
     int64_t dim = layer->head_dim;
-    const uint32_t *queries = (const uint32_t *)q;
-    uint32_t k[TILE / 2 * MOST_PAIRED_DIM] __attribute__((aligned(64)));
-    uint32_t v[TILE / 2 * MOST_PAIRED_DIM] __attribute__((aligned(64)));
-    turn_keys(here, dim, k);
-    pair_values(here, dim, v);
-    if (num_rows <= FEW) {
-        few_rows(at, layer, num_rows, queries, begin, here, next, k, v, s);
-        return;
+    float scores[TILE * MANY] __attribute__((aligned(64)));
+    float level[MANY], sum[MANY], less[MANY], more[MANY];
+    span_weights w;
+    w.from = from, w.to = to;
+    for (int i = 0; i < MANY; i += LANES) store(level + i, splat(NOTHING)), store(sum + i, (vf){});
+    for (int64_t tile = from / TILE; tile * TILE < to; tile++) {
+        int64_t end = least(to - tile * TILE, TILE);
+        (rows > LANES ? scores_of_32 : scores_of_16)(q, span->keys + tile * (TILE / 2) * dim, ahead, dim, end, scores);
+        w.changed[tile] = 0;
+        for (int64_t i = 0; i < rows; i += LANES)
+            w.changed[tile] |= soften_rows(at, layer, row + i, least(rows - i, LANES), begin + tile * TILE, scores + i, level + i, sum + i,
+                                           w.decay[tile] + i, w.pairs[tile] + i) << i;
+        if (tile == from / TILE) w.changed[tile] = 0; /* nothing decays yet */
     }
-    for (int64_t row = 0; row < num_rows; row += MANY) {
-        const char *const *ahead = next && row < 2 * MANY ? (row ? next->v : next->k) : NULL;
-        const uint32_t *block = queries + query_place(num_rows, row, 0, dim);
-        many_rows(at, layer, row, least(num_rows - row, MANY), block, begin, here, ahead, k, v, s);
-    }
+    for (int64_t i = 0; i < rows; i += LANES) join_lanes(total, row + i, rows - i, fresh, level + i, sum + i, less + i, more + i);
+    int64_t r = 0;
+#define MIX_ROWS(name) name(&w, r, span->values, dim, fresh ? NULL : less + r, more + r, total.mixed + (row + r) * dim)
+    for (; r + 6 <= rows; r += 6) MIX_ROWS(mix_six);
+    for (; r + 2 <= rows; r += 2) MIX_ROWS(mix_two);
+    if (r < rows) MIX_ROWS(mix_one);
+#undef MIX_ROWS
 }
 
 #else

@@ -5,14 +5,19 @@
 #include "attention.h"
 #include "lanes.h"
 
-enum { TILE = 32, SPAN = 256, MAX_ROWS = 64, MAX_FLOATS = 8192 };
+enum { TILE = 32, SPAN = 256, TILES = SPAN / TILE, MAX_ROWS = 64, MAX_FLOATS = 8192 };
 /* Up to so many rows memory is what limits. So while a tile is computed, line by line the next is asked for, into
  * the second cache; behind a head's last tile comes the first of the next head. */
 enum { FEW_ROWS = 8, MOST_HEADS = 4, HEAD_FLOATS = MAX_FLOATS / MOST_HEADS };
 #define NOTHING (-1e30f) /* less than any score, and finite */
 
-/* Rows' running maximum, sum and mixed values. */
-typedef struct { float *max, *sum, *mixed; } state;
+/* Weights are 2^(score · log2 e - level). A row's level is an integer, so that sums move from one to another exactly, and it rises
+ * only where a weight would be more than 2^SLACK: behind the first tile that is rare. */
+#define SLACK 8.0f
+#define LOG2_E 1.44269504088896341
+
+/* Rows' level, sum of weights and mixed values. */
+typedef struct { float *level, *sum, *mixed; } state;
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -105,8 +110,16 @@ INLINE void mix_heads(float *mixed, int64_t width, const float *p, const float *
     if (d < dim) mix(mixed + d, width, p, decay, v, ahead, from, to, dtype, (int)(dim - d), rows, 1);
 }
 
-/* Scores of a row → weights in place. Returns what the earlier sums are multiplied with. */
-INLINE float soften(float *scores, int64_t from, int64_t to, float scale, float soft_cap, float *max, float *sum) {
+/* What scores (or capped ones) are multiplied with. */
+INLINE float bits_in(const attention_layer *layer) { return (float)(layer->soft_cap != 0 ? LOG2_E : layer->scale * LOG2_E); }
+
+INLINE vf capped(vf scores, const attention_layer *layer) {
+    return tanh_(scores * splat((float)(layer->scale / layer->soft_cap))) * splat((float)layer->soft_cap);
+}
+
+/* Scores of a row → weights in place, which are rounded to bfloat16 if they are multiplied as that: a sum is of what is multiplied.
+ * Returns what the earlier sums are multiplied with. */
+INLINE float soften(float *scores, int64_t from, int64_t to, const attention_layer *layer, const int round, float *level, float *sum) {
     vf s[TILE / LANES], top = splat(NOTHING);
     vi index;
     for (int i = 0; i < LANES; i++) index[i] = i;
@@ -115,23 +128,24 @@ INLINE float soften(float *scores, int64_t from, int64_t to, float scale, float 
     for (int i = 0; i < TILE / LANES; i++) {
         vi place = index + i * LANES;
         seen[i] = (place >= (int32_t)from) & (place < (int32_t)to);
-        vf x = load(scores + i * LANES) * splat(scale);
-        if (soft_cap != 0) x = tanh_(x / splat(soft_cap)) * splat(soft_cap);
+        vf x = load(scores + i * LANES);
+        if (layer->soft_cap != 0) x = capped(x, layer);
         s[i] = select_(seen[i], x, splat(NOTHING));
         top = larger(s[i], top);
     }
-    float before = *max, now = largest_of(top);
-    now = now > before ? now : before;
+    float bits = bits_in(layer), before = *level, now = ceilf(largest_of(top) * bits);
+    now = now > before + SLACK ? now : before;
     vf total = (vf){};
 #pragma GCC unroll 8
     for (int i = 0; i < TILE / LANES; i++) {
-        vf p = select_(seen[i], exp_(s[i] - splat(now)), (vf){});
+        vf p = select_(seen[i], exp2_(fma_(s[i], splat(bits), splat(-now))), (vf){});
+        if (round) p = (vf)bf16_bits(p);
         store(scores + i * LANES, p);
         total = total + p;
     }
-    float decay = exp_(splat(before - now))[0];
+    float decay = now == before ? 1 : exp2_(splat(before - now))[0];
     *sum = *sum * decay + sum_of(total);
-    *max = now;
+    *level = now;
     return decay;
 }
 
@@ -141,10 +155,11 @@ typedef struct { int64_t first_row, group, first_position, window; } rows_at;
 INLINE int64_t position_of(const rows_at *at, int64_t row) { return at->first_position + (at->first_row + row) / at->group; }
 
 /* soften, of a row and the tile at `begin`: a row sees no position behind its own, and none before its window. */
-INLINE float soften_row(const rows_at *at, const attention_layer *layer, int64_t row, int64_t begin, float *scores, state s) {
+INLINE float soften_row(const rows_at *at, const attention_layer *layer, int64_t row, int64_t begin, const int round, float *scores,
+                        state s) {
     int64_t end = position_of(at, row) + 1, start = at->window ? most(end - at->window, 0) : 0;
-    return soften(scores, most(start - begin, 0), least(end - begin, TILE), (float)layer->scale, (float)layer->soft_cap,
-                  &s.max[row], &s.sum[row]);
+    return soften(scores, most(start - begin, 0), least(end - begin, TILE), layer, round, &s.level[row],
+                  &s.sum[row]);
 }
 
 /* Where keys and values are, of the positions from … to - 1 of a tile; the rest of them point to some of these. `row`:
@@ -164,7 +179,7 @@ INLINE void tile(const rows_at *at, const attention_layer *layer, int dtype, int
 #define SCORES(n) for (int64_t j = from / (LANES / n) * (LANES / n); j < to; j += LANES / n) \
             dots(queries, width, k + j, next_k ? next_k + j : NULL, dtype, dim, n, p + j)
         if (rows == 4) { SCORES(4); } else if (rows == 2) { SCORES(2); } else { SCORES(1); }
-        for (int r = 0; r < rows; r++) decay[r] = soften_row(at, layer, row + r, begin, p + r * TILE, s);
+        for (int r = 0; r < rows; r++) decay[r] = soften_row(at, layer, row + r, begin, 0, p + r * TILE, s);
         float *mixed = s.mixed + row * width;
 #define MIX(n) mix_heads(mixed, width, p, decay, v, next_v, from, to, dtype, dim, n)
         if (rows == 4) { MIX(4); } else if (rows == 2) { MIX(2); } else { MIX(1); }

@@ -23,13 +23,11 @@ typedef struct {
     int8_t *digits;
 } coded_queries;
 
-INLINE coded_queries coded_in(const float *memory, int64_t num_rows) {
-    int64_t rows = num_rows <= FEW_ROWS ? FEW_ROWS : MAX_ROWS;
+INLINE coded_queries coded_in(const float *memory, int64_t rows) {
     float *scale = (float *)memory;
     return (coded_queries){scale, (int32_t *)(scale + rows), (int8_t *)(scale + 2 * rows)};
 }
 _Static_assert(2 * FEW_ROWS + FEW_ROWS * MOST_CODED_DIM / 2 <= HEAD_FLOATS, "few rows");
-_Static_assert(2 * MAX_ROWS + (MAX_FLOATS + LANES * MOST_CODED_DIM) / 2 <= MAX_FLOATS, "many rows, of which 16 are padded");
 
 INLINE int64_t coded_width(int64_t dim) { return (dim + WIDE - 1) / WIDE * WIDE; }
 
@@ -139,13 +137,13 @@ INLINE void copy_scales(const attention_layer *layer, const int64_t *row, float 
     for (int j = 0; j < LANES; j++) keys[j] = layer->key_scales[row[j]], values[j] = layer->value_scales[row[j]];
 }
 
-/* `next`: the tile after it, or NULL; its scales are asked for, and, where there are few rows, its values. */
-INLINE void load_tile(const attention_layer *layer, const place *here, const place *next, int64_t few, coded_tile *t) {
+/* `next`: the tile after it, whose scales and values are asked for, or NULL. */
+INLINE void load_tile(const attention_layer *layer, const place *here, const place *next, coded_tile *t) {
     for (int j = 0; j < TILE; j += LANES) copy_scales(layer, here->row + j, t->key_scales + j, t->value_scales + j);
     for (int j = 0; next && j < TILE; j += 8) {
         __builtin_prefetch(layer->key_scales + next->row[j], 0, 2);
         __builtin_prefetch(layer->value_scales + next->row[j], 0, 2);
     }
     turn_codes(here, layer->head_dim, t->keys);
-    group_codes(here, next && few ? next->v : NULL, layer->head_dim, t->values);
+    group_codes(here, next ? next->v : NULL, layer->head_dim, t->values);
 }

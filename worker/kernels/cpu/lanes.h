@@ -278,4 +278,27 @@ INLINE vf exp_(vf x) {
     return select_(x == x, y, x);
 }
 
+/* 2^x within 4 units in the last place, exact for integers; below 2^-126 it may be that or less. NaN stays NaN. The rest within half a unit
+ * goes into a polynomial of degree 5 with the least relative error. */
+INLINE vf exp2_(vf x) {
+#if LANES == 16
+    vf n = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT), r = x - n;
+#else
+    vf c = larger(splat(-126.0f), smaller(splat(127.0f), x));
+    vf shifted = c + splat(12582912.0f); /* 1.5 · 2^23: rounds to an integer */
+    vf n = shifted - splat(12582912.0f), r = c - n;
+#endif
+    vf p = splat(1.3264727313e-3f);
+    p = fma_(p, r, splat(9.6715129912e-3f));
+    p = fma_(p, r, splat(5.5507335812e-2f));
+    p = fma_(p, r, splat(2.4022242427e-1f));
+    p = fma_(p, r, splat(6.9314700365e-1f));
+    p = fma_(p, r, splat(1.0f));
+#if LANES == 16
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    return select_(x == x, (vf)((vi)p + ((vi)shifted << 23)), x);
+#endif
+}
+
 INLINE vf tanh_(vf x) { return splat(1.0f) - splat(2.0f) / (exp_(x + x) + splat(1.0f)); }
