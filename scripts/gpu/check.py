@@ -6,7 +6,8 @@
 
 Prints value, floor, ratio and goal as they come, writes <gpu>-<date>.json after each, and
 a table and plots at the end.
-A step that fails, or for which there is no time, is named, and the rest goes on. Needs no network.
+A step that fails is named there with its traceback, one for which there is no time is named, and the rest
+goes on. Needs no network.
 Exit codes: 0 all that was begun ran and passed · 1 something failed · 2 there is no GPU here.
 """
 
@@ -28,9 +29,12 @@ from .results import HEAD, Measurement, Results
 from .server import Servers
 
 NO_GPU = 2
+CLOSING_S = 15.0
+"""Of the time, for the last server's end, the table and the plots."""
 
 
 def main(argv: Sequence[str]) -> int:
+    began = time.monotonic()
     options = _parser().parse_args(argv)
     if options.list:
         print(listing(options.rehearse))
@@ -56,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
         bench = Bench(options.rehearse, servers, Path(folder))
         wanted = chosen(steps(options.rehearse), options.parts)
         try:
-            return run(results, wanted, bench, options.minutes * 60, Path(out))
+            left = began + options.minutes * 60 - CLOSING_S - time.monotonic()
+            return run(results, wanted, bench, left, Path(out))
         finally:
             servers.close()
 
@@ -86,8 +91,12 @@ def run(
                     results.left_out[step.name] = f"from here on: it had {limit_s:.0f} s"
                     break
         except Exception as error:  # one step must not cost the others
-            results.failed[step.name] = f"{type(error).__name__}: {' '.join(str(error).split())[-600:]}"
+            if said := bench.servers.said():
+                error.add_note(f"the server wrote:\n{said}")
+            results.fail(step.name, error)
             print(f"{step.name}: {results.failed[step.name]}", flush=True)
+            bench.servers.stop()  # whatever state it is in
+        results.save(folder)
     bench.servers.stop()
     path = results.save(folder)
     table = _write(results.stem(folder), ".md", results.table() + "\n")

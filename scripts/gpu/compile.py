@@ -95,6 +95,17 @@ def record(call: Callable[[], object]) -> list[Launch]:
 
 def compile_for(launch: Launch, capability: int) -> Resources:
     """`capability`: 80, 89, 90, 100 … Raises what Triton or ptxas raise."""
+    compiled = compiled_for(launch, capability)
+    registers, stack_bytes = _usage(compiled.asm["cubin"])
+    metadata = compiled.metadata
+    loads, streamed, copies = _loads(compiled.asm["ptx"])
+    under_way = metadata.shared if copies else 32 * metadata.num_warps * sum(streamed)
+    largest = max(streamed or copies or loads, default=0)
+    return Resources(registers, stack_bytes, metadata.shared, metadata.num_warps, largest, under_way)
+
+
+def compiled_for(launch: Launch, capability: int) -> Any:
+    """Triton's own, whose `asm` has PTX and cubin."""
     kernel = launch.kernel
     source = ASTSource(
         fn=kernel,
@@ -104,13 +115,7 @@ def compile_for(launch: Launch, capability: int) -> Resources:
     )
     target = GPUTarget("cuda", capability, 32)
     options = {"enable_fp_fusion": True, **launch.options}  # what Triton 3.9 warns of when it is left open
-    compiled = triton.compile(source, target=target, options=options)
-    registers, stack_bytes = _usage(compiled.asm["cubin"])
-    metadata = compiled.metadata
-    loads, streamed, copies = _loads(compiled.asm["ptx"])
-    under_way = metadata.shared if copies else 32 * metadata.num_warps * sum(streamed)
-    largest = max(streamed or copies or loads, default=0)
-    return Resources(registers, stack_bytes, metadata.shared, metadata.num_warps, largest, under_way)
+    return triton.compile(source, target=target, options=options)
 
 
 @contextmanager

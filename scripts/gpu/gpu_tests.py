@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 
 from .bench import Bench
 from .jobs import ROOT
@@ -18,7 +20,7 @@ REHEARSED = ["tests/worker/kernels/triton/test_activation.py"]
 PYTEST_INI = "[pytest]\npythonpath = {root}\nmarkers = gpu: needs an NVIDIA GPU\n"
 """Of its own, as a GPU machine may have other versions, whose warnings are no errors, and lack the plugins
 that the whole suite wants."""
-PROCESSES = 8
+PROCESSES = 12
 NO_TESTS = 5
 """pytest's exit code"""
 
@@ -32,7 +34,9 @@ def run_tests(bench: Bench, limit_s: float) -> Iterator[Measurement]:
         raise TimeoutError(f"not done within {limit_s:.0f} s; failed so far: {', '.join(failed) or 'none'}")
     if status:
         print(output[-20_000:], flush=True)
-        raise RuntimeError(f"{len(failed)} failed: {', '.join(failed) or output[-300:]}")
+        error = RuntimeError(f"{len(failed)} failed: {', '.join(failed) or output[-300:]}")
+        error.add_note(output[-15_000:])
+        raise error
 
 
 def verdicts(output: str) -> tuple[list[str], list[str]]:
@@ -61,13 +65,16 @@ def _pytest(rehearsal: bool, limit_s: float) -> tuple[str, int | None]:
             command += ["-m", "gpu"]
             if importlib.util.find_spec("xdist"):
                 command += ["-p", "xdist", "--numprocesses", str(min(PROCESSES, os.cpu_count() or 1))]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             status: int | None = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):  # xdist's processes, too: one may hang in a kernel
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         log.seek(0)
         return log.read().decode(errors="replace"), status

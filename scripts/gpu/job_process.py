@@ -96,8 +96,10 @@ def _found(job: Job) -> Iterator[Found]:
         case "kernels":
             assert job.ceilings is not None
             small = TINY_KERNELS if job.rehearsal else None
-            for measurement in kernels.measure(device, dtype, job.ceilings, small):
-                yield Found(measurement=measurement)
+            for group in job.groups:
+                for measurement in kernels.measure(device, dtype, job.ceilings, small, [group]):
+                    yield Found(measurement=measurement)
+                yield Found(done=group)
         case "batching":
             yield from _batching(job, device, dtype)
         case "tune":

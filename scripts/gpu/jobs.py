@@ -26,6 +26,8 @@ from .results import Measurement
 ROOT = Path(__file__).parents[2]
 TAIL = 4000
 """Characters of what a process wrote that are shown when it fails."""
+KERNELS = ("decode attention", "16 bits", "8 and 4 bits", "prompts", "around", "page tables")
+"""Groups of kernels that are timed, what decides a step first."""
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -38,6 +40,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """A name of SHAPES."""
     folder: str = ""
     """For files: checkpoints, tuned choices."""
+    groups: tuple[str, ...] = KERNELS
+    """Of those, which to time."""
 
 
 class Device(Struct, frozen=True):
@@ -51,6 +55,8 @@ class Found(Struct, frozen=True):
     measurement: Measurement | None = None
     ceilings: Ceilings | None = None
     device: Device | None = None
+    done: str = ""
+    """A group of kernels, all of which have been timed."""
 
 
 def run(
@@ -84,7 +90,9 @@ def run(
             log.seek(0)
             text = log.read().decode(errors="replace").strip() or "no word"
             print(text[-TAIL:], file=sys.stderr, flush=True)
-            raise RuntimeError(f"{job.what} ended with {status}: {text.splitlines()[-1]}")
+            error = RuntimeError(f"{job.what} ended with {status}: {text.splitlines()[-1]}")
+            error.add_note(f"the process wrote:\n{text[-TAIL:]}")
+            raise error
 
 
 def _environment(job: Job) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
 """Each kernel beside the ceiling, and beside torch where torch does the same. Replayed from graphs, so that
 it is the device that is timed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +27,7 @@ from worker.kernels.triton.norm import norm
 from worker.kernels.triton.prefill_attention import prefill_attention
 
 from .floors import Ceilings
+from .jobs import KERNELS
 from .results import At, Measurement
 from .timing import Calls, copies, launched_s, seconds
 
@@ -77,17 +78,26 @@ class Place:
 
 
 def measure(
-    device: torch.device, dtype: torch.dtype, ceilings: Ceilings, sizes: Sizes | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    ceilings: Ceilings,
+    sizes: Sizes | None = None,
+    groups: Sequence[str] = KERNELS,
 ) -> Iterator[Measurement]:
     """The ones that decide a step first; a torch line follows the line that does the same."""
     place = Place(device, dtype, ceilings, sizes or Sizes())
+    for group in groups:
+        yield from GROUPS[group](place)
+
+
+def decodes(place: Place) -> Iterator[Measurement]:
     for batch, context in place.sizes.decodes:
         yield from decode_attentions(place, batch, context)
-    yield from products(place)
+
+
+def prompts(place: Place) -> Iterator[Measurement]:
     for tokens in place.sizes.prompts:
         yield prefill_attentions(place, tokens)
-    yield from around(place)
-    yield from page_tables(place)
 
 
 def products(place: Place) -> Iterator[Measurement]:
@@ -107,12 +117,11 @@ def products(place: Place) -> Iterator[Measurement]:
     for name, way in ways.items():
         what, flops = f"{name} bf16 {len(x)} × {label}", 2.0 * len(x) * n * k
         yield place.against_products(what, [partial(way, x, weights[0])], flops)
-    del weights
-    yield from _fewer_bits(place, n, k, label)
 
 
-def _fewer_bits(place: Place, n: int, k: int, label: str) -> Iterator[Measurement]:
-    device = place.device
+def fewer_bits(place: Place) -> Iterator[Measurement]:
+    device, n, k = place.device, place.sizes.n, place.sizes.k
+    label = f"[{n}, {k}]"
     eight = [
         torch.randint(-127, 128, (n, k), device=device).to(torch.int8) for _ in range(copies(n * k, device))
     ]
@@ -216,6 +225,11 @@ def _decode_call(place: Place, cache: Tensor, batch: int, context: int, room: in
     count = programs(_processors(device), kv)
     plan_decode(plan, lens, num_programs=count)
     return partial(decode_attention, query, kv, tables, lens, plan, Scores(0.1), num_programs=count)
+
+
+GROUPS: dict[str, Callable[[Place], Iterator[Measurement]]] = dict(
+    zip(KERNELS, (decodes, products, fewer_bits, prompts, around, page_tables), strict=True)
+)
 
 
 def _processors(device: torch.device) -> int:

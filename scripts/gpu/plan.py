@@ -3,9 +3,12 @@
 Times are guesses for an H200 (nothing has been run on one): a step is begun only if as much is left.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from . import served
 from .bench import Bench
@@ -80,6 +83,7 @@ def _all() -> Iterator[Step]:
     yield _on_server("batches", large, 40, served.batches)
     yield _on_server("http", large, 15, served.http)
     yield _on_server("offline", large, 30, _nano_vllm)
+    yield _invariant(large, 10)
     yield _on_server("decode", small, 3, served.decode)
     yield _on_server("offline", small, 15, _nano_vllm)
     yield _on_server("batches", small, 20, served.batches)
@@ -130,8 +134,25 @@ def ceilings(bench: Bench, limit_s: float) -> Iterator[Measurement]:
 
 
 def kernels(bench: Bench, limit_s: float) -> Iterator[Measurement]:
+    """One process for all, and after a kernel that breaks it another for the groups that are left."""
     job = Job(what="kernels", rehearsal=bench.rehearsal, limit_s=limit_s, ceilings=bench.known())
-    yield from _alone(bench, job)
+    bench.servers.stop()
+    end, left, errors = time.monotonic() + limit_s, list(job.groups), dict[str, RuntimeError]()
+    while left:
+        again = msgspec.structs.replace(job, groups=tuple(left), limit_s=end - time.monotonic())
+        try:
+            for found in run(again):
+                if found.measurement is not None:
+                    yield found.measurement
+                elif found.done:
+                    left.remove(found.done)
+        except RuntimeError as error:
+            errors[left.pop(0)] = error
+    if errors:
+        why = RuntimeError("; ".join(f"{group}: {error}" for group, error in errors.items()))
+        for note in (note for error in errors.values() for note in error.__notes__):
+            why.add_note(note)
+        raise why
 
 
 def batching(model: Model, bench: Bench, limit_s: float) -> Iterator[Measurement]:

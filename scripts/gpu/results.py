@@ -4,12 +4,16 @@ ratio = limit / value   for times, value / limit for rates: 1.00 is all that the
 """
 
 import re
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from msgspec import Struct, field
+
+MOST_DETAIL = 20_000
+"""Characters of what is kept about a failure: its end."""
 
 
 class At(Struct, frozen=True):
@@ -68,6 +72,8 @@ class Results(Struct, kw_only=True):
     measurements: list[Measurement] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """What went wrong, by the step that it ended."""
+    details: dict[str, str] = field(default_factory=dict)
+    """Of the same steps: traceback, and the end of what the process in question wrote."""
     left_out: dict[str, str] = field(default_factory=dict)
     """What there was no time for."""
 
@@ -75,6 +81,11 @@ class Results(Struct, kw_only=True):
         """<gpu>-<date>, in characters that any file system takes."""
         name = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
         return folder / f"{name}-{self.date}"
+
+    def fail(self, step: str, error: Exception) -> None:
+        """It ended so; its notes are told with its traceback."""
+        self.failed[step] = f"{type(error).__name__}: {' '.join(str(error).split())[-600:]}"
+        self.details[step] = "".join(traceback.format_exception(error))[-MOST_DETAIL:]
 
     def save(self, folder: Path) -> Path:
         """Raises OSError."""

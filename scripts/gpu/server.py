@@ -18,6 +18,8 @@ from scripts.bench.stack import Stack, serving
 from .shapes import Shape, write
 
 T = TypeVar("T")
+LOG_TAIL = 6000
+"""Characters"""
 READY_S = 150.0
 """Longest that a server may take until it is ready: the first compiles every kernel."""
 
@@ -98,6 +100,12 @@ class Servers:
                 raise
         self._running.end = end
         return self._running
+
+    def said(self) -> str:
+        """The end of what the running server has written, if one runs."""
+        if self._running is None:
+            return ""
+        return self._running.stack.log.read_text(errors="replace")[-LOG_TAIL:]
 
     def stop(self) -> None:
         """End the server, if any, and give its memory back."""

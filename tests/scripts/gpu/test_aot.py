@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,15 @@ from scripts.gpu.variants import Variant, variants
 ROOT = Path(__file__).resolve().parents[3]
 SUBSET = ("norm.norm", "rope_kv.rope_kv", "decode_attention.attend", "matmul.matmul", "gemv.gemv")
 """Compiled here, once each, for sm_90."""
+COUNTED = ("decode_attention.attend", "matmul.matmul")
+"""Whose programs leave something for the last of them."""
 COMPILE = """
-import sys
+import re, sys
 from scripts.gpu.aot import MOST_STACK_BYTES, SHARED_LIMIT
-from scripts.gpu.compile import compile_for, record
+from scripts.gpu.compile import compile_for, compiled_for, record
 from scripts.gpu.occupancy import at_once
 from scripts.gpu.variants import variants
+ORDER = r"st\\.global|(bar\\.sync)|(atom\\.global\\.gpu\\.acq_rel\\.add)|(ld\\.global\\.cg)"
 wanted = set(sys.argv[1:])
 for variant in variants():
     for launch in record(variant.call):
@@ -31,7 +35,9 @@ for variant in variants():
             assert found.stack_bytes <= MOST_STACK_BYTES, (launch.name, found)
             assert 0 < found.registers <= 255, (launch.name, found)
             assert found.shared_bytes <= SHARED_LIMIT[90], (launch.name, found)
-            print(launch.name, found.load_bytes, found.block_bytes // 1024, at_once(found))
+            ptx = compiled_for(launch, 90).asm["ptx"]
+            order = "".join("sbal"[m.lastindex or 0] for m in re.finditer(ORDER, ptx))
+            print(launch.name, found.load_bytes, found.block_bytes // 1024, at_once(found), order)
 """
 
 
@@ -45,7 +51,11 @@ def test_kernels_compile_without_a_device(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = {name: numbers for name, *numbers in map(str.split, done.stdout.splitlines())}
     assert found.keys() == set(SUBSET)
-    load, under_way, at_once = map(int, found["gemv.gemv"])
+    for name in COUNTED:  # stores, barrier, addition, barrier, loads past the first cache: matmul.leave_part
+        assert re.search(r"sb+ab+s*l", found[name][3]), found[name]
+        assert found[name][3].count("a") == 1
+        assert "l" not in found[name][3].partition("a")[0]
+    load, under_way, at_once = map(int, found["gemv.gemv"][:3])
     assert load == 16
     assert under_way * min(at_once, 4096 / 4 / PROCESSORS) * 1024 > NEEDED_BYTES
 

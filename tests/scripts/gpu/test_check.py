@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.gpu import check
+from scripts.gpu import check, plan
 from scripts.gpu.bench import Bench
 from scripts.gpu.check import NO_GPU, chosen, main, run
-from scripts.gpu.jobs import Device, Job
+from scripts.gpu.floors import Ceilings
+from scripts.gpu.jobs import KERNELS, Device, Found, Job
 from scripts.gpu.plan import PARTS, Step, steps
 from scripts.gpu.results import Measurement, Results
 from scripts.gpu.server import Servers
@@ -79,12 +80,48 @@ def test_a_step_that_fails_costs_no_other(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock, found = Clock(), results()
-    wanted = [step("decode", [1], clock, error="out of\nmemory"), step("http", [3], clock)]
+
+    def saved(bench: Bench, limit_s: float) -> Iterator[Measurement]:
+        content = json.loads((tmp_path / "gpu-2026-01-31.json").read_text())
+        assert content["details"]["decode"].startswith("Traceback"), "before anything else is begun"
+        assert "in measure" in content["details"]["decode"]
+        return iter([])
+
+    wanted = [
+        step("decode", [1], clock, error="out of\nmemory"),
+        Step("graphs", "graphs", 1, saved),
+        step("http", [3], clock),
+    ]
     assert run(found, wanted, bench, 60, tmp_path, clock) == 1
     assert values(found) == [("decode", 1), ("http", 3)]
     assert found.failed == {"decode": "RuntimeError: out of memory"}
     assert json.loads((tmp_path / "gpu-2026-01-31.json").read_text())["failed"] == found.failed
     assert "failed: decode: RuntimeError: out of memory" in capsys.readouterr().out
+
+
+def test_a_kernel_that_breaks_its_process_costs_no_other_group(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, ...]] = []
+
+    def broken(job: Job) -> Iterator[Found]:
+        begun.append(job.groups)
+        for group in job.groups:
+            yield Found(measurement=Measurement(part="kernels", name=group, value=1, unit="µs"))
+            if group == KERNELS[1]:
+                error = RuntimeError("kernels ended with 1: illegal memory access")
+                error.add_note("the process wrote: at decode")
+                raise error
+            yield Found(done=group)
+
+    monkeypatch.setattr(plan, "run", broken)
+    bench.ceilings = Ceilings(1e12, {"bf16": 1e14})
+    found = plan.kernels(bench, 60)
+    assert [next(found).name for _ in KERNELS] == list(KERNELS)
+    with pytest.raises(RuntimeError, match=f"{KERNELS[1]}: kernels ended with 1: illegal") as raised:
+        next(found)
+    assert raised.value.__notes__ == ["the process wrote: at decode"]
+    assert begun == [KERNELS, KERNELS[2:]]
 
 
 def test_what_no_longer_fits_is_named_and_what_does_is_run(bench: Bench, tmp_path: Path) -> None:
@@ -124,6 +161,7 @@ def test_parts_by_name() -> None:
     names = [step.name for step in every]
     assert len(set(names)) == len(names)
     assert {step.part for step in steps(True)} == set(PARTS)
+    assert "invariant" in [step.part for step in every[:8]], "what --batch-invariant on costs is known early"
 
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

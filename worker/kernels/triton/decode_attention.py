@@ -14,6 +14,10 @@ Scores and sums are float32; weights are rounded to the query's type for the sec
 soft cap on scores (Gemma 2), a learned sink per head (gpt-oss) and one-byte caches are variants of the
 same kernel. A sequence of length 0 only pads the batch, and its output is zero.
 
+The last one finds what the others left by the argument of matmul.leave_part: stores, barrier, one thread's
+addition that releases and acquires, barrier, loads past the first cache; and it leaves its counter at 0, so
+that a graph can be replayed.
+
 So one sequence of 1,024 tokens is spread over all multiprocessors, and a large batch does not pay for small
 items. A row's items, hence its last bits, depend on how long the others of its step are.
 
