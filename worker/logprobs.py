@@ -4,7 +4,7 @@ They describe the model, so they are taken from its raw logits: before temperatu
 filters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +21,18 @@ LOGITS_AT_ONCE = 1 << 24
 """Prompt positions are done in stretches of at most this many logits (64 MiB)."""
 
 
+TopLogprobs = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+"""(float32 logits [n, vocab], tokens int64 [n], width ≤ vocab) → log-probabilities of these tokens [n]; of the
+`width` likeliest, and which these are, [n, width] each"""
+
+
+def top_logprobs(logits: Tensor, tokens: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """TopLogprobs, by torch."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    values, ids = logprobs.topk(width, dim=-1)
+    return logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1), values, ids
+
+
 class GivesLogits(Protocol):
     """The part of a model that is needed here."""
 
@@ -32,7 +44,8 @@ class GivesLogits(Protocol):
 class LogprobReports:
     """What each slot wants to be told."""
 
-    def __init__(self, max_num_seqs: int) -> None:
+    def __init__(self, max_num_seqs: int, top: TopLogprobs = top_logprobs) -> None:
+        self._top = top
         self._widths = np.full(max_num_seqs, -1, dtype=np.int64)
         """How many likeliest tokens beside the chosen one; -1: no report"""
         self._prompt_widths = np.full(max_num_seqs, -1, dtype=np.int64)
@@ -57,7 +70,7 @@ class LogprobReports:
         """The same, where the logits are."""
         token_ids = [self._token_ids[slot] for slot in slots.tolist()]
         width = max(int(self._widths[slots].max()), *map(len, token_ids))
-        return _ranked(logits, chosen, width, token_ids)
+        return self._ranked(logits, chosen, width, token_ids)
 
     def prompt_rows(self, slots: Ints) -> Ints:
         """Which of these slots want a report on their prompt."""
@@ -74,8 +87,22 @@ class LogprobReports:
         for i in range(0, len(x), length):
             logits, tokens = model.logits(x[i : i + length]), there[i : i + length]
             likelier = (logits > logits.gather(1, tokens.unsqueeze(1))).sum(-1)
-            stretches.append((*_ranked(logits, tokens, width)[:3], likelier + 1))
+            stretches.append((*self._ranked(logits, tokens, width)[:3], likelier + 1))
         return Ranked(*(torch.cat(columns) for columns in zip(*stretches, strict=True)))
+
+    def _ranked(
+        self, logits: Tensor, chosen: Tensor, width: int, token_ids: Sequence[tuple[int, ...]] = ()
+    ) -> "Ranked":
+        """`token_ids` of each row that come before the likeliest, as far as there are such."""
+        vocab = logits.shape[1]
+        at_chosen, values, ids = self._top(logits, chosen, min(width, vocab))
+        for row, wanted in enumerate(token_ids):
+            if wanted:
+                known = [token for token in wanted if token < vocab][: ids.shape[1]]
+                first = torch.tensor(known, device=ids.device)
+                ids[row, : len(first)] = first.to(ids.dtype)
+                values[row, : len(first)] = logits[row, first] - (logits[row, chosen[row]] - at_chosen[row])
+        return Ranked(at_chosen.unsqueeze(1), ids, values)
 
 
 class Ranked(NamedTuple):
@@ -100,19 +127,6 @@ class Ranked(NamedTuple):
             top_values=_bytes(self.values, np.float32),
             ranks=b"" if self.ranks is None else _bytes(self.ranks, np.uint32),
         )
-
-
-def _ranked(logits: Tensor, chosen: Tensor, width: int, token_ids: Sequence[tuple[int, ...]] = ()) -> Ranked:
-    """`token_ids` of each row that come before the likeliest, as far as there are such."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    at_chosen = logprobs.gather(1, chosen.unsqueeze(1))
-    values, ids = logprobs.topk(min(width, logits.shape[1]), dim=-1)
-    for row, wanted in enumerate(token_ids):
-        if wanted:
-            known = [token for token in wanted if token < logits.shape[1]][: ids.shape[1]]
-            first = torch.tensor(known, device=ids.device)
-            ids[row, : len(first)], values[row, : len(first)] = first, logprobs[row, first]
-    return Ranked(at_chosen, ids, values)
 
 
 def _bytes(column: Tensor, kind: type[np.number[Any]]) -> bytes:

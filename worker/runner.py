@@ -31,7 +31,7 @@ from .kernels.cpu.library import Library
 from .kv_cache import KVBudget, KVCache, fit, stored_dtype
 from .kv_layout import lay_out
 from .launched import Launched
-from .logprobs import LogprobReports
+from .logprobs import LogprobReports, top_logprobs
 from .lora import Adapters
 from .memory import available_memory, kv_vector_bytes, set_aside
 from .models.registry import Model, build
@@ -304,7 +304,8 @@ class TorchRunner:
         with self.device:
             model.cover(facts.max_model_len)
             cache = KVCache(layout, shape, self._stored)
-        reports = LogprobReports(facts.max_num_seqs)
+        top = top_logprobs if self.gpu is None else self.gpu.kernels.top_logprobs
+        reports = LogprobReports(facts.max_num_seqs, top)
         pooling = Pooling(facts.max_num_seqs, facts.pooling)
         return Served(model, layout, cache, facts, Batch(facts), reports, pooling, self.adapters)
 

@@ -30,7 +30,6 @@ from worker.kernels.triton.int4_gemv import int4_gemv
 from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
 from worker.kernels.triton.quantize_rows import quantize_rows
-from worker.kernels.triton.uniform import uniforms
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FP8, INT8 = torch.float8_e4m3fn, torch.int8
@@ -198,7 +197,6 @@ def _sampling() -> Iterator[Variant]:
     tables = empty(1, slots, 512, dtype=i32)
     yield Variant("slots to rows", partial(step_rows.begin, inputs, ROWS, *state, tables, 32, 1000))
     yield Variant("tokens to slots", partial(step_rows.end, ints, longs, *state, counts, advance=True))
-    yield Variant("64 numbers", partial(uniforms, longs, longs))
     yield Variant("20 likeliest", partial(logprobs.top_logprobs, logits, longs, 20))
 
 

@@ -276,9 +276,10 @@ class DeviceSteps:
         starts = np.append(np.arange(0, tokens, length), tokens)
         positions = np.arange(tokens) % length
         count, sampling = len(starts) - 1, min(tokens, self.served.facts.max_num_seqs)
+        nobody = np.full(sampling, NO_SLOT)
         token_ids, at, places, query_start, lens, slots = self.staging.put(
             np.zeros(tokens, dtype=np.int64), positions, positions % size, starts.astype(np.int32),
-            np.diff(starts).astype(np.int32), np.full(sampling, NO_SLOT, dtype=np.int32),
+            np.diff(starts).astype(np.int32), nobody.astype(np.int32),
         )  # fmt: skip
         groups, _, width = self.state.tables.shape
         tables = self.state.tables.new_zeros(groups, count, width)
@@ -286,7 +287,9 @@ class DeviceSteps:
             self.adapters.none()
         chunks = ChunkInputs(query_start, tables, lens, [places] * groups)
         x = self._forward(token_ids, at, self.planner.plan(self.inputs, 0, chunks))
-        self.sampler.sample(self.served.model.logits(x[:sampling]), self.sampler.rows(slots, slots))
+        logits = self.served.model.logits(x[:sampling])
+        sampled = self.sampler.sample(logits, self.sampler.rows(slots, slots))
+        self.served.reports.ranked(logits[:1], sampled[:1].clamp(min=0), nobody[:1])
 
 
 class _Chunk(NamedTuple):

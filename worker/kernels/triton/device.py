@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from protocol.errors import StartupError
+from protocol.sampling import MAX_LOGPROBS
 
 from ...kv_layout import Window
 from .. import activation as torch_activation
@@ -30,6 +31,7 @@ from .activation import activate
 from .decode_attention import NO_WINDOW, SPLIT, DecodePlan, Scores, decode_attention, plan_decode, programs
 from .experts import combine, expert_matmul, route
 from .gemv import RowNorm
+from .logprobs import top_logprobs
 from .lora import TritonProduct
 from .matrices import TritonDense, TritonMatrices, alone, fp8_lacks
 from .norm import norm
@@ -123,6 +125,11 @@ class TritonKernels:
     def attention(self, num_heads: int, scale: float, norms: LayerHeadNorms | None) -> AttentionKernel:
         heads = None if norms is None else HeadNorms(norms.query, norms.key, norms.eps)
         return TritonAttention(num_heads, scale, heads, self._processors)
+
+    def top_logprobs(self, logits: Tensor, tokens: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """TopLogprobs, see ../../logprobs.py. One kernel for all widths that may be asked for."""
+        chosen, values, ids = top_logprobs(logits, tokens, min(MAX_LOGPROBS, logits.shape[1]))
+        return chosen, values[:, :width].contiguous(), ids[:, :width].contiguous()
 
     def lora(self, segments: Sequence[int], updates: Sequence[Update], rows: AdapterRows) -> Product:
         return TritonProduct(segments, updates, rows, self.device)

@@ -95,8 +95,8 @@ def leave_part(
 
     Why it sees them (PTX memory model): a program's stores come before its barrier, that before one thread's
     addition, which releases and acquires for the whole device. A tile's additions are one chain: the last one
-    follows all others, and a barrier takes its answer, hence that order, to all threads before they load, past
-    the first cache. Nobody else touches the counter again: 0 for the next launch, or the graph's next replay.
+    follows all others, and a barrier takes its answer, hence that order, to all threads before they load,
+    past the first cache. Nobody else touches the counter again: 0 for the next launch or replay of the graph.
     """
     tl.store(parts_ptr + part.to(tl.int64) * size + place, y, mask=inside)
     tl.debug_barrier()  # what all threads have stored is there before one of them says so

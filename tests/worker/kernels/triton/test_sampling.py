@@ -5,10 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from protocol.sampling import SamplingParams
-from worker.kernels.triton import sampling, uniform
+from worker.kernels.triton import sampling
+from worker.kernels.triton.uniform import uniform
+from worker.randomness import uniform as uniform_on_the_host
 from worker.sampler import Sampler
 
 VOCAB, EOS = 200, 7
@@ -92,11 +96,20 @@ def run(logits: Tensor, p: sampling.Parameters, rows: sampling.SampledRows) -> l
     return tokens.tolist()
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _uniforms(seeds_ptr, positions_ptr, out_ptr, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, COUNT)
+    tl.store(out_ptr + at, uniform(tl.load(seeds_ptr + at), tl.load(positions_ptr + at)))
+
+
 def test_uniform_numbers_are_those_of_the_host(device: torch.device) -> None:
-    seeds = sampling.as_bits([0, 1, 2**63, 2**64 - 1, 123456789])
-    positions = torch.tensor([0, 5, 2**40, 7, 1])
-    found = uniform.uniforms(seeds.to(device), positions.to(device))
-    assert torch.equal(found.cpu(), uniform.reference(seeds, positions))
+    seeds, positions = [0, 1, 2**63, 2**64 - 1], [0, 5, 2**40, 7]
+    found = torch.empty(4, dtype=torch.float64, device=device)
+    _uniforms[(1,)](
+        sampling.as_bits(seeds).to(device), torch.tensor(positions, device=device), found, COUNT=4
+    )
+    expected = uniform_on_the_host(np.array(seeds, dtype=np.uint64), np.array(positions))
+    assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
