@@ -22,7 +22,7 @@ LOGITS_AT_ONCE = 1 << 24
 
 
 TopLogprobs = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
-"""(float32 logits [n, vocab], tokens int64 [n], width ≤ vocab) → log-probabilities of these tokens [n]; of the
+"""(float32 logits [n, vocab], tokens int64 [n], width ≤ vocab) → log-probabilities of these [n]; of the
 `width` likeliest, and which these are, [n, width] each"""
 
 

@@ -25,8 +25,10 @@ WORTH = 1.03
 GROUP = 32
 """Columns of a scale of 4-bit weights."""
 M_TILES = {16: (16,), 64: (32, 64), tuning.MANY: (64, 128)}
-KINDS = ("bf16 × bf16", "bf16 × fp8", "bf16 × int4", "int8 × int8")
+KINDS = ("bf16 × bf16", "bf16 × fp8", "bf16 × int4", "int8 × int8", "fp8 × fp8")
 """As worker/kernels/triton/matrices.py multiplies the weights of each kind."""
+OTHERWISE = {"bf16 × bf16": (tuning.MANY,), "bf16 × fp8": (tuning.MANY,), "fp8 × fp8": (16, 64)}
+"""Classes of rows that are multiplied in another way: by cuBLAS, or from other types."""
 Multiply = Callable[[Tiles | None], Callable[[], object]]
 """Tiles, or the rule's → a product, ready to be timed"""
 
@@ -67,7 +69,7 @@ def products(device: torch.device, shapes: Sequence[Shape] = tuple(SHAPES.values
         Product(kind, rows, n, k)
         for kind, rows, shape in itertools.product(KINDS, M_TILES, largest_first)
         for n, k in matrices(shape)
-        if (floats or "fp8" not in kind) and not (kind == "bf16 × bf16" and rows == tuning.MANY)  # cuBLAS
+        if (floats or "fp8" not in kind) and rows not in OTHERWISE.get(kind, ())
     ]
     return list(dict.fromkeys(found))
 
@@ -143,6 +145,11 @@ def _calls(device: torch.device, dtype: torch.dtype, product: Product) -> list[M
 
     def fp8() -> Multiply:
         codes = torch.randint(-100, 100, (n, k), device=device).to(torch.float8_e4m3fn)
+        if product.rows == tuning.MANY:
+            return lambda tiles: partial(
+                matmul.matmul, x.to(codes.dtype), codes, x_scales=x_scales.view(-1, 1), w_scales=w_scales,
+                out_dtype=dtype, tiles=tiles, finished=finished,
+            )  # fmt: skip
         return lambda tiles: partial(
             matmul.matmul, x, codes, w_scales=w_scales, tiles=tiles, finished=finished
         )

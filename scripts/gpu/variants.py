@@ -121,6 +121,7 @@ def _products() -> Iterator[Variant]:
             yield Variant("W8A16 int8", partial(gemv, x, w8, w_scales=per_row))
             yield Variant("W8A16 fp8", partial(gemv, x, wf8, w_scales=per_row), 89)
             after = partial(gemv, norm=RowNorm(empty(k), 1e-6))
+            yield Variant("W8A16 fp8 blocks", partial(gemv, x, wf8, w_scales=blocks), 89)
             yield Variant("bf16, RMSNorm before it", partial(after, x, empty(n, k)))
             yield Variant("bf16, RMSNorm and SwiGLU", partial(after, x, empty(2 * n, k), gated=True))
             two = empty(2 * n, k, dtype=INT8), empty(2 * n, dtype=FP32)
@@ -149,9 +150,24 @@ def _products() -> Iterator[Variant]:
             packed = empty(n, k // 2, dtype=torch.uint8)
             call = partial(int4_matmul, x, packed, scales, scales if zeros else None, group)
             yield Variant(f"W4A16 groups of {group}{' with zeros' * zeros}, {m} rows", call)
+    yield from _some_rows(256, n, k)
     yield Variant("int8", partial(quantize_rows, empty(ROWS, k), INT8))
     yield Variant("fp8", partial(quantize_rows, empty(ROWS, k), FP8), 89)
     yield Variant("fp8, groups of 128", partial(quantize_rows, empty(ROWS, k), FP8, 128), 89)
+
+
+def _some_rows(m: int, n: int, k: int) -> Iterator[Variant]:
+    """Too many for the tiles of few, too few to give every multiprocessor one: K in parts again."""
+    by_row = empty(m, 1, dtype=FP32), empty(n, dtype=FP32)
+    blocks = empty(m, k // 128, dtype=FP32), empty(n // 128, k // 128, dtype=FP32)
+    for name, dtype, scales in (("W8A8", INT8, by_row), ("FP8", FP8, by_row), ("FP8 blocks", FP8, blocks)):
+        x, weight = empty(m, k, dtype=dtype), empty(n, k, dtype=dtype)
+        call = partial(matmul, x, weight, x_scales=scales[0], w_scales=scales[1], out_dtype=BF16)
+        yield Variant(f"{name}, {m} rows", call, 89 if dtype is FP8 else 80)
+    packed, groups = empty(n, k // 2, dtype=torch.uint8), empty(n, k // 128, dtype=FP32)
+    yield Variant(
+        f"W4A16 groups of 128, {m} rows", partial(int4_matmul, empty(m, k), packed, groups, None, 128)
+    )
 
 
 def _experts_and_adapters() -> Iterator[Variant]:

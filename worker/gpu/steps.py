@@ -28,6 +28,7 @@ from ..graphs import DecodeGraphs, Device, StepsAhead, sizes
 from ..kernels.triton import step_rows
 from ..kernels.triton.decode_attention import SPLIT
 from ..kernels.triton.device import ChunkInputs, Limits, TritonKernels, TritonPlanner, TritonStep
+from ..kernels.triton.matmul import FEW_ROWS, SOME_ROWS
 from ..kernels.triton.sampling import SampledRows
 from ..kernels.triton.step_rows import NO_SLOT, DecodeRows
 from ..launched import Launched
@@ -42,7 +43,7 @@ from .state import DeviceState, aligned
 
 MOST_CAPTURED = 512
 """Rows. A larger step takes longer than launching its kernels one by one."""
-REHEARSED = (64, 16)
+REHEARSED = (*reversed(SOME_ROWS), FEW_ROWS, 16)
 """Tokens of steps besides the largest: products of more, and of fewer, take other kernels."""
 
 

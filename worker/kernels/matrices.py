@@ -48,7 +48,8 @@ class Matrices(Protocol):
 
     def nf4(self, parts: Sequence[NF4Part], bias: Tensor | None, *, columns: int, group: int) -> Matrix: ...
 
-    def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None) -> Matrix: ...
+    def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None, *, quantize_input: bool) -> Matrix:
+        """`quantize_input`: x may be rounded to FP8, too, where that is faster."""
 
 
 class TorchMatrices:
@@ -74,5 +75,5 @@ class TorchMatrices:
     def nf4(self, parts: Sequence[NF4Part], bias: Tensor | None, *, columns: int, group: int) -> Matrix:
         return NF4Matrix(parts, bias, columns=columns, group=group)
 
-    def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None) -> Matrix:
+    def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None, *, quantize_input: bool) -> Matrix:
         return FP8Matrix(parts, bias)

@@ -212,11 +212,11 @@ def format_of_group(group: Group, format_of_all: str) -> Format[Any]:
         block = weights.block_structure
         if weights.scope == "block" and isinstance(block, tuple):
             check_block(block)
-            return FP8("weight_scale", block)
+            return FP8("weight_scale", block, quantize_input=inputs is not None)
         if weights.scope == "tensor":
-            return FP8("weight_scale", "tensor")
+            return FP8("weight_scale", "tensor", quantize_input=inputs is not None)
         if weights.scope == "channel":
-            return FP8("weight_scale", "channel")
+            return FP8("weight_scale", "channel", quantize_input=inputs is not None)
         raise refusal
     if weights.type != "int":
         raise refusal

@@ -5,8 +5,9 @@
     weight_scale      a scalar, as AutoFP8 and modelopt write them (Mistral as weight_scale_inv, too), or
                       [N, 1], as FBGEMM does
 
-Activations keep the model's dtype: they are never rounded to FP8, whatever the checkpoint's scheme for them
-is, so a static scale of theirs (`input_scale`) is not needed.
+Activations keep the model's dtype on the CPU, and on a GPU in steps of few tokens. In large ones they are
+rounded there, too, if the checkpoint was made for it: with scales of their own rows, or of 128 columns beside
+blocks, which lose less than a static one (`input_scale`), so that is not needed.
 """
 
 import math
@@ -50,6 +51,8 @@ class FP8:
     """Name of the tensor of scales."""
     block: tuple[int, int] | Literal["tensor", "channel"]
     surplus: Sequence[str] = ("input_scale", "activation_scale", "input_scale_ub")
+    quantize_input: bool = True
+    """Activations may be rounded, too."""
 
     kind: ClassVar[Kind] = "fp8"
 
@@ -77,7 +80,7 @@ class FP8:
     def join(
         self, parts: Sequence[FP8Part], cuts: Sequence[Cut], bias: Tensor | None, matrices: Matrices
     ) -> Matrix:
-        return matrices.fp8(parts, bias)
+        return matrices.fp8(parts, bias, quantize_input=self.quantize_input)
 
     def num_bytes(self, cut: Cut, dtype: torch.dtype) -> int:
         (rows, columns), (n, k) = self._block(cut), cut.sizes

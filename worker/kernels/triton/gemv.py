@@ -5,9 +5,9 @@ for what stands around a product.
     norm      Σ w · x · weight and Σ x² in one pass, scaled once at the end: RMSNorm costs no launch
     gated     COLUMNS rows of the gate and the same rows of what it gates: act(gate) · up is one store
 
-Weights are of x's type, or int8 or float8 with a scale per row. Float32, rounded once at the very end, where
-the unfused layers round between. Sums run in another order than matmul.py's, so a row's bits differ from
-those in a larger batch: where that matters, matmul.py serves one row too.
+Weights are of x's type, or int8 or float8 with a scale per row or per block of 128 × 128. Float32, rounded
+once at the very end, where the unfused layers round between. Sums run in another order than matmul.py's, so
+a row's bits differ from those in a larger batch: where that matters, matmul.py serves one row too.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from torch import Tensor
 from . import matmul
 from .activation import gelu as gelu_tanh
 from .activation import silu
-from .matmul import finish
+from .matmul import BLOCK, finish
 
 THREADS = 128
 AT_ONCE = 64
@@ -50,10 +50,13 @@ def _dot(x, w, COLUMNS: tl.constexpr, TILE: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def _gemv(
-    x_ptr,  # [K]
+def finish_row(
+    total,  # float32 [COLUMNS, n]: sums of each thread
+    up_total,  # likewise, of what is gated
+    squares,  # float32 [1, n]: Σ x² of each thread
+    columns,  # [COLUMNS]
+    there,
     norm_ptr,  # [K], or None
-    w_ptr,  # [N, K]; [2 N, K] if GATED
     w_scales_ptr,  # float32 [N or 2 N], or None
     bias_ptr,  # [N or 2 N], or None
     add_ptr,  # [N], or None
@@ -61,9 +64,39 @@ def _gemv(
     n_size,
     k_size,
     eps,
-    COLUMNS: tl.constexpr,
+    GATED: tl.constexpr,
+    GELU: tl.constexpr,
+):
+    """From what the threads have summed up to outputs."""
+    scale = 1.0
+    if norm_ptr is not None:
+        scale = 1.0 / tl.sqrt(tl.sum(squares) / k_size + eps)
+    y = tl.sum(total, axis=1) * scale
+    y = finish(y, columns * 0, columns, there, n_size, None, w_scales_ptr, bias_ptr, add_ptr)
+    if GATED:
+        above = columns + n_size
+        up = tl.sum(up_total, axis=1) * scale
+        up = finish(up, columns * 0, above, there, n_size, None, w_scales_ptr, bias_ptr, None)
+        y = (gelu_tanh(y) if GELU else silu(y)) * up
+    tl.store(y_ptr + columns, y.to(y_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _gemv(
+    x_ptr,  # [K]
+    norm_ptr,  # [K], or None
+    w_ptr,  # [N, K]; [2 N, K] if GATED
+    w_scales_ptr,  # float32 [N or 2 N], [⌈(N or 2 N) / 128⌉, ⌈K / 128⌉] if BLOCKS, or None
+    bias_ptr,  # [N or 2 N], or None
+    add_ptr,  # [N], or None
+    y_ptr,  # out [N]
+    n_size,
+    k_size,
+    eps,
+    BLOCKS: tl.constexpr,
+    COLUMNS: tl.constexpr,  # a power of two, so of one block
     TILE: tl.constexpr,
-    LANES: tl.constexpr,  # weights of one load
+    LANES: tl.constexpr,  # weights of one load, which are of one block
     HALVED: tl.constexpr,  # loads of 8 bytes, not 16, so that a thread's weights meet its own numbers of x
     GATED: tl.constexpr,
     GELU: tl.constexpr,
@@ -75,6 +108,7 @@ def _gemv(
     total = tl.zeros([COLUMNS, TILE // LANES], tl.float32)
     up_total = tl.zeros([COLUMNS, TILE // LANES], tl.float32)
     squares = tl.zeros([1, TILE // LANES], tl.float32)
+    num_blocks = (k_size + 127) // 128
     for start in range(0, k_size, TILE):
         at = start + tl.arange(0, TILE)[None, :]
         inside = at < k_size
@@ -89,20 +123,23 @@ def _gemv(
         if norm_ptr is not None:
             squares += _dot(x, x, 1, TILE, LANES)
             x *= tl.load(norm_ptr + at, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-        total += _dot(x, w, COLUMNS, TILE, LANES)
-        if GATED:
-            up_total += _dot(x, up, COLUMNS, TILE, LANES)
-    scale = 1.0
-    if norm_ptr is not None:
-        scale = 1.0 / tl.sqrt(tl.sum(squares) / k_size + eps)
-    y = tl.sum(total, axis=1) * scale
-    y = finish(y, columns * 0, columns, there, n_size, None, w_scales_ptr, bias_ptr, add_ptr)
-    if GATED:
-        above = columns + n_size
-        up = tl.sum(up_total, axis=1) * scale
-        up = finish(up, columns * 0, above, there, n_size, None, w_scales_ptr, bias_ptr, None)
-        y = (gelu_tanh(y) if GELU else silu(y)) * up
-    tl.store(y_ptr + columns, y.to(y_ptr.dtype.element_ty), mask=there)
+        if BLOCKS:
+            first = start + tl.arange(0, TILE // LANES)[None, :] * LANES
+            scales_ptr = w_scales_ptr + tl.program_id(0) * COLUMNS // 128 * num_blocks + first // 128
+            scales = tl.load(scales_ptr, mask=first < k_size, other=0.0)
+            total += _dot(x, w, COLUMNS, TILE, LANES) * scales
+            if GATED:
+                up_scales_ptr = scales_ptr + n_size // 128 * num_blocks
+                up_scales = tl.load(up_scales_ptr, mask=first < k_size, other=0.0)
+                up_total += _dot(x, up, COLUMNS, TILE, LANES) * up_scales
+        else:
+            total += _dot(x, w, COLUMNS, TILE, LANES)
+            if GATED:
+                up_total += _dot(x, up, COLUMNS, TILE, LANES)
+    finish_row(
+        total, up_total, squares, columns, there, norm_ptr, None if BLOCKS else w_scales_ptr, bias_ptr,
+        add_ptr, y_ptr, n_size, k_size, eps, GATED, GELU,
+    )  # fmt: skip
 
 
 def gemv(
@@ -117,12 +154,16 @@ def gemv(
     gelu: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """x [1, K], weight [N, K], w_scales float32 [N], bias [N], add [1, N] → [1, N] in `out_dtype`, or x's.
+    """x [1, K], weight [N, K], bias [N], add [1, N] → [1, N] in `out_dtype`, or x's.
 
+    w_scales float32 [N], or [⌈N / 128⌉, ⌈K / 128⌉] of blocks.
     gated: weight [2 N, K], gate first, scales and bias as long, no `add`; SiLU of the gate, or GELU by tanh.
+    With scales of blocks N is a multiple of 128 then.
     """
     rows, k = weight.shape
     n = rows // 2 if gated else rows
+    blocks = w_scales is not None and w_scales.dim() == 2
+    assert not (blocks and gated) or n % BLOCK == 0
     y = torch.empty(1, n, dtype=out_dtype or x.dtype, device=x.device)
     item = weight.element_size()
     lanes, columns = 16 // max(item, 2), columns_of(n, item, gated=gated)
@@ -130,8 +171,8 @@ def gemv(
     tile = min(THREADS * lanes * min(max(loads, 1), 4), max(triton.next_power_of_2(k), lanes))
     _gemv[(triton.cdiv(n, columns),)](
         x, norm.weight if norm else None, weight, w_scales, bias, add, y, n, k, norm.eps if norm else 0.0,
-        COLUMNS=columns, TILE=tile, LANES=lanes, HALVED=item == 1 and k % 16 == 0, GATED=gated, GELU=gelu,
-        num_warps=THREADS // 32,
+        BLOCKS=blocks, COLUMNS=columns, TILE=tile, LANES=lanes, HALVED=item == 1 and k % 16 == 0,
+        GATED=gated, GELU=gelu, num_warps=THREADS // 32,
     )  # fmt: skip
     return y
 

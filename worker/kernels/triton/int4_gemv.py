@@ -13,10 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import int4_matmul
-from .activation import gelu as gelu_tanh
-from .activation import silu
-from .gemv import AT_ONCE, THREADS, RowNorm, around, columns_of
-from .matmul import finish
+from .gemv import AT_ONCE, THREADS, RowNorm, around, columns_of, finish_row
 
 WORDS = tl.constexpr(2)
 """Of four bytes each that a thread loads at once: 16 weights of at most two groups."""
@@ -160,16 +157,10 @@ def _int4_gemv(
                 tl.multiple_of(up_rows + word, [1, WORDS * 4]), low, high, low_sums, high_sums,
                 up_scale_rows, up_zero_rows, low_group, high_group, stored, there[:, None], TOGETHER,
             )  # fmt: skip
-    scale = 1.0
-    if norm_ptr is not None:
-        scale = 1.0 / tl.sqrt(tl.sum(squares) / k_size + eps)
-    y = tl.sum(total, axis=1) * scale
-    y = finish(y, columns * 0, columns, there, n_size, None, None, bias_ptr, add_ptr)
-    if GATED:
-        up = tl.sum(up_total, axis=1) * scale
-        up = finish(up, columns * 0, columns + n_size, there, n_size, None, None, bias_ptr, None)
-        y = (gelu_tanh(y) if GELU else silu(y)) * up
-    tl.store(y_ptr + columns, y.to(y_ptr.dtype.element_ty), mask=there)
+    finish_row(
+        total, up_total, squares, columns, there, norm_ptr, None, bias_ptr, add_ptr, y_ptr,
+        n_size, k_size, eps, GATED, GELU,
+    )  # fmt: skip
 
 
 def int4_gemv(

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from . import tuning
 from .matmul import (
-    FEW_ROWS,
     GROUP_M,
     INVARIANT_ROWS,
     WAVES,
     add_parts,
     finish,
     leave_part,
-    parts_of,
+    parts_for,
     place_of,
     room,
 )
@@ -140,7 +139,7 @@ def int4_matmul(
         rows = INVARIANT_ROWS if invariant else m
         tiles = tuning.tiles(x.device, tuning.product(x, packed.dtype, rows, n)) or choose(rows)
     tile_bytes = min(tiles.k // 2, 64 if group % 128 == 0 or group >= k else 32)
-    parts = parts_of(n, 2 * row_bytes, PROGRAMS) if m <= FEW_ROWS or invariant else 1
+    parts = parts_for(m, n, 2 * row_bytes, tiles, PROGRAMS, invariant=invariant)
     part_bytes = triton.cdiv(triton.cdiv(row_bytes, parts), 64) * 64
     y = torch.empty(m, n, dtype=out_dtype or x.dtype, device=x.device)
     count = triton.cdiv(n, tiles.n) * triton.cdiv(m, tiles.m)

@@ -9,18 +9,21 @@
 with bias and another summand in the epilogue. Sums are float32 (int32 for int8 times int8), rounded once.
 Four-bit weights are in int4_matmul.py.
 
-A matrix with few rows of output tiles would leave most multiprocessors idle, so K is cut into parts. The
-program that finishes a tile last adds up what all have left, in the order of K:
+A matrix with few output tiles would leave most multiprocessors idle, so K is cut into parts. The program
+that finishes a tile last adds up what all have left, in the order of K:
 
-    parts = f(N, K)        never of the number of rows
+    rows ≤ 64              parts = f(N, K), never of the number of rows
+    rows ≤ 128, ≤ 256      as many as leave a program to each multiprocessor, where there are fewer tiles
+    more                   one
 
 Tiles are taken in groups of GROUP_M rows of them, column after column: so many rows of x stay in the L2 cache
 while each column of W is read once for them.
 
 The tiles follow from the shape by rule, unless others were measured to be faster on this GPU (tuning.py).
-Three sizes of tiles serve different numbers of rows, and many rows are not cut into parts, so a row's last
-bits depend on which of them it is in. `invariant`: one size of tiles, and parts, for all, at a cost that was
-not measured yet.
+Three sizes of tiles serve different numbers of rows, and K is cut into fewer parts for more of them, so a
+row's last bits depend on how many there are. `invariant`: one size of tiles, and parts, for all, at a cost
+that was not measured yet. Sums of float8 times float8 stay in the tensor cores, which on Hopper drop all but
+some 14 bits of a product; with scales of blocks they leave them after each block.
 """
 
 import torch
@@ -35,11 +38,13 @@ BLOCK = 128
 """Rows and columns of a block of scales."""
 WAVES = 264
 """Programs that fill an H100 or H200 twice."""
-LEAST_PART = 256
-"""Columns of K in a part."""
+LEAST_PART, LEAST_LARGE_PART = 256, 512
+"""Columns of K in a part; of more than FEW_ROWS rows, whose sums are larger than what they are made of."""
 GROUP_M = 16
 """Rows of tiles that are taken together."""
 FEW_ROWS = 64
+SOME_ROWS = (128, 256)
+"""At most so many of a step: K is cut alike for all numbers between, so that no step has its own kernel."""
 INVARIANT_ROWS = 64
 """Whose tiles serve all numbers of rows, where these must not matter."""
 
@@ -204,6 +209,16 @@ def parts_of(n: int, k: int, programs: int = WAVES) -> int:
     return max(min(programs // -(-n // 64), k // LEAST_PART), 1)
 
 
+def parts_for(m: int, n: int, k: int, tiles: Tiles, programs: int = WAVES, *, invariant: bool = False) -> int:
+    """Into how many parts K is cut for m rows."""
+    if m <= FEW_ROWS or invariant:
+        return parts_of(n, k, programs)
+    rows = next((most for most in SOME_ROWS if m <= most), None)
+    if rows is None:
+        return 1
+    return max(min(WAVES // 2 // (-(-n // tiles.n) * -(-rows // tiles.m)), k // LEAST_LARGE_PART), 1)
+
+
 def matmul(
     x: Tensor,
     weight: Tensor,
@@ -230,7 +245,7 @@ def matmul(
         tiles = known or choose(rows, x.element_size())
     if blocks and tiles.k > BLOCK:
         tiles = tiles._replace(k=BLOCK)
-    parts = parts_of(n, k) if m <= FEW_ROWS or invariant else 1
+    parts = parts_for(m, n, k, tiles, invariant=invariant)
     part_size = -(-k // parts) if parts > 1 else k
     part_size = -(-part_size // BLOCK) * BLOCK
     y = torch.empty(m, n, dtype=out_dtype or x.dtype, device=x.device)

@@ -3,12 +3,13 @@
     dense    16 or 32 bits; products of many rows by cuBLAS, unless a row must not depend on their number
     int8     W8A8: activations rounded row by row; or W8A16
     int4     W4A16, groups of 32 columns or more
-    fp8      W8A16, scales per row or per block of 128 × 128; from compute capability 8.9 on
+    fp8      W8A16, scales per row or per block of 128 × 128; from compute capability 8.9 on. Many rows are
+             rounded, too, if the checkpoint allows it: products of 8 bits take half the time
 
-One row alone is multiplied by gemv.py or int4_gemv.py, unless scales are of blocks: in one launch with what
-stands around, without tensor cores, which a row cannot fill, and without rounding it to 8 bits; a rule that
-was not measured yet. nf4 has no kernel. Where a row's numbers must not depend on its company, all numbers of
-rows take the same tiles.
+One row alone is multiplied by gemv.py or int4_gemv.py: in one launch with what stands around, without tensor
+cores, which a row cannot fill, and without rounding it to 8 bits; a rule that was not measured yet. nf4 has
+no kernel. Where a row's numbers must not depend on its company, all numbers of rows take the same tiles, and
+x is rounded for none of them to fp8.
 """
 
 from collections.abc import Sequence
@@ -32,8 +33,8 @@ from .matmul import BLOCK, matmul
 from .quantize_rows import quantize_rows
 
 MANY_ROWS = 64
-"""Above it cuBLAS multiplies dense weights: there it is close to the device's limit, and the matrix is read
-once."""
+"""Above it products take longer than reading their matrix. cuBLAS multiplies dense weights then, close to the
+device's limit."""
 FP8_CAPABILITY = (8, 9)
 MOST_TILES = 1 << 14
 """Of a product in parts. Larger ones, of prompts with `--batch-invariant on`, count for themselves."""
@@ -112,7 +113,7 @@ class TritonMatrices:
     def nf4(self, parts: Sequence[NF4Part], bias: Tensor | None, *, columns: int, group: int) -> Matrix:
         raise AssertionError("refused by `check`")
 
-    def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None) -> Matrix:
+    def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None, *, quantize_input: bool) -> Matrix:
         lengths = [len(part.weight) for part in parts]
         columns = parts[0].weight.shape[1]
         if all(part.block[1] >= columns for part in parts):  # so scales are of rows
@@ -127,11 +128,13 @@ class TritonMatrices:
             )
         elif any(length % BLOCK for length in lengths[:-1]):  # blocks do not meet at a border of the whole
             biases = [None] * len(parts) if bias is None else bias.split(lengths)
-            return StackedMatrix([self.fp8([p], b) for p, b in zip(parts, biases, strict=True)])
+            return StackedMatrix(
+                [self.fp8([p], b, quantize_input=quantize_input) for p, b in zip(parts, biases, strict=True)]
+            )
         else:
             scales = self._stack([p.scales.float() for p in parts])
         weight = self._stack([p.weight for p in parts])
-        return TritonFP8(weight, scales, self._there(bias), self._way)
+        return TritonFP8(weight, scales, self._there(bias), quantize_input, self._way)
 
     def _stack(self, parts: Sequence[Tensor]) -> Tensor:
         """On the device, and in one piece."""
@@ -248,19 +251,25 @@ class TritonInt4:
 class TritonFP8:
     """A Matrix."""
 
-    def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, way: Way) -> None:
-        self.weight, self.scales, self.bias, self._way = weight, scales, bias, way
-        by_row = scales.dim() == 1 and not way.invariant
-        one_row = partial(gemv, weight=weight, w_scales=scales, bias=bias)
-        self.alone: OneRow | None = one_row if by_row else None
+    def __init__(
+        self, weight: Tensor, scales: Tensor, bias: Tensor | None, quantize_input: bool, way: Way
+    ) -> None:
+        self.weight, self.scales, self.bias = weight, scales, bias
+        self._quantize_input, self._way = quantize_input and not way.invariant, way
+        self.alone: OneRow | None = (
+            None if way.invariant else partial(gemv, weight=weight, w_scales=scales, bias=bias)
+        )
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if len(x) == 1 and self.alone is not None:
             return self.alone(x.contiguous(), add=_rows(add), out_dtype=out_dtype)
+        codes, x_scales = x, None
+        if self._quantize_input and len(x) > MANY_ROWS:
+            codes, x_scales = quantize_rows(x, self.weight.dtype, None if self.scales.dim() == 1 else BLOCK)
         return matmul(
-            x, self.weight, w_scales=self.scales, bias=self.bias, add=_rows(add), out_dtype=out_dtype,
-            invariant=self._way.invariant, finished=self._way.finished,
+            codes, self.weight, x_scales=x_scales, w_scales=self.scales, bias=self.bias, add=_rows(add),
+            out_dtype=out_dtype or x.dtype, invariant=self._way.invariant, finished=self._way.finished,
         )  # fmt: skip
 
 

@@ -43,6 +43,17 @@ def test_weights_of_eight_bits(wtype: torch.dtype, device: torch.device) -> None
     close(gemv(x, w, w_scales=scales), matmul.reference(x, w, w_scales=scales))
 
 
+@pytest.mark.parametrize(("gated", "n", "k"), [(True, 128, 300), (False, 10, 2080)])
+def test_scales_of_blocks(gated: bool, n: int, k: int, device: torch.device) -> None:
+    rows = 2 * n if gated else n
+    x = torch.randn(1, k).to(device, torch.float16)
+    w = (torch.randn(rows, k) * 30).to(torch.float8_e4m3fn).to(device)
+    scales = torch.rand(-(-rows // 128), -(-k // 128), device=device) * 1e-3
+    norm = RowNorm(torch.rand(k, device=device), 1e-5)
+    found = gemv(x, w, norm=norm, w_scales=scales, gated=gated)
+    close(found, reference(x, w, norm=norm, w_scales=scales, gated=gated), 2)
+
+
 @pytest.mark.parametrize(("gated", "gelu"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("k", [64, 700, 2080])
 def test_what_stands_around_a_product(

@@ -6,6 +6,7 @@ from tests.worker.kernels.triton.tolerance import close
 from worker.kernels.triton import int4_matmul, matmul
 from worker.kernels.triton.quantize_rows import quantize_rows
 from worker.kernels.triton.quantize_rows import reference as quantized_reference
+from worker.kernels.triton.tuning import Tiles
 
 INT8, FP8 = torch.int8, torch.float8_e4m3fn
 
@@ -13,7 +14,8 @@ INT8, FP8 = torch.int8, torch.float8_e4m3fn
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a K of a few hundred is cut."""
-    monkeypatch.setattr(matmul, "LEAST_PART", 128)
+    for name in ("LEAST_PART", "LEAST_LARGE_PART"):
+        monkeypatch.setattr(matmul, name, 128)
 
 
 def stored(n: int, k: int, dtype: torch.dtype) -> Tensor:
@@ -22,7 +24,7 @@ def stored(n: int, k: int, dtype: torch.dtype) -> Tensor:
     return (torch.randn(n, k) * 20).to(dtype)
 
 
-@pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 300), (5, 33, 128), (17, 70, 64), (65, 130, 40)])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 64, 300), (5, 33, 128), (17, 70, 64), (66, 40, 300)])
 @pytest.mark.parametrize("more", [False, True])
 def test_dense(m: int, n: int, k: int, more: bool, device: torch.device, dtype: torch.dtype) -> None:
     x, w = torch.randn(m, k).to(device, dtype), torch.randn(n, k).to(device, dtype)
@@ -77,6 +79,19 @@ def test_the_number_of_rows_does_not_cut_k_differently(device: torch.device) -> 
     x, w = torch.randn(9, 600, device=device), torch.randn(48, 600, device=device)
     assert matmul.parts_of(48, 600) > 1
     assert torch.equal(matmul.matmul(x[4:5].contiguous(), w)[0], matmul.matmul(x, w)[4])
+
+
+def test_how_often_k_is_cut() -> None:
+    """Alike for all rows of a class; never where there are tiles enough, nor into less than is worth it."""
+    large = Tiles(128, 128, 128, 8, 3)
+
+    def parts(m: int, n: int, k: int = 4096, *, invariant: bool = False) -> int:
+        return matmul.parts_for(m, n, k, large, invariant=invariant)
+
+    assert parts(1, 4096) == parts(64, 4096) == parts(300, 4096, invariant=True) == 4
+    assert [parts(m, 4096) for m in (65, 128, 129, 256, 257)] == [4, 4, 2, 2, 1]
+    assert parts(200, 28_672) == 1
+    assert parts(100, 1024, 256) == 2, "two parts of 128 columns, here"
 
 
 @pytest.mark.parametrize(("k", "group"), [(256, 128), (192, 64), (160, 32), (96, 96), (200, 200), (300, 128)])

@@ -13,6 +13,7 @@ from worker.kernels.matmul import FP8Part, Matrix, dequantize_fp8, dequantize_in
 from worker.kernels.triton.device import TritonKernels
 from worker.kernels.triton.matrices import MANY_ROWS, TritonMatrices
 from worker.kernels.triton.norm import reference as norm_reference
+from worker.kernels.triton.quantize_rows import reference as quantized_reference
 from worker.quantization.rounding import INT4_GROUP, round_fp8, round_int4, round_int8
 
 ROWS, K = (24, 40), 96
@@ -75,21 +76,41 @@ def test_int4(zeros: bool, matrices: TritonMatrices, device: torch.device) -> No
     check(matrix, weight, bias, torch.randn(3, K), device)
 
 
-def test_fp8_of_rows_and_of_whole_parts(device: torch.device) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_fp8_of_rows_and_of_whole_parts(count: int, matrices: TritonMatrices, device: torch.device) -> None:
     _fp8_serves(device)
-    matrices = TritonMatrices(device, invariant=False)
     rounded = [
         round_fp8(parts()[0]),
         FP8Part(parts()[1].to(torch.float8_e4m3fn), torch.tensor([[0.5]]), (40, K)),
     ]
     weight = torch.cat([dequantize_fp8(part) for part in rounded])
-    check(matrices.fp8(rounded, None), weight, None, torch.randn(3, K), device)
+    matrix = matrices.fp8(rounded, None, quantize_input=True)
+    check(matrix, weight, None, torch.randn(count, K), device)
 
 
-def test_fp8_of_blocks(device: torch.device) -> None:
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("quantize_input", [False, True])
+def test_many_rows_are_rounded_to_fp8_where_the_checkpoint_allows_it(
+    quantize_input: bool, blocks: bool, matrices: TritonMatrices, device: torch.device
+) -> None:
+    _fp8_serves(device)
+    part = round_fp8(torch.randn(40, 200) / 10)
+    if blocks:
+        part = FP8Part(part.weight, torch.rand(1, 2) + 0.5, (128, 128))
+    weight, x = dequantize_fp8(part), torch.randn(MANY_ROWS + 1, 200)
+    codes, scales = quantized_reference(x, torch.float8_e4m3fn, 128 if blocks else None)
+    rounded = codes.float() * scales.repeat_interleave(128 if blocks else 200, 1)[:, :200]
+    matrix = matrices.fp8([part], None, quantize_input=quantize_input)
+    found = matrix.multiply(x.to(device)).cpu()
+    close(found, (rounded if quantize_input and not matrices.invariant else x) @ weight.t())
+    assert not torch.allclose(found, (x if quantize_input else rounded) @ weight.t(), atol=1e-3) or (
+        matrices.invariant and quantize_input
+    )
+
+
+def test_fp8_of_blocks(matrices: TritonMatrices, device: torch.device) -> None:
     """Parts that end within a block are multiplied apart; blocks of other sizes are refused by name."""
     _fp8_serves(device)
-    matrices = TritonMatrices(device, invariant=False)
 
     def part(rows: int, block: tuple[int, int] = (128, 128)) -> FP8Part:
         scales = torch.rand(-(-rows // block[0]), -(-256 // block[1])) + 0.5
@@ -97,12 +118,13 @@ def test_fp8_of_blocks(device: torch.device) -> None:
 
     for lengths, kind in (((128, 40), None), ((40, 128), StackedMatrix)):
         given = [part(rows) for rows in lengths]
-        matrix = matrices.fp8(given, None)
+        matrix = matrices.fp8(given, None, quantize_input=False)
         assert isinstance(matrix, StackedMatrix) == (kind is StackedMatrix)
         weight = torch.cat([dequantize_fp8(one) for one in given])
-        check(matrix, weight, None, torch.randn(2, 256), device)
+        for count in (1, 2):
+            check(matrix, weight, None, torch.randn(count, 256), device)
     with pytest.raises(StartupError, match="64 × 128 have no kernel for GPUs"):
-        matrices.fp8([part(128, (64, 128))], None)
+        matrices.fp8([part(128, (64, 128))], None, quantize_input=False)
 
 
 def _fp8_serves(device: torch.device) -> None:
