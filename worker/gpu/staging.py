@@ -16,7 +16,8 @@ from ..graphs import Device, Event
 
 ALIGNMENT = 64
 """Bytes; Triton asks for 16."""
-BUFFERS = 4
+BUFFERS = 16
+"""More copies than two steps make: with fewer the host would wait for one that waits for the step before."""
 FIRST_BYTES = 1 << 16
 DTYPES = {
     np.dtype(np.int64): torch.int64,
@@ -48,9 +49,9 @@ class Staging:
         packed = host.numpy()
         for array, offset in zip(arrays, offsets, strict=True):
             packed[offset : offset + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        there, filled = torch.empty(end, dtype=torch.uint8, device=self._device), host[:end]
         with self._streams.on(self._streams.main):
-            there = torch.empty(end, dtype=torch.uint8, device=self._device)
-            there.copy_(host[:end], non_blocking=True)
+            there.copy_(filled, non_blocking=True)
         self._copied[self._next] = self._streams.main.record()
         self._next = (self._next + 1) % BUFFERS
         return [

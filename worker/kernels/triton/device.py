@@ -128,6 +128,7 @@ class TritonKernels:
 
     def top_logprobs(self, logits: Tensor, tokens: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """TopLogprobs, see ../../logprobs.py. One kernel for all widths that may be asked for."""
+        logits = logits.contiguous()  # a vocabulary that ranks do not divide is cut out
         chosen, values, ids = top_logprobs(logits, tokens, min(MAX_LOGPROBS, logits.shape[1]))
         return chosen, values[:, :width].contiguous(), ids[:, :width].contiguous()
 
