@@ -224,6 +224,13 @@ class ParallelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "what is fastest"
         ),
     ] = "auto"
+    programmatic_launch: Annotated[
+        Literal["off", "on"],
+        Meta(
+            description="on: kernels of a decode step are launched while the one before still computes "
+            "(programmatic dependent launch), on GPUs of compute capability 9.0 or newer; none has run it yet"
+        ),
+    ] = "off"
 
 
 class ServerOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

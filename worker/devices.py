@@ -22,6 +22,9 @@ LEAST_CAPABILITY = (8, 0)
 """Ampere: bfloat16, and asynchronous copies, which all kernels are built on."""
 
 
+PDL_CAPABILITY = (9, 0)
+
+
 class Found(NamedTuple):
     """What is here."""
 
@@ -36,18 +39,35 @@ class Found(NamedTuple):
 def choose(options: ParallelOptions, rank: int) -> "GPU | None":
     """None: the CPU. Raises StartupError for what cannot be served on."""
     if options.device == "cpu":
+        _check_overlap(options, [])
         return None
     found = look()
     why_not = refusal(found, options.tensor_parallel_size)
     if why_not is None:
         from .gpu.gpu import GPU  # which needs Triton
 
-        return GPU.open(rank, invariant=options.batch_invariant == "on")
+        _check_overlap(options, found.capabilities[: options.tensor_parallel_size])
+        return GPU.open(
+            rank, invariant=options.batch_invariant == "on", pdl=options.programmatic_launch == "on"
+        )
     if options.device == "cuda":
         raise StartupError(f"--device cuda: {why_not}", hint="use --device cpu, or auto")
+    _check_overlap(options, [])
     if found.names and rank == 0:
         print(f"tern: the model is computed on the CPU: {why_not}", file=sys.stderr, flush=True)
     return None
+
+
+def _check_overlap(options: ParallelOptions, capabilities: Sequence[tuple[int, int]]) -> None:
+    """`capabilities`: of the GPUs that are used; none: the CPU. Raises StartupError."""
+    if options.programmatic_launch == "on" and not (capabilities and min(capabilities) >= PDL_CAPABILITY):
+        here = (
+            f"a GPU here has {'.'.join(map(str, min(capabilities)))}" if capabilities else "here is the CPU"
+        )
+        raise StartupError(
+            f"--programmatic-launch on needs GPUs of compute capability 9.0 or newer; {here}",
+            hint="leave --programmatic-launch out",
+        )
 
 
 def look() -> Found:

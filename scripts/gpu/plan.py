@@ -29,6 +29,7 @@ PARTS = {
     "http": "1 to 256 streams through the whole stack, beside the engine alone",
     "graphs": "a step in a graph, beside the same kernels launched one by one",
     "invariant": "steps with --batch-invariant on, beside the same without: what it costs",
+    "overlap": "steps with --programmatic-launch on, beside the same without: what it saves",
     "kernels": "each kernel beside the ceiling and torch",
     "tune": "block sizes of this GPU, written to worker/kernels/triton/tuned; only when it is named",
 }
@@ -88,6 +89,7 @@ def _all() -> Iterator[Step]:
     yield _on_server("offline", small, 15, _nano_vllm)
     yield _on_server("batches", small, 20, served.batches)
     yield _graphs(small, 20)
+    yield _overlap(small, 10)
     for weights in ("fp8", "int4"):
         yield _on_server("decode", large._replace(weights=weights), 5, served.decode)
         yield _on_server("prefill", large._replace(weights=weights), 8, served.prefill)
@@ -120,6 +122,7 @@ def _rehearsal() -> Iterator[Step]:
     yield _on_server("offline", tiny, LONG_S, partial(served.offline, workload=workload))
     yield _graphs(tiny, LONG_S, context=32, steps=32)
     yield _invariant(tiny, LONG_S, context=32, steps=32)
+    yield _overlap(tiny, LONG_S, context=32, steps=32, other=tiny)
     yield Step("kernels", "kernels", LONG_S, kernels)
     yield Step("offline", "transformers tiny", LONG_S, partial(batching, tiny))
     yield Step("tune", "tune", LONG_S, tune)
@@ -203,3 +206,14 @@ def _invariant(model: Model, expected_s: float, *, context: int = 1024, steps: i
         return served.invariant(bench.servers, model, bench.known(), limit_s, context=context, steps=steps)
 
     return Step("invariant", f"invariant {model}", expected_s + start_s(model), both, model)
+
+
+def _overlap(
+    model: Model, expected_s: float, *, context: int = 1024, steps: int = 128, other: Model | None = None
+) -> Step:
+    def both(bench: Bench, limit_s: float) -> Iterator[Measurement]:
+        return served.overlap(
+            bench.servers, model, bench.known(), limit_s, context=context, steps=steps, other=other
+        )
+
+    return Step("overlap", f"overlap {model}", expected_s + start_s(model), both, model)

@@ -4,6 +4,7 @@
     prefill   prompts until their first token        offline   a whole workload, as nano-vllm's bench.py
     http      through the HTTP stack, and beside it  graphs    a step in a graph beside the same without
     invariant a step with --batch-invariant on, beside the same without
+    overlap   a step with --programmatic-launch on, likewise
 
 Everything but `http` goes through EngineClient: engine core and worker as they serve, without text. Goals are
 shares of the floor on an H200.
@@ -225,6 +226,33 @@ def invariant(
             goal=INVARIANT_GOAL,
             spread=(min(on), max(on)),
         )
+
+
+def overlap(
+    servers: Servers,
+    model: Model,
+    ceilings: Ceilings,
+    limit_s: float,
+    *,
+    context: int = 1024,
+    steps: int = 128,
+    other: Model | None = None,
+) -> Iterator[Measurement]:
+    """What --programmatic-launch on saves one sequence. `other`: instead of the same model with it."""
+    found: list[Steady] = []
+    end = time.monotonic() + limit_s
+    for which in (model, other or model._replace(overlapping=True)):
+        server = servers.get(which, end - time.monotonic())
+        found.append(server.ask(steady(server.client, server.prompts(1, context), steps)))
+    off, on = ([seconds * 1e3 for seconds in one.step_s] for one in found)
+    yield Measurement(
+        part="overlap",
+        name=f"{model}, 1 × {context:,} tokens: --programmatic-launch on, beside the same without",
+        value=median(on),
+        unit="ms/step",
+        limit=median(off),
+        spread=(min(on), max(on)),
+    )
 
 
 def _steady(

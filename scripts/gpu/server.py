@@ -31,10 +31,12 @@ class Model(NamedTuple):
     weights: str = "bf16"
     graphs: bool = True
     invariant: bool = False
+    overlapping: bool = False
 
     def __str__(self) -> str:
         name = f"{self.shape.name} {self.weights}{'' if self.graphs else ', no graphs'}"
-        return f"{name}, batch-invariant" if self.invariant else name
+        name += ", batch-invariant" * self.invariant
+        return name + ", overlapping launches" * self.overlapping
 
     def arguments(self) -> list[str]:
         """Of `tern serve`, besides model and device."""
@@ -42,7 +44,8 @@ class Model(NamedTuple):
         if self.weights == "int4":
             rounded += ["--quantization-group", "128"]  # as floors.py counts
         invariant = ["--batch-invariant", "on"] if self.invariant else []
-        return [*rounded, *invariant, *([] if self.graphs else ["--enforce-eager"])]
+        overlapping = ["--programmatic-launch", "on"] if self.overlapping else []
+        return [*rounded, *invariant, *overlapping, *([] if self.graphs else ["--enforce-eager"])]
 
 
 class Server:

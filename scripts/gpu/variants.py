@@ -88,6 +88,8 @@ def variants() -> Iterator[Variant]:
         least = 89 if heads.stored is FP8 else 80
         for wrapper in (_rope_kv, _decode, _prefill):
             yield Variant(f"{heads}", partial(wrapper, heads), least)
+    for wrapper in (_rope_kv, _decode):
+        yield Variant(f"{HEADS[0]}, overlapping", partial(wrapper, HEADS[0], pdl=True), 90)
     gemma2, gpt_oss = Heads(16, 8, 256, BF16), Heads(64, 8, 64, BF16)
     for attend in (_decode, _prefill):
         yield Variant(f"{gemma2}, soft cap", partial(attend, gemma2, Scores(0.1, soft_cap=50.0)))
@@ -122,6 +124,7 @@ def _products() -> Iterator[Variant]:
             yield Variant("W8A16 fp8", partial(gemv, x, wf8, w_scales=per_row), 89)
             after = partial(gemv, norm=RowNorm(empty(k), 1e-6))
             yield Variant("W8A16 fp8 blocks", partial(gemv, x, wf8, w_scales=blocks), 89)
+            yield Variant("bf16, overlapping", partial(gemv, x, empty(n, k), pdl=True), 90)
             yield Variant("bf16, RMSNorm before it", partial(after, x, empty(n, k)))
             yield Variant("bf16, RMSNorm and SwiGLU", partial(after, x, empty(2 * n, k), gated=True))
             two = empty(2 * n, k, dtype=INT8), empty(2 * n, dtype=FP32)
@@ -131,6 +134,8 @@ def _products() -> Iterator[Variant]:
                 groups = empty(n, k // group, dtype=FP32)
                 one = partial(int4_gemv, x, packed, groups, groups if there else None, group)
                 label = f"W4A16 groups of {group}{' with zeros' * there}"
+                if group == 32:
+                    yield Variant(f"{label}, overlapping", partial(one, pdl=True), 90)
                 yield Variant(f"{label}, RMSNorm before it", partial(one, norm=RowNorm(empty(k), 1e-6)))
             yield Variant("W8A16 int8, RMSNorm and SwiGLU", gated)
         fp16, fp32 = (empty(m, k, dtype=dtype) for dtype in (FP16, FP32))
@@ -222,23 +227,23 @@ def _kv(heads: Heads) -> PagedKV:
     return PagedKV(empty(*shape, heads.dim, dtype=heads.stored or heads.dtype), scales)
 
 
-def _rope_kv(heads: Heads) -> None:
+def _rope_kv(heads: Heads, *, pdl: bool = False) -> None:
     qkv = empty(ROWS, heads.num_heads + 2 * heads.num_kv_heads, heads.dim, dtype=heads.dtype)
     at = empty(ROWS, dtype=torch.int64)
     weight = empty(heads.dim, dtype=heads.dtype)
     table = empty(4096, 2, heads.dim, dtype=heads.dtype)
     norms = rope_kv.HeadNorms(weight, weight, 1e-6)
-    rope_kv.rope_kv(qkv, at, at, table, _kv(heads), heads.num_heads, norms)
+    rope_kv.rope_kv(qkv, at, at, table, _kv(heads), heads.num_heads, norms, pdl=pdl)
 
 
-def _decode(heads: Heads, scores: Scores = PLAIN, sinks: Tensor | None = None) -> None:
+def _decode(heads: Heads, scores: Scores = PLAIN, sinks: Tensor | None = None, *, pdl: bool = False) -> None:
     query = empty(ROWS, heads.num_heads, heads.dim, dtype=heads.dtype)
     plan = DecodePlan(ROWS, 2048, heads.num_heads, heads.dim, query.device)
     lens = empty(ROWS, dtype=torch.int32)
     decode_attention.plan_decode(plan, lens, scores.window, num_programs=49)
     tables = empty(ROWS, 512, dtype=torch.int32)
     decode_attention.decode_attention(
-        query, _kv(heads), tables, lens, plan, scores, num_programs=49, sinks=sinks
+        query, _kv(heads), tables, lens, plan, scores, num_programs=49, sinks=sinks, pdl=pdl
     )
 
 

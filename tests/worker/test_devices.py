@@ -40,6 +40,20 @@ def test_what_cannot_serve_is_named(
     assert (reason in capfd.readouterr().err) == bool(found.names)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "here"),
+    [([], "here is the CPU"), ([(9, 0), (8, 9)], "a GPU here has 8.9")],
+)
+def test_overlapping_launches_are_refused_where_they_cannot_be(
+    capabilities: list[tuple[int, int]], here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = HERE._replace(names=HERE.names[: len(capabilities)], capabilities=capabilities)
+    monkeypatch.setattr(devices, "look", lambda: found)
+    options = ParallelOptions(programmatic_launch="on", tensor_parallel_size=len(capabilities) or 1)
+    with pytest.raises(StartupError, match=f"--programmatic-launch on needs GPUs .*; {here}"):
+        devices.choose(options, 0)
+
+
 def test_only_as_many_as_are_wanted_are_judged() -> None:
     assert devices.refusal(HERE._replace(capabilities=[(8, 0), (7, 5)]), 1) is None
 

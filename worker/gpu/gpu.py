@@ -21,10 +21,10 @@ class GPU:
     memory: DeviceMemory
 
     @classmethod
-    def open(cls, index: int, *, invariant: bool) -> Self:
+    def open(cls, index: int, *, invariant: bool, pdl: bool = False) -> Self:
         """The process's own from here on: what it makes is there, and runs on the one main stream."""
         torch.cuda.set_device(index)
-        kernels = TritonKernels(torch.device("cuda", index), invariant=invariant)
+        kernels = TritonKernels(torch.device("cuda", index), invariant=invariant, pdl=pdl)
         return cls(torch.cuda.get_device_name(index), kernels, CudaDevice(), CudaMemory())
 
     @property

@@ -38,6 +38,11 @@ for variant in variants():
             ptx = compiled_for(launch, 90).asm["ptx"]
             order = "".join("sbal"[m.lastindex or 0] for m in re.finditer(ORDER, ptx))
             print(launch.name, found.load_bytes, found.block_bytes // 1024, at_once(found), order)
+        if launch.name == "gemv.gemv" and launch.options["launch_pdl"]:
+            ptx = compiled_for(launch, 90).asm["ptx"]
+            first = re.search(r"griddepcontrol\\.wait|(ld|st|atom|cp)\\.\\S*global", ptx)
+            assert first[0] == "griddepcontrol.wait", first
+            assert "griddepcontrol.launch_dependents" in ptx
 """
 
 
@@ -91,6 +96,25 @@ def test_every_kernel_of_the_tree_is_compiled() -> None:
     ):
         reached |= more
     assert not set(kernels) - reached, "name them in scripts/gpu/variants.py"
+
+
+def test_kernels_that_overlap_wait_before_anything_else() -> None:
+    """What dependent_launch.py's argument rests on."""
+    found = set()
+    for path in (ROOT / "worker/kernels/triton").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef) or node.name == "wait":
+                continue
+            if any(map(_is_jit, node.decorator_list)) and "PDL" in [each.arg for each in node.args.args]:
+                assert ast.unparse(node.body[0]) == "wait(PDL)", (path.name, node.name)
+                found.add(node.name)
+    assert found == {"_gemv", "_int4_gemv", "_rope_kv", "_attend"}
+    assert all(
+        launch.function in found
+        for variant in variants()
+        for launch in record(variant.call)
+        if launch.options.get("launch_pdl")
+    )
 
 
 def _is_jit(decorator: ast.expr) -> bool:

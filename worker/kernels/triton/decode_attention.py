@@ -35,6 +35,7 @@ from torch import Tensor
 
 from ..paged_kv import PagedKV
 from .activation import tanh
+from .dependent_launch import wait
 from .paged import cache_rows, gather_reference
 
 SPLIT = 256
@@ -201,7 +202,9 @@ def _attend(
     ROWS: tl.constexpr,  # power of two ≥ rows
     HEADS: tl.constexpr,  # power of two ≥ GROUP
     ITEMS: tl.constexpr,  # merged at once
+    PDL: tl.constexpr,
 ):
+    wait(PDL)
     kv_head, num_heads = tl.program_id(1), num_kv_heads * GROUP
     heads = kv_head * GROUP + tl.arange(0, GROUP_WIDTH)
     real = tl.arange(0, GROUP_WIDTH) < GROUP
@@ -288,10 +291,12 @@ def decode_attention(
     *,
     num_programs: int,
     sinks: Tensor | None = None,
+    pdl: bool = False,
 ) -> Tensor:
     """query [rows, num_heads, head_dim], block_tables int32 [rows, width] → [rows, num_heads * head_dim].
 
     `plan` was filled from the same context_lens, window and `num_programs`: of each KV head, see `programs`.
+    pdl: see dependent_launch.py.
     """
     rows, num_heads, dim = query.shape
     _, num_blocks, num_kv_heads, block_size, _ = kv.cache.shape
@@ -307,7 +312,7 @@ def decode_attention(
         BLOCK_SIZE=block_size, TILE=TILE if query.element_size() < 4 else TILE // 2,
         SOFT_CAP=scores.soft_cap > 0, ROWS=plan.width(rows), HEADS=heads,
         ITEMS=min(max(8192 // (heads * width * query.element_size()), 1), 16), num_warps=4, num_stages=2,
-        maxnreg=REGISTERS[_at_once(dim)] if query.element_size() < 4 else None,
+        PDL=pdl, launch_pdl=pdl, maxnreg=REGISTERS[_at_once(dim)] if query.element_size() < 4 else None,
     )  # fmt: skip
     return out
 

@@ -98,9 +98,10 @@ def project(
 class TritonKernels:
     """DeviceKernels of an NVIDIA GPU; of the CPU, where Triton interprets."""
 
-    def __init__(self, device: torch.device, *, invariant: bool = False) -> None:
-        self.device, self.invariant = device, invariant
-        self.matrices = TritonMatrices(device, invariant=invariant)
+    def __init__(self, device: torch.device, *, invariant: bool = False, pdl: bool = False) -> None:
+        """`pdl`: launches of a step overlap, see dependent_launch.py."""
+        self.device, self.invariant, self.pdl = device, invariant, pdl
+        self.matrices = TritonMatrices(device, invariant=invariant, pdl=pdl)
         self._processors = 1
         if device.type == "cuda":
             self._processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -124,7 +125,7 @@ class TritonKernels:
 
     def attention(self, num_heads: int, scale: float, norms: LayerHeadNorms | None) -> AttentionKernel:
         heads = None if norms is None else HeadNorms(norms.query, norms.key, norms.eps)
-        return TritonAttention(num_heads, scale, heads, self._processors)
+        return TritonAttention(num_heads, scale, heads, self._processors, pdl=self.pdl)
 
     def top_logprobs(self, logits: Tensor, tokens: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """TopLogprobs, see ../../logprobs.py. One kernel for all widths that may be asked for."""
@@ -178,7 +179,8 @@ class Part(Protocol):
 class Room:
     """Of decode attention: made for the largest step when its first layer comes, and then used by all."""
 
-    def __init__(self, limits: "Limits", device: torch.device) -> None:
+    def __init__(self, limits: "Limits", device: torch.device, *, pdl: bool) -> None:
+        self.pdl = pdl
         self._limits, self._device = limits, device
         self._plans: dict[tuple[int, int, int], DecodePlan] = {}
 
@@ -217,7 +219,9 @@ class Decodes:
         if plan is not self._plan:
             plan_decode(plan, self.lens, scores.window, num_programs=count)
             self._plan = plan
-        return decode_attention(query, kv, self.tables, self.lens, plan, scores, num_programs=count)
+        return decode_attention(
+            query, kv, self.tables, self.lens, plan, scores, num_programs=count, pdl=self.room.pdl
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,15 +259,19 @@ class TritonStep:
 class TritonAttention:
     """AttentionKernel of one layer."""
 
-    def __init__(self, num_heads: int, scale: float, norms: HeadNorms | None, processors: int) -> None:
+    def __init__(
+        self, num_heads: int, scale: float, norms: HeadNorms | None, processors: int, *, pdl: bool
+    ) -> None:
         self._num_heads, self._scale, self._norms = num_heads, scale, norms
-        self._processors = processors
+        self._processors, self._pdl = processors, pdl
 
     def __call__(
         self, qkv: Tensor, kv: PagedKV, step: TritonStep, cos: Tensor | None, sin: Tensor | None
     ) -> Tensor:
         rotations = step.rotations(cos, sin)
-        queries = rope_kv(qkv, step.rows, step.kv_slots, rotations, kv, self._num_heads, self._norms)
+        queries = rope_kv(
+            qkv, step.rows, step.kv_slots, rotations, kv, self._num_heads, self._norms, pdl=self._pdl
+        )
         scores = Scores(self._scale, step.window)
         mixed, begin = [], 0
         for part in step.parts:
@@ -303,7 +311,7 @@ class TritonPlanner:
         """`windows`: of each KV group."""
         self._invariant, self._limits = kernels.invariant, limits
         self._windows = [NO_WINDOW if window is None else window for window in windows]
-        self._room = Room(limits, kernels.device)
+        self._room = Room(limits, kernels.device, pdl=kernels.pdl)
         self._rows = torch.arange(limits.tokens, device=kernels.device)
         self._starts = torch.arange(limits.rows + 1, dtype=torch.int32, device=kernels.device)
 

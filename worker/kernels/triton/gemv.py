@@ -23,6 +23,7 @@ from torch import Tensor
 from . import matmul
 from .activation import gelu as gelu_tanh
 from .activation import silu
+from .dependent_launch import wait
 from .matmul import BLOCK, finish
 
 THREADS = 128
@@ -100,7 +101,9 @@ def _gemv(
     HALVED: tl.constexpr,  # loads of 8 bytes, not 16, so that a thread's weights meet its own numbers of x
     GATED: tl.constexpr,
     GELU: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait(PDL)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = columns < n_size
     rows = w_ptr + columns.to(tl.int64)[:, None] * k_size
@@ -153,12 +156,13 @@ def gemv(
     gated: bool = False,
     gelu: bool = False,
     out_dtype: torch.dtype | None = None,
+    pdl: bool = False,
 ) -> Tensor:
     """x [1, K], weight [N, K], bias [N], add [1, N] → [1, N] in `out_dtype`, or x's.
 
     w_scales float32 [N], or [⌈N / 128⌉, ⌈K / 128⌉] of blocks.
     gated: weight [2 N, K], gate first, scales and bias as long, no `add`; SiLU of the gate, or GELU by tanh.
-    With scales of blocks N is a multiple of 128 then.
+    With scales of blocks N is a multiple of 128 then. pdl: see dependent_launch.py.
     """
     rows, k = weight.shape
     n = rows // 2 if gated else rows
@@ -172,7 +176,7 @@ def gemv(
     _gemv[(triton.cdiv(n, columns),)](
         x, norm.weight if norm else None, weight, w_scales, bias, add, y, n, k, norm.eps if norm else 0.0,
         BLOCKS=blocks, COLUMNS=columns, TILE=tile, LANES=lanes, HALVED=item == 1 and k % 16 == 0,
-        GATED=gated, GELU=gelu, num_warps=THREADS // 32,
+        GATED=gated, GELU=gelu, PDL=pdl, launch_pdl=pdl, num_warps=THREADS // 32,
     )  # fmt: skip
     return y
 

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import int4_matmul
+from .dependent_launch import wait
 from .gemv import AT_ONCE, THREADS, RowNorm, around, columns_of, finish_row
 
 WORDS = tl.constexpr(2)
@@ -118,7 +119,9 @@ def _int4_gemv(
     TOGETHER: tl.constexpr,  # whether the 64 weights of 32 bytes are of one group
     GATED: tl.constexpr,
     GELU: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait(PDL)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = columns < n_size
     rows = words_ptr + columns.to(tl.int64)[:, None] * row_words
@@ -176,6 +179,7 @@ def int4_gemv(
     gated: bool = False,
     gelu: bool = False,
     out_dtype: torch.dtype | None = None,
+    pdl: bool = False,
 ) -> Tensor:
     """x [1, K], weights as int4_matmul takes them → [1, N] in `out_dtype`, or x's. The rest is gemv's."""
     (rows, row_bytes), k = packed.shape, x.shape[1]
@@ -188,7 +192,7 @@ def int4_gemv(
         x, norm.weight if norm else None, packed.view(torch.int32), scales, zeros, bias, add, y,
         n, k, row_words, scales.shape[1], group, norm.eps if norm else 0.0,
         COLUMNS=columns, TILE=tile, TOGETHER=group % 64 == 0 or group >= k, GATED=gated, GELU=gelu,
-        num_warps=THREADS // 32,
+        PDL=pdl, launch_pdl=pdl, num_warps=THREADS // 32,
     )  # fmt: skip
     return y
 

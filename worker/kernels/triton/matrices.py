@@ -49,9 +49,11 @@ def fp8_lacks(device: torch.device) -> str:
 
 
 class Way(NamedTuple):
-    """How all matrices of a device multiply several rows."""
+    """How all matrices of a device multiply."""
 
     invariant: bool
+    pdl: bool
+    """Launches for one row overlap, see dependent_launch.py."""
     finished: Tensor
     """int32: counts parts of products, see matmul.py; one after the other uses it"""
 
@@ -59,11 +61,11 @@ class Way(NamedTuple):
 class TritonMatrices:
     """Matrices, see ../matrices.py."""
 
-    def __init__(self, device: torch.device, *, invariant: bool) -> None:
+    def __init__(self, device: torch.device, *, invariant: bool, pdl: bool = False) -> None:
         self.device, self.invariant = device, invariant
         self.dense_copies = False
         finished = torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
-        self._way = Way(invariant, finished)
+        self._way = Way(invariant, pdl, finished)
         self._placed: list[tuple[Tensor, Tensor]] = []
 
     def check(self, kind: Kind) -> None:
@@ -174,7 +176,8 @@ class TritonDense:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, way: Way) -> None:
         self.weight, self.bias, self._way = weight, bias, way
-        self.alone: OneRow | None = None if way.invariant else partial(gemv, weight=weight, bias=bias)
+        one_row = partial(gemv, weight=weight, bias=bias, pdl=way.pdl)
+        self.alone: OneRow | None = None if way.invariant else one_row
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -205,9 +208,8 @@ class TritonInt8:
     ) -> None:
         self.weight, self.scales, self.bias = weight, scales, bias
         self._quantize_input, self._way = quantize_input, way
-        self.alone: OneRow | None = (
-            None if way.invariant else partial(gemv, weight=weight, w_scales=scales, bias=bias)
-        )
+        one_row = partial(gemv, weight=weight, w_scales=scales, bias=bias, pdl=way.pdl)
+        self.alone: OneRow | None = None if way.invariant else one_row
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -235,7 +237,8 @@ class TritonInt4:
     ) -> None:
         self.packed, self.scales, self.zeros, self.bias = packed, scales, zeros, bias
         self._group, self._way = group, way
-        one_row = partial(int4_gemv, packed=packed, scales=scales, zeros=zeros, group=group, bias=bias)
+        weights = partial(int4_gemv, packed=packed, scales=scales, zeros=zeros, group=group)
+        one_row = partial(weights, bias=bias, pdl=way.pdl)
         self.alone: OneRow | None = None if way.invariant else one_row
         self.shape = (len(packed), columns)
 
@@ -256,9 +259,8 @@ class TritonFP8:
     ) -> None:
         self.weight, self.scales, self.bias = weight, scales, bias
         self._quantize_input, self._way = quantize_input and not way.invariant, way
-        self.alone: OneRow | None = (
-            None if way.invariant else partial(gemv, weight=weight, w_scales=scales, bias=bias)
-        )
+        one_row = partial(gemv, weight=weight, w_scales=scales, bias=bias, pdl=way.pdl)
+        self.alone: OneRow | None = None if way.invariant else one_row
         self.shape = (weight.shape[0], weight.shape[1])
 
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:

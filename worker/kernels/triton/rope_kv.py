@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..paged_kv import LIMITS, PagedKV
 from ..paged_kv import quantize as quantize_reference
+from .dependent_launch import wait
 from .paged import quantize
 
 
@@ -51,7 +52,9 @@ def _rope_kv(
     BLOCK_SIZE: tl.constexpr,
     LIMIT: tl.constexpr,
     ROUND: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait(PDL)
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dims = tl.arange(0, WIDTH)
     there = dims < DIM
@@ -102,12 +105,14 @@ def rope_kv(
     kv: PagedKV,
     num_heads: int,
     norms: HeadNorms | None = None,
+    *,
+    pdl: bool = False,
 ) -> Tensor:
     """Write the keys and values of a step; return its queries [tokens, num_heads, head_dim].
 
     qkv [tokens, num_heads + 2 * num_kv_heads, head_dim]; positions, slots int64 [tokens] (rows that only
     pad a step have a slot in the null block); table [max_len, 2, rotary_dim] as layers/rotary.py makes it,
-    or None for layers that do not rotate.
+    or None for layers that do not rotate. pdl: see dependent_launch.py.
     """
     _, num_blocks, num_kv_heads, block_size, dim = kv.cache.shape
     queries = torch.empty(len(qkv), num_heads, dim, dtype=qkv.dtype, device=qkv.device)
@@ -118,7 +123,7 @@ def rope_kv(
         num_heads, num_kv_heads, num_blocks * num_kv_heads * block_size, norms.eps if norms else 0.0,
         DIM=dim, WIDTH=triton.next_power_of_2(dim), ROTARY=0 if table is None else table.shape[-1],
         BLOCK_SIZE=block_size, LIMIT=LIMITS.get(kv.cache.dtype, 0.0), ROUND=kv.cache.dtype == torch.int8,
-        num_warps=1,
+        PDL=pdl, launch_pdl=pdl, num_warps=1,
     )  # fmt: skip
     return queries
 
