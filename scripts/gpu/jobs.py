@@ -26,7 +26,9 @@ from .results import Measurement
 ROOT = Path(__file__).parents[2]
 TAIL = 4000
 """Characters of what a process wrote that are shown when it fails."""
-KERNELS = ("decode attention", "16 bits", "8 and 4 bits", "prompts", "around", "page tables")
+KERNELS = (
+    "decode attention", "16 bits", "8 and 4 bits", "8 bits on both sides", "prompts", "around", "page tables"
+)  # fmt: skip
 """Groups of kernels that are timed, what decides a step first."""
 
 

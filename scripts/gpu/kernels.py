@@ -145,6 +145,27 @@ def fewer_bits(place: Place) -> Iterator[Measurement]:
         yield place.against_bytes(f"{name} W4A16 {m} × {label}", calls, n * k // 2 + groups.nbytes)
 
 
+def many_rows(place: Place) -> Iterator[Measurement]:
+    """A prompt times weights of 8 bits, rounded itself; torch's products beside ours."""
+    device, n, k, rows = place.device, place.sizes.n, place.sizes.k, place.sizes.prompt_rows
+    codes, weight = (torch.randint(-127, 128, (m, k), device=device).to(torch.int8) for m in (rows, n))
+    scales, w_scales = torch.rand(rows, 1, device=device), torch.rand(n, device=device) * 0.01
+    label, flops = f"{rows} × [{n}, {k}]", 2.0 * rows * n * k
+    ours = partial(matmul, x_scales=scales, w_scales=w_scales, out_dtype=place.dtype)
+    yield place.against_products(f"matmul W8A8 int8 {label}", [partial(ours, codes, weight)], flops, "int8")
+    theirs: Callable[[], object] = partial(torch._int_mm, codes, weight.t())
+    yield place.against_products(f"torch int8, without scales, {label}", [theirs], flops, "int8")
+    if device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
+        a, b = codes.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
+        yield place.against_products(f"matmul FP8 {label}", [partial(ours, a, b)], flops, "fp8")
+        for fast in (True, False):
+            theirs = partial(
+                torch._scaled_mm, a, b.t(), scales, w_scales[None], out_dtype=place.dtype, use_fast_accum=fast
+            )
+            what = f"torch fp8, {'fast' if fast else 'exact'} sums, {label}"
+            yield place.against_products(what, [theirs], flops, "fp8")
+
+
 def decode_attentions(place: Place, batch: int, context: int) -> Iterator[Measurement]:
     """One layer's, over paged blocks in random order; torch's over contiguous keys and values."""
     sizes, device = place.sizes, place.device
@@ -228,7 +249,7 @@ def _decode_call(place: Place, cache: Tensor, batch: int, context: int, room: in
 
 
 GROUPS: dict[str, Callable[[Place], Iterator[Measurement]]] = dict(
-    zip(KERNELS, (decodes, products, fewer_bits, prompts, around, page_tables), strict=True)
+    zip(KERNELS, (decodes, products, fewer_bits, many_rows, prompts, around, page_tables), strict=True)
 )
 
 

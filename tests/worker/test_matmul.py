@@ -164,7 +164,7 @@ def quantized(kind: str, sizes: list[int], k: int, kernels: Library | None) -> M
             def block(n: int) -> tuple[int, int]:
                 return {"tensor": (n, k), "channel": (1, k), "blocks": (128, 128)}[kind.split()[1]]
 
-            return make.fp8([fp8_part(n, k, block(n)) for n in sizes], bias)
+            return make.fp8([fp8_part(n, k, block(n)) for n in sizes], bias, quantize_input=False)
 
 
 KINDS = (
@@ -235,7 +235,8 @@ def test_int4_scales_are_in_memory_once() -> None:
 def test_every_fp8_number() -> None:
     """Also the subnormal ones; NaN stays NaN."""
     every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(256, 1)
-    matrix = NativeMatrices(native.kernels()).fp8([FP8Part(every, torch.ones(1, 1), (256, 1))], None)
+    part = FP8Part(every, torch.ones(1, 1), (256, 1))
+    matrix = NativeMatrices(native.kernels()).fp8([part], None, quantize_input=False)
     y = matrix.multiply(torch.ones(1, 1))
     torch.testing.assert_close(y[0], every.float().view(-1), rtol=0, atol=0, equal_nan=True)
 

@@ -94,7 +94,7 @@ class NativeMatrices:
         ]
         return self._packed(NF4, columns, rows, bias, group)
 
-    def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None) -> NativeMatrix:
+    def fp8(self, parts: Sequence[FP8Part], bias: Tensor | None, *, quantize_input: bool) -> NativeMatrix:
         columns, k = parts[0].block[1], parts[0].weight.shape[1]
         assert all(part.block[1] == columns for part in parts)
         assert columns % 4 == 0 or columns >= k, columns
