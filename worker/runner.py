@@ -206,6 +206,7 @@ class TorchRunner:
         if kernels is not None:
             kernels.set_threads(threads)
             kernels.records = not parallel.enforce_eager
+            kernels.codes = self.config.model.compress_weights
         elif parallel.cpu_kernels == "auto" and self.config.rank == 0:
             print(f"tern: {which}", file=sys.stderr, flush=True)
         return kernels

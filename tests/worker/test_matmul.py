@@ -4,7 +4,7 @@ The kernels run as this machine has them, and as built for lesser processors.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.worker import native
 from tests.worker.native import LESSER, built
 from worker.kernels import matmul
+from worker.kernels.cpu import library
 from worker.kernels.cpu.library import Library
 from worker.kernels.matmul import (
     DenseMatrix,
@@ -24,6 +25,7 @@ from worker.kernels.matmul import (
 )
 from worker.kernels.matrices import Matrices, TorchMatrices
 from worker.kernels.native_matrices import NativeMatrices
+from worker.kernels.native_matrix import NativeMatrix
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Of the largest output: the types' rounding of it, and in float32 of sums in another order."""
@@ -100,6 +102,53 @@ def test_threads_do_not_matter(kernels: Library) -> None:
             for _ in range(20):
                 assert torch.equal(matrix.multiply(x), alone)
     kernels.set_threads(2)
+
+
+def coded_and_not(parts: list[Tensor], kernels: Library) -> tuple[NativeMatrix, NativeMatrix]:
+    """The first is, where the processor can and it is smaller."""
+    coded = NativeMatrices(kernels).dense(parts, None)
+    kernels.codes = False
+    plain = NativeMatrices(kernels).dense(parts, None)
+    kernels.codes = True
+    return coded, plain
+
+
+def num_bytes(matrix: NativeMatrix) -> int:
+    assert matrix.weights.panels is not None
+    return matrix.weights.panels.numel()
+
+
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "normal": lambda w: w,
+    "zeros": lambda w: w * (random(*w.shape) > 0.3),
+    "rows of zeros": lambda w: w * (torch.arange(len(w)) % 3 > 0)[:, None],
+    "few exponents too many": lambda w: (
+        w * torch.exp2((torch.arange(w.numel()) % 1500 == 7).view(w.shape) * 30.0)
+    ),
+    "subnormal": lambda w: w * 1e-38,
+    "every exponent": lambda w: w * torch.exp2(torch.arange(w.numel()).view(w.shape) % 250 - 127.0),
+    "infinite": lambda w: torch.where(torch.arange(w.shape[1]) == 40, torch.inf, w),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_coded_exponents_change_no_bit(kernels: Library, odd: str) -> None:
+    weight = ODD[odd](random(150, 1056)).bfloat16()
+    coded, plain = coded_and_not([weight[:7], weight[7:80, :], weight[80:]], kernels)
+    for m in (1, 2, 5, 12, 13, 16, 17, 40):
+        x = random(m, 1056, dtype=torch.bfloat16)
+        assert torch.equal(coded.multiply(x).view(torch.int16), plain.multiply(x).view(torch.int16)), m
+
+
+@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+def test_coded_exponents_save_a_quarter(kernels: Library) -> None:
+    weight = random(1024, 1024, dtype=torch.bfloat16)
+    coded, plain = coded_and_not([weight], kernels)
+    can = "avx512_bf16" in library._cpu_flags()
+    assert num_bytes(coded) < (0.77 if can else 1.01) * num_bytes(plain)
+    for unfit in (weight[:, :1000], weight.float(), weight.half()):
+        coded, plain = coded_and_not([unfit], kernels)
+        assert num_bytes(coded) == num_bytes(plain)
 
 
 def test_nothing_is_nothing(kernels: Library) -> None:

@@ -201,7 +201,7 @@ def test_what_is_damaged_is_refused_and_made_again(
     damage: Callable[[bytes], bytes], supervisor: Supervisor, capfd: pytest.CaptureFixture[str]
 ) -> None:
     image = supervisor.open("one")
-    weight = torch.ones(32, 64, dtype=torch.bfloat16)
+    weight = torch.ones(32, 32)
     image.put("m", NativeMatrices(native.kernels()).dense([weight], None))
     image.finish()
     whole = os.pread(supervisor.descriptor, 1 << 20, 0)

@@ -53,6 +53,8 @@ class NativeWeights(Struct, frozen=True, tag=True, kw_only=True):
     scale_type: int = TYPES[torch.float32]
     panels: Tensor | None = None
     """uint8; None: not packed yet, or weights lie where the parts say (int4)"""
+    coded: bool = False
+    """The panels are those of coded.h."""
 
 
 class _Part(ctypes.Structure):
@@ -82,18 +84,27 @@ class _Matrix(ctypes.Structure):
         ("group", ctypes.c_long),
         ("kind", ctypes.c_int),
         ("scale_type", ctypes.c_int),
+        ("coded", ctypes.c_int),
     )
 
 
 def pack(kernels: Library, weights: NativeWeights, allocate: Allocate) -> NativeWeights:
-    """The same with the parts' weights copied into panels."""
+    """The same with the parts' weights copied into panels; coded, if the kernels may and it is smaller."""
     laid_out = _laid_out(weights)
     address = ctypes.addressof(laid_out)
-    size = kernels.function("tern_packed_bytes", ctypes.c_long, ctypes.c_void_p)
-    panels = allocate(size(address))
-    kernels.function("tern_pack", None, ctypes.c_void_p, ctypes.c_void_p)(address, panels.data_ptr())
+    pointer, integer = ctypes.c_void_p, ctypes.c_long
+    sizes = torch.empty(weights.n, dtype=torch.int64)
+    coded = 0
+    if kernels.codes:
+        coded = kernels.function("tern_coded_bytes", integer, pointer, pointer)(address, sizes.data_ptr())
+    panels = allocate(coded or kernels.function("tern_packed_bytes", integer, pointer)(address))
+    if coded:
+        code = kernels.function("tern_code", None, pointer, pointer, pointer)
+        code(address, sizes.data_ptr(), panels.data_ptr())
+    else:
+        kernels.function("tern_pack", None, pointer, pointer)(address, panels.data_ptr())
     parts = tuple(structs.replace(part, weight=None) for part in weights.parts)
-    return structs.replace(weights, panels=panels, parts=parts)
+    return structs.replace(weights, panels=panels, parts=parts, coded=coded > 0)
 
 
 class NativeMatrix:
@@ -155,6 +166,7 @@ def _laid_out(weights: NativeWeights) -> _Matrix:
         group=weights.group,
         kind=weights.kind,
         scale_type=weights.scale_type,
+        coded=weights.coded,
     )
 
 

@@ -69,6 +69,8 @@ class Library:
         self._dll = ctypes.CDLL(str(path))
         self._set_threads = self.function("tern_set_threads", None, ctypes.c_int)
         self._get_threads = self.function("tern_get_threads", ctypes.c_int)
+        self.codes = True
+        """Whether matrices of bfloat16 are coded, see coded.h."""
         self.records = True
         """Whether models may record their steps."""
         self.recorder: Recorder | None = None

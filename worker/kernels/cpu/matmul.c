@@ -70,7 +70,7 @@ static void multiply_rows(const Matrix *w, const Call *call) {
     case INT8_W8A16:
     case NF4:
     case FP8: tern_matmul_converted(w, call); break;
-    default: tern_matmul_panels(w, call);
+    default: (w->coded ? tern_matmul_coded : tern_matmul_panels)(w, call);
     }
 }
 

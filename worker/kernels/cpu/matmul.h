@@ -25,6 +25,7 @@ typedef struct {
     long group; /* columns that share a scale */
     int kind;
     int scale_type; /* F32; of INT4 also BF16 */
+    int coded;      /* panels are those of coded.h */
 } Matrix;
 
 typedef struct {
@@ -70,6 +71,7 @@ void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stri
                  int y_type);
 
 void tern_matmul_panels(const Matrix *w, const Call *call);
+void tern_matmul_coded(const Matrix *w, const Call *call);
 void tern_matmul_converted(const Matrix *w, const Call *call);
 void tern_matmul_int4(const Matrix *w, const Call *call);
 

@@ -33,11 +33,9 @@ static void pack_nf4(const void *const *rows, int count, long k, uint32_t *to) {
     }
 }
 
-static void pack_panel(const void *data, long index) {
-    const Packing *job = data;
-    const Matrix *w = job->w;
+void tern_pack_panel(const Matrix *w, long index, void *to) {
     long bytes = tern_panel_bytes(w);
-    char *panel = job->to + index * bytes;
+    char *panel = to;
     int half = tern_unit_bytes(w->kind) == 2;
     long size = w->kind == F32 ? 4 : w->kind == F16 || w->kind == BF16 ? 2 : 1;
     for (long r = 0; r < PANEL; r += 16) {
@@ -63,6 +61,11 @@ static void pack_panel(const void *data, long index) {
     }
     if (w->kind == INT8 && W8_MOVED)
         for (long i = 0; i < bytes; i++) panel[i] ^= (char)W8_MOVED;
+}
+
+static void pack_panel(const void *data, long index) {
+    const Packing *job = data;
+    tern_pack_panel(job->w, index, job->to + index * tern_panel_bytes(job->w));
 }
 
 static long panels_of(const Matrix *w) { return (w->n + PANEL - 1) / PANEL; }

@@ -55,5 +55,6 @@ Tile tern_panel_tile(int kind); /* F32, F16, BF16 or INT8 */
 /* What the packed matrix takes, in bytes; and packs it. The matrix given has its parts as a checkpoint has them. */
 long tern_packed_bytes(const Matrix *w);
 void tern_pack(const Matrix *w, void *to);
+void tern_pack_panel(const Matrix *w, long panel, void *to);
 
 #endif
