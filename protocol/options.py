@@ -59,8 +59,8 @@ class ModelOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     mmap: Annotated[
         bool,
         Meta(
-            description="map weights that are used as they are stored, so that workers share them and a "
-            "restarted one has them at once; off: read them, for files that may change"
+            description="map the files of weights, so that workers share what is used as it is stored; off: "
+            "read them, for files that may change"
         ),
     ] = True
     keep_weights: Annotated[

@@ -1,8 +1,8 @@
 """A checkpoint folder: config.json, end-of-sequence ids, safetensors. Knows no model and no layer.
 
-Every length and offset in a file is checked before it is used, and data is read with pread: a truncated
-or changing file is an error message, never a crash or zeros. What will be used as it is stored may be mapped
-instead of read, see mapped_file.py. Pickles (.bin, .pt) are refused.
+Every length and offset in a file is checked before it is used. Data is mapped (mapped_file.py) or, on request
+and where it lies at an odd place, read with pread: a truncated file is an error message, never a crash or
+zeros. Pickles (.bin, .pt) are refused.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ class TensorPart(NamedTuple):
     dtypes: tuple[torch.dtype, ...] = FLOATS
     """That it may be stored as."""
     kept: bool = False
-    """Who asks keeps the tensor and never writes to it, so it may be a view of the mapped file."""
+    """Who asks keeps the tensor, which so may remain a view of the mapped file; otherwise it is whole."""
     needed: bool = True
     """Otherwise it must be there, but is not read: what it would become is in a cache."""
 
@@ -107,7 +107,7 @@ class Tensors:
         self._maps: dict[Path, MappedFile] = {}
 
     def read(self, part: TensorPart) -> Tensor:
-        """In its stored type; the caller's own unless `part.kept`.
+        """In its stored type. Never written to, as it may be a view of the mapped file.
 
         Raises StartupError when the file cannot be read, or has become shorter since its header was.
         """
@@ -117,8 +117,9 @@ class Tensors:
         offset = stored.offset + (part.starts[0] if part.starts else 0) * row_bytes
         in_rows = part._replace(starts=(0, *part.starts[1:])[: len(shape)])
         try:
-            if part.kept and self.may_map and offset % stored.dtype.itemsize == 0:
-                return in_rows.cut(self._map(stored.path).tensor(offset, shape, stored.dtype))
+            if self.may_map and offset % stored.dtype.itemsize == 0:
+                mapped = in_rows.cut(self._map(stored.path).tensor(offset, shape, stored.dtype))
+                return mapped if part.kept else mapped.contiguous()
             rows = torch.empty(shape, dtype=stored.dtype)
             if not _fill(rows, stored.path, offset):
                 raise StartupError(
@@ -130,7 +131,7 @@ class Tensors:
             raise _unreadable(stored.path.name, error) from None
 
     def let_go(self) -> None:
-        """Most of what was read is not looked at again: what is mapped needs no memory for now."""
+        """Most of what was read is not looked at again: what is mapped takes no memory until it is."""
         for mapped in self._maps.values():
             mapped.let_go()
 

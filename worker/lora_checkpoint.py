@@ -79,7 +79,8 @@ class LoraCheckpoint:
         for tensor in stored:
             if not tensor.startswith(_PREFIX) or _NAME.fullmatch(tensor) is None:
                 raise self.refused(f"{tensor!r} is neither the A nor the B of a linear layer's LoRA", _MERGE)
-        self._source = wants.view(Tensors({name[len(_PREFIX) :]: one for name, one in stored.items()}))
+        named = {name[len(_PREFIX) :]: one for name, one in stored.items()}
+        self._source = wants.view(Tensors(named, may_map=False))
         self.stored: dict[str, StoredTensor] = {}
         """By name in the model."""
         found: dict[str, dict[str, str]] = {}

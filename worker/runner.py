@@ -33,7 +33,7 @@ from .kv_layout import lay_out
 from .launched import Launched
 from .logprobs import LogprobReports, top_logprobs
 from .lora import Adapters
-from .memory import available_memory, kv_vector_bytes, set_aside
+from .memory import available_memory, give_back, kv_vector_bytes, set_aside
 from .models.registry import Model, build
 from .parallel import Group
 from .pooling import Pooling, kind_of
@@ -95,13 +95,11 @@ class TorchRunner:
                 self._weights_bytes // wants.dtype.itemsize,
                 None if self.kernels is None else self.kernels.set_threads,
             )
-            self._load(wants, read, report)
-            if self.kernels is not None:
-                checkpoint.let_go()
+            self._load(wants, read, report, checkpoint)
             self.served = self._serve(model, wants, facts)
             self.steps: Steps = HostSteps(self.served, wants.dtype, self.kernels, step_threads)
         else:
-            self._load(wants, read, report)
+            self._load(wants, read, report, checkpoint)
             report("measuring what steps take", "", None)
             left = self._beside_steps(model, wants)
             self.served = self._serve(
@@ -183,12 +181,13 @@ class TorchRunner:
         files = checkpoint.fingerprint(), checkpoint.stamps()
         return open_image(fingerprint(self.config.model, ranks, files, self.kernels.path.name), self.kernels)
 
-    def _load(self, wants: Wants, read: Read, report: Report) -> None:
-        load(wants, read, report)
+    def _load(self, wants: Wants, read: Read, report: Report, checkpoint: Checkpoint) -> None:
+        load(wants, read, report, checkpoint.let_go)
         if self.image is not None:
             self.image.finish()
         if self.adapters is not None:
             self.adapters.load(report)
+        give_back()
 
     def _host_kernels(self, threads: int, report: Report) -> Library | None:
         """Those in C; a GPU has its own."""

@@ -178,8 +178,9 @@ class Scope:
         self._wants.finishers.append(finish)
 
 
-def load(wants: Wants, read: Read, report: Report) -> None:
-    """Put tensors where they are wanted, request by request, then let the layers finish."""
+def load(wants: Wants, read: Read, report: Report, let_go: Callable[[], None] = lambda: None) -> None:
+    """Put tensors where they are wanted, request by request, then let the layers finish. `let_go` is called
+    when those of a request have been taken."""
     requests, wants.requests = wants.requests, []
     times = Counter(part for request in requests for part in request.parts if part.kept)
     shared: dict[TensorPart, Tensor] = {}
@@ -192,6 +193,7 @@ def load(wants: Wants, read: Read, report: Report) -> None:
                 shared[part] = tensor
             tensors.append(tensor)
         request.take(tensors)
+        let_go()
     for finish in wants.finishers:
         finish()
 

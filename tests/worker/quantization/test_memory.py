@@ -49,7 +49,7 @@ read = reader(wants, checkpoint)
 promised, working = wants.num_bytes(), wants.working_bytes(checkpoint.tensors)
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
 before = memory("VmRSS")
-load(wants, read, quiet)
+load(wants, read, quiet, checkpoint.let_go)
 if image is not None:
     image.finish()
 print(json.dumps([promised, working, memory("VmHWM") - before]))
