@@ -1,5 +1,6 @@
 """`python -m worker`: joins its supervisor, loads the model, and executes plans until told to quit."""
 
+import gc
 import os
 import sys
 import traceback
@@ -31,8 +32,12 @@ def load(config: WorkerConfig, channel: ChildChannel, progress: Progress, *, stu
         return StubRunner(config)
     report("importing torch", "", None)
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # read when torch is loaded; see threads.py
+    gc.disable()  # a sixth of the import is looking at what it has made so far, again and again
     from .runner import TorchRunner
     from .weight_image import WeightImage
+
+    gc.freeze()
+    gc.enable()
 
     def hand_on(descriptor: int) -> None:
         channel.send(Keep(), descriptor)
@@ -50,6 +55,8 @@ def main() -> int:
         for num_tokens, context, seconds in runner.measured:
             budget.record(num_tokens, context, seconds)
         runner = faulty(runner, config.rank, budget, os.environ)
+        gc.collect()
+        gc.freeze()  # what exists now lives as long as the process: keep collections off it
         Worker(config, channel, runner, progress, budget).run()
     except Exception as error:
         failed = last_words(error)
