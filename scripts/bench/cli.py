@@ -97,6 +97,8 @@ async def _run(asked: options.Benchmark, serve_arguments: list[str]) -> str:
             return rest.measure(serve_arguments, asked.seconds)
         case options.Recover():
             return await recover.measure(asked.repetitions, asked.goodput_seconds, serve_arguments)
+        case options.Restart():
+            return await recover.measure_restart(asked.repetitions, serve_arguments)
         case options.Overload():
             refusals = await overload.measure(asked.requests, asked.at_once, serve_arguments)
             return overload.report(refusals)

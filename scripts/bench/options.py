@@ -72,6 +72,12 @@ class Recover(Struct, frozen=True, kw_only=True):
     goodput_seconds: Annotated[float, Meta(gt=0, description="with faults, and again without")] = 120
 
 
+class Restart(Struct, frozen=True, kw_only=True):
+    """How soon a stream goes on whose worker is killed, with any model."""
+
+    repetitions: Annotated[int, Meta(ge=1, description="kills of one server's worker")] = 3
+
+
 class Overload(Struct, frozen=True, kw_only=True):
     """How soon a full server refuses."""
 
@@ -124,6 +130,7 @@ Benchmark = (
     | Structured
     | Rest
     | Recover
+    | Restart
     | Overload
     | Context
     | Kernels

@@ -33,6 +33,7 @@ NUM_TOKENS = {"stub": 1500, "torch": 300}
 """Of each answer, by worker: so many that all streams are still open when a fault arrives."""
 _TOKENS_BEFORE = 50
 """Of each stream, about, before the fault."""
+_TOKENS_BEFORE_RESTART = 15
 _HANG_STEP = 200
 _LOOK_AGAIN_S = 0.002
 _DEADLINE_S = 120.0
@@ -96,6 +97,37 @@ async def measure(repetitions: int, goodput_s: float, serve_arguments: Sequence[
             *(figures.row(with_seen=False) for figures in ends),
             "",
             await _goodput(stub, goodput_s),
+        ]
+    )
+
+
+async def measure_restart(repetitions: int, arguments: Sequence[str]) -> str:
+    """Of one stream at a time, the only one, whose worker is killed."""
+    gaps, failed = [], 0
+    with serving([*arguments, "--max-restarts", "1000000"]) as stack:
+        first_mb = stack.rss_mb("worker")
+        async with _core(stack) as core:
+            for number in range(repetitions):
+                await _until_stats(core, _is_at_rest)
+                enough = (await core.ping()).stats.generation_tokens + _TOKENS_BEFORE_RESTART
+                request = completion_request([7, 9 + number], 8 * _TOKENS_BEFORE_RESTART)
+                task = asyncio.create_task(one(stack.host, stack.port, request))
+                await _until_stats(core, partial(_has_generated, enough))
+                began = time.perf_counter()
+                os.kill(stack.pids["worker"][0], signal.SIGKILL)
+                stream = await task
+                gaps.append(_gap(stream, began)[0])
+                failed += bool(stream.error)
+        cells = [f"{number:.2f}" for number in (statistics.median(gaps), min(gaps), max(gaps))]
+        cells += [f"{number:.0f}" for number in (first_mb, stack.rss_mb("worker"))]
+    return "\n".join(
+        [
+            f"Ready after {stack.ready_s:.1f} s. {repetitions} kills of the worker, each amid a stream: "
+            f"the longest silence since (s); {failed} streams failed. Resident memory in MB:",
+            "",
+            "| silence, median | least | most | the first worker's memory | the last one's |",
+            "|---|---|---|---|---|",
+            f"| {' | '.join(cells)} |",
         ]
     )
 
@@ -293,6 +325,10 @@ async def _until(condition: Callable[[], bool]) -> float:
         while not condition():  # noqa: ASYNC110 - another process's doing, of which no event tells
             await asyncio.sleep(_LOOK_AGAIN_S)
     return time.perf_counter()
+
+
+def _has_generated(enough: int, stats: EngineStats) -> bool:
+    return stats.generation_tokens >= enough
 
 
 def _is_at_rest(stats: EngineStats) -> bool:
