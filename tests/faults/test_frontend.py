@@ -113,7 +113,7 @@ async def test_replaced(scene: "NewScene", worker: str, count: int, length: int)
         before = one.stack.pids["frontend"]
 
         async def fault(load: Load) -> None:
-            await load.until(lambda: load.chunks > 100)
+            await load.reached(20)
             one.stack.program.signal(signal.SIGHUP)
 
         await one.load(many(count, length), fault)

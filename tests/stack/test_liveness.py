@@ -9,46 +9,27 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.stack.streams import nothing, once, stream_text
 
+if TYPE_CHECKING:
     from tests.stack.conftest import Serve, Stack
+    from tests.stack.streams import OnText
 
 LENGTH = 1500
 """Tokens: a fraction of a second with the stub."""
 
 
-async def stream_text(
-    stack: "Stack", prompt: str, length: int = LENGTH, on_chunk: "Callable[[int], None]" = lambda count: None
-) -> str:
-    """A greedy answer; `on_chunk` hears how many chunks have come."""
-    async with stack.async_client() as client:
-        stream = await client.completions.create(
-            model="tiny", prompt=prompt, stream=True, temperature=0, max_tokens=length,
-            extra_body={"ignore_eos": True},
-        )  # fmt: skip
-        text, count = "", 0
-        async for chunk in stream:
-            text += chunk.choices[0].text
-            count += 1
-            on_chunk(count)
-        return text
-
-
-def stop_at(stack: "Stack", kind: str, chunk: int) -> "Callable[[int], None]":
-    def on_chunk(count: int) -> None:
-        if count == chunk:
-            os.kill(stack.pids[kind][0], signal.SIGSTOP)
-
-    return on_chunk
+def stop(stack: "Stack", kind: str) -> "OnText":
+    """SIGSTOP in the middle of a stream."""
+    return once(lambda: os.kill(stack.pids[kind][0], signal.SIGSTOP))
 
 
 @pytest.mark.parametrize("kind", ["engine_core", "worker"])
 async def test_every_stream_survives_a_stop(serve: "Serve", kind: str) -> None:
     stack = serve()
     prompts = [f"Tern number {number}" for number in range(4)]
-    expected = [await stream_text(stack, prompt) for prompt in prompts]
-    hooks = [stop_at(stack, kind, 5), *[lambda count: None] * 3]
+    expected = [await stream_text(stack, prompt, LENGTH) for prompt in prompts]
+    hooks = [stop(stack, kind), *[nothing] * 3]
     texts = await asyncio.gather(*(
         stream_text(stack, prompt, LENGTH, hook) for prompt, hook in zip(prompts, hooks, strict=True)
     ))  # fmt: skip
@@ -70,32 +51,36 @@ async def test_a_whole_tree_that_is_stopped_and_continued_restarts_nothing(serve
     before = stack.pids
     expected = await stream_text(stack, "Patience", 3000)
 
-    def on_chunk(count: int) -> None:
-        if count in (5, 10, 20):
+    marks = [50, 500, 1000]
+
+    def on_text(length: int) -> None:
+        if marks and length >= marks[0]:
+            marks.pop(0)
             os.killpg(stack.program.pid, signal.SIGSTOP)
             while any(_state(pid) != "T" for group in before.values() for pid in group):
                 pass  # it takes microseconds
             os.killpg(stack.program.pid, signal.SIGCONT)
 
-    assert await stream_text(stack, "Patience", 3000, on_chunk) == expected
+    assert await stream_text(stack, "Patience", 3000, on_text) == expected
+    assert not marks
     assert stack.pids == before
     assert "killing it" not in stack.program.output
 
 
 @pytest.mark.parametrize("kind", ["hang", "hang_gil"])
 async def test_every_stream_survives_a_hang(serve: "Serve", tmp_path: Path, kind: str) -> None:
-    expected = await stream_text(serve(), "Hang on")
+    expected = await stream_text(serve(), "Hang on", LENGTH)
     stack = serve(TERN_FAULTS=f"{kind}:step=20,times=1", TERN_FAULTS_DIR=str(tmp_path))
-    assert await stream_text(stack, "Hang on") == expected
+    assert await stream_text(stack, "Hang on", LENGTH) == expected
     stack.program.wait_for(r"worker \(pid \d+\) made no progress for \d+\.\d s; killing it")
     assert "worker has been at one thing for" in stack.program.output
 
 
 async def test_a_slow_step_is_left_alone(serve: "Serve", tmp_path: Path) -> None:
-    expected = await stream_text(serve(), "Slowly")
+    expected = await stream_text(serve(), "Slowly", LENGTH)
     stack = serve(TERN_FAULTS="slow:step=20,factor=1.5", TERN_FAULTS_DIR=str(tmp_path))
     before = stack.pids
-    assert await stream_text(stack, "Slowly") == expected
+    assert await stream_text(stack, "Slowly", LENGTH) == expected
     assert any("slow" in name for name in os.listdir(tmp_path))  # it has happened
     assert stack.pids == before
     assert "killing it" not in stack.program.output

@@ -11,60 +11,24 @@ import pytest
 from protocol.client import EngineClient
 from protocol.sampling import SamplingParams
 from tests.stack.listening import listening
+from tests.stack.streams import nothing, once, stream_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import openai
-
-    from tests.stack.conftest import Serve, Stack
+    from tests.stack.conftest import Serve
 
 LENGTH = 1500
 """Tokens: a fraction of a second with the stub, far longer than a kill takes to arrive."""
-
-
-async def stream_text(
-    client: "openai.AsyncOpenAI",
-    prompt: str,
-    length: int,
-    on_chunk: "Callable[[int], None]" = lambda count: None,
-) -> str:
-    """A greedy answer; `on_chunk` hears how many chunks have come."""
-    stream = await client.completions.create(
-        model="tiny",
-        prompt=prompt,
-        stream=True,
-        temperature=0,
-        max_tokens=length,
-        extra_body={"ignore_eos": True},
-    )
-    text = ""
-    count = 0
-    async for chunk in stream:
-        text += chunk.choices[0].text
-        count += 1
-        on_chunk(count)
-    return text
-
-
-def kill_at(stack: "Stack", kind: str, chunk: int) -> "Callable[[int], None]":
-    def on_chunk(count: int) -> None:
-        if count == chunk:
-            stack.kill(kind)
-
-    return on_chunk
 
 
 @pytest.mark.parametrize("kind", ["engine_core", "worker"])
 async def test_every_stream_goes_on(serve: "Serve", kind: str) -> None:
     stack = serve()
     prompts = [f"Tern number {number}" for number in range(8)]
-    async with stack.async_client() as client:
-        expected = [await stream_text(client, prompt, LENGTH) for prompt in prompts]
-        hooks = [kill_at(stack, kind, 5), *[lambda count: None] * 7]
-        texts = await asyncio.gather(*(
-            stream_text(client, prompt, LENGTH, hook) for prompt, hook in zip(prompts, hooks, strict=True)
-        ))  # fmt: skip
+    expected = [await stream_text(stack, prompt, LENGTH) for prompt in prompts]
+    hooks = [once(lambda: stack.kill(kind)), *[nothing] * 7]
+    texts = await asyncio.gather(*(
+        stream_text(stack, prompt, LENGTH, hook) for prompt, hook in zip(prompts, hooks, strict=True)
+    ))  # fmt: skip
     assert texts == expected
     stack.program.wait_for("was killed by SIGKILL; starting it again now")
     assert len(set(texts)) == 8
@@ -72,26 +36,24 @@ async def test_every_stream_goes_on(serve: "Serve", kind: str) -> None:
 
 async def test_what_is_killed_again_and_again_is_survived_again_and_again(serve: "Serve") -> None:
     stack = serve("--max-restarts", "20")
-    async with stack.async_client() as client:
-        expected = await stream_text(client, "Once", LENGTH)
-        kinds = ["engine_core", "worker", "engine_core", "worker"]
+    expected = await stream_text(stack, "Once", LENGTH)
+    kinds = ["engine_core", "worker", "engine_core", "worker"]
 
-        def on_chunk(count: int) -> None:
-            if count % 20 == 0 and kinds:
-                with suppress(ProcessLookupError):  # not yet replaced since the last time
-                    stack.kill(kinds[-1])
-                    kinds.pop()
+    def on_text(length: int) -> None:
+        if kinds and length > (5 - len(kinds)) * len(expected) // 8:
+            with suppress(ProcessLookupError):  # not yet replaced since the last time
+                stack.kill(kinds[-1])
+                kinds.pop()
 
-        assert await stream_text(client, "Once", LENGTH, on_chunk) == expected
+    assert await stream_text(stack, "Once", LENGTH, on_text) == expected
     assert kinds == []
 
 
 @pytest.mark.parametrize("kind", ["engine_core", "worker"])
 async def test_the_same_with_a_real_model(serve: "Serve", kind: str) -> None:
     stack = serve(worker="torch")
-    async with stack.async_client() as client:
-        expected = await stream_text(client, "Arctic", 200)
-        assert await stream_text(client, "Arctic", 200, kill_at(stack, kind, 20)) == expected
+    expected = await stream_text(stack, "Arctic", 200)
+    assert await stream_text(stack, "Arctic", 200, once(lambda: stack.kill(kind))) == expected
     stack.program.wait_for("is ready again")
     assert ("are those that the last worker left" in stack.program.output) == (kind == "worker")
 

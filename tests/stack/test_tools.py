@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import jsonschema_rs
@@ -17,6 +16,7 @@ from scripts.bundled_tasks import held_out_samples
 from scripts.tasks.tool_calls import TOOLS
 from tests.conftest import ROOT
 from tests.stack.conftest import Serve, Stack
+from tests.stack.streams import OnText, nothing, once
 
 PAGE = (ROOT / "docs" / "tools.md").read_text()
 DEADLINE_S = 120
@@ -144,9 +144,7 @@ async def test_a_model_of_random_weights_calls_what_it_must(serve: Serve) -> Non
             await client.chat.completions.create(model=stack.model, messages=question, tools=tools)
 
 
-async def stream_call(
-    client: openai.AsyncOpenAI, model: str, on_chunk: Callable[[int], None]
-) -> tuple[str, str]:
+async def stream_call(client: openai.AsyncOpenAI, model: str, on_text: OnText = nothing) -> tuple[str, str]:
     """Name and arguments of a long call."""
     text = {"type": "object", "properties": {"text": {"type": "string", "pattern": "^[a-z]{400}$"}}}
     question: Any = [{"role": "user", "content": "Write."}]
@@ -155,29 +153,25 @@ async def stream_call(
         tool_choice="required", parallel_tool_calls=False, temperature=0, max_tokens=1000,
     )  # fmt: skip
     name = arguments = ""
-    reasons, count = [], 0
+    reasons = []
     async for chunk in stream:
         choice = chunk.choices[0]
         for call in choice.delta.tool_calls or []:
             assert call.function is not None
             name += call.function.name or ""
             arguments += call.function.arguments or ""
-            count += 1
-            on_chunk(count)
+            on_text(len(arguments))
         reasons.append(choice.finish_reason)
     assert reasons[-1] == "tool_calls"
     return name, arguments
 
 
 async def test_the_worker_dies_in_the_middle_of_a_call(bundled: Stack) -> None:
-    def kill(count: int) -> None:
-        if count == 5:
-            bundled.kill("worker")
-
     async with bundled.async_client() as client:
-        expected = await stream_call(client, bundled.model, lambda count: None)
+        expected = await stream_call(client, bundled.model)
         struck, beside = await asyncio.gather(
-            stream_call(client, bundled.model, kill), stream_call(client, bundled.model, lambda count: None)
+            stream_call(client, bundled.model, once(lambda: bundled.kill("worker"))),
+            stream_call(client, bundled.model),
         )
     assert (struck, beside) == (expected, expected)
     assert expected[0] == "write"

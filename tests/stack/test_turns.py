@@ -4,7 +4,7 @@ conversation is found again by whichever frontend is asked."""
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -12,22 +12,21 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.stack.conftest import Stack
-from tests.stack.test_survival import kill_at
+from tests.stack.streams import nothing, once
 
 if TYPE_CHECKING:
     import openai
 
     from tests.stack.conftest import Serve
+    from tests.stack.streams import OnText
 
 PAGE = (ROOT / "docs" / "responses-and-messages.md").read_text()
 DEADLINE_S = 120
 SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1200, "maxLength": 1200}
 """Without it the stub's answers would end by chance, and too soon."""
-Hook = Callable[[int], None]
-"""Hears how many events have come."""
 
 
-async def respond(client: "openai.AsyncOpenAI", hook: Hook = lambda count: None) -> str:
+async def respond(client: "openai.AsyncOpenAI", on_text: "OnText" = nothing) -> str:
     """The text, as it was streamed."""
     stream = await client.responses.create(
         model="tiny",
@@ -36,18 +35,17 @@ async def respond(client: "openai.AsyncOpenAI", hook: Hook = lambda count: None)
         stream=True,
         text={"format": {"type": "json_schema", "name": "long", "schema": SCHEMA}},
     )
-    text, count = "", 0
+    text = ""
     async for event in stream:
-        count += 1
-        hook(count)
         if event.type == "response.output_text.delta":
             text += event.delta
+            on_text(len(text))
     assert event.type == "response.completed"
     assert event.response.output_text == text
     return text
 
 
-async def say(client: anthropic.AsyncAnthropic, hook: Hook) -> str:
+async def say(client: anthropic.AsyncAnthropic, on_text: "OnText") -> str:
     """The same of the other API."""
     async with client.messages.stream(
         model="tiny",
@@ -56,10 +54,10 @@ async def say(client: anthropic.AsyncAnthropic, hook: Hook) -> str:
         messages=[{"role": "user", "content": "Tern"}],
         output_config={"format": {"type": "json_schema", "schema": SCHEMA}},
     ) as stream:
-        count = 0
-        async for _ in stream:
-            count += 1
-            hook(count)
+        length = 0
+        async for text in stream.text_stream:
+            length += len(text)
+            on_text(length)
         message = await stream.get_final_message()
     assert message.stop_reason == "end_turn"
     return "".join(block.text for block in message.content if block.type == "text")
@@ -71,8 +69,9 @@ async def test_kills_are_not_noticed_and_conversations_are_found(serve: "Serve")
     async with stack.async_client() as client, claude:
         expected = await respond(client)
         for kind in ("worker", "engine_core"):
-            assert await respond(client, kill_at(stack, kind, 20)) == expected
-            assert await say(claude, kill_at(stack, kind, 20)) == expected
+            kill = partial(stack.kill, kind)
+            assert await respond(client, once(kill)) == expected
+            assert await say(claude, once(kill)) == expected
 
         short: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_output_tokens": 5}
         first = await client.responses.create(input="One", **short)
