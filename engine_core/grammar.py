@@ -94,19 +94,6 @@ class Hands(Protocol):
         """Now or later, here or elsewhere."""
 
 
-class Inline:
-    """At once."""
-
-    def now(self) -> float:
-        return 0.0
-
-    def worked_s(self) -> float:
-        return 0.0
-
-    def do(self, work: Callable[[], None]) -> None:
-        work()
-
-
 class Grammars:
     """Of all requests of one engine core."""
 

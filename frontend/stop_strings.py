@@ -38,9 +38,6 @@ class StopStrings:
         self._held = text[start:]
         return text[:start]
 
-    def _may_begin(self, text: str, start: int) -> bool:
-        return text[start] in self._first_chars and text[start:] in self._beginnings
-
     def flush(self) -> str:
         """What was held back, when the text has ended without a stop string."""
         held, self._held = self._held, ""

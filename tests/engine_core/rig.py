@@ -1,12 +1,12 @@
 """The real Engine and the hash model in one thread: no sockets, and a clock that only the test moves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import structs
 
 from engine_core.engine import Engine
-from engine_core.grammar import Hands, Inline
+from engine_core.grammar import Hands
 from engine_core.invariants import check
 from protocol import columns
 from protocol.config import EngineCoreConfig, WorkerConfig
@@ -45,6 +45,19 @@ class Wire:
     def taken(self) -> list[tuple[bytes, Any]]:
         sent, self.sent = self.sent, []
         return sent
+
+
+class Inline:
+    """Hands that work at once."""
+
+    def now(self) -> float:
+        return 0.0
+
+    def worked_s(self) -> float:
+        return 0.0
+
+    def do(self, work: Callable[[], None]) -> None:
+        work()
 
 
 class Rig:

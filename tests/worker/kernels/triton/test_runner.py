@@ -54,7 +54,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     "gpt2": {
         "architectures": ["GPT2LMHeadModel"],
         "n_embd": 32,
-        "n_layer": 2,
+        "n_layer": 1,
         "n_head": 2,
         "n_positions": 96,
         "tie_word_embeddings": True,
@@ -141,19 +141,21 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Served, Driver]:
         return Served(folder, "qwen3", where), Served(folder, "qwen3", None).driver
 
 
-@pytest.mark.parametrize("stored", ["int8", "fp8"])
-def test_the_same_answers_from_a_quantized_cache(stored: str, tmp_path: Path, device: torch.device) -> None:
+@pytest.mark.parametrize(("stored", "family"), [("int8", "one layer"), ("fp8", "qwen3")])
+def test_the_same_answers_from_a_quantized_cache(
+    stored: str, family: str, tmp_path: Path, device: torch.device
+) -> None:
     """As torch, whose cache is rounded alike; and not as without: rounding moves log-probabilities."""
-    served = Served(tmp_path, "qwen3", device, kv_cache_dtype=stored)
+    served = Served(tmp_path, family, device, kv_cache_dtype=stored)
     cache = served.driver.runner.served.cache
     facts = served.driver.runner.facts
     assert cache.scales is not None
     assert facts.kv_bytes == 40 * (cache.tensor[:, :, 0].nbytes + cache.scales[:, :, 0].nbytes)
     assert facts.kv_dtype == {"int8": "int8", "fp8": "float8_e4m3fn"}[stored]
     found = generate(served.driver)
-    rounded = Served(tmp_path, "qwen3", None, kv_cache_dtype=stored, cpu_kernels="torch")
+    rounded = Served(tmp_path, family, None, kv_cache_dtype=stored, cpu_kernels="torch")
     check(found, generate(rounded.driver))
-    exact = generate(Served(tmp_path, "qwen3", None, cpu_kernels="torch").driver)
+    exact = generate(Served(tmp_path, family, None, cpu_kernels="torch").driver)
     moved = [
         abs(a[t] - b[t])
         for a, b in zip(found[2].logprobs, exact[2].logprobs, strict=True)
@@ -165,7 +167,7 @@ def test_the_same_answers_from_a_quantized_cache(stored: str, tmp_path: Path, de
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # of numpy, which interprets
 def test_a_sick_sequence_of_a_quantized_cache_is_found(tmp_path: Path, device: torch.device) -> None:
-    driver = Served(tmp_path, "qwen3", device, kv_cache_dtype="int8", eager=True).driver
+    driver = Served(tmp_path, "one layer", device, kv_cache_dtype="int8", eager=True).driver
     seqs = [driver.add([5, 9, 13 + i, 7, 1, 2], GREEDY) for i in range(2)]
     driver.run(seqs, 1, chunk=4)
     driver.runner.spoil([seqs[0].tables[0][0]])
@@ -328,7 +330,7 @@ def test_a_step_goes_on_from_one_that_nobody_has_read(pair: tuple[Served, Driver
 
 def test_graphs_and_room_change_no_token(tmp_path: Path, device: torch.device) -> None:
     """There is room for all blocks, so it lacks when sequences share them."""
-    served = Served(tmp_path, "qwen3", device, eager=True)
+    served = Served(tmp_path, "one layer", device, eager=True)
     steps = served.driver.runner.steps
     assert isinstance(steps, DeviceSteps)
     assert not steps.graphs.captured
