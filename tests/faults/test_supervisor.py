@@ -174,6 +174,7 @@ def test_the_port_is_in_use(launch: "Launch", tiny_checkpoint: Path, tmp_path: P
         assert program.wait() == 78
     (line,) = program.output.splitlines()
     assert f"port {port} on 127.0.0.1 is in use" in line
+    assert "--port" in line
     assert not (tmp_path / "run").exists()
 
 

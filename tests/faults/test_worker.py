@@ -9,6 +9,7 @@ import pytest
 from tests.faults.at_rest import Core
 from tests.faults.load import SHARED, Load, ask, many, no_fault
 from tests.faults.strikes import KILL, STOP, at, when
+from tests.stack.listening import listening
 
 if TYPE_CHECKING:
     from tests.faults.conftest import NewScene
@@ -60,6 +61,8 @@ async def test_rank_1_killed(scene: "NewScene", worker: str, count: int, length:
     """Scenario 3: kill -9 of rank 1 of 2: the group is replaced as a unit (Scene checks that)."""
     told = (0, 1)  # by rank 0, if it finds its collective broken before it is killed, too
     async with scene(*TWO_RANKS, worker=worker, restarts=ONE, tracebacks=told) as one:
+        addresses = {address for address, _ in listening(one.stack)}
+        assert addresses == {"127.0.0.1"}, "ranks meet where others reach them"
         await one.load(many(count, length), at(20 * count, one, KILL, "worker", 1))
         async with Core.of(one.stack) as core:
             assert (await core.stats()).epochs == 2
@@ -95,6 +98,7 @@ async def test_hung(scene: "NewScene", tmp_path: Path, kind: str, worker: str, s
     async with scene(worker=worker, restarts=ONE, **faults) as one:
         await one.load(many(count, length), no_fault)
         await one.hears(r"worker \(pid \d+\) made no progress for \d+\.\d s; killing it")
+        assert "worker has been at one thing for" in one.stack.program.output
 
 
 async def test_slow(scene: "NewScene", tmp_path: Path) -> None:
