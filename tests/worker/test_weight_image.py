@@ -15,6 +15,7 @@ from protocol.control import Keep, Phase, Ready
 from protocol.errors import OutOfMemory
 from protocol.sampling import SamplingParams
 from scripts.process import drain
+from tests.parity.families import FAMILIES
 from tests.parity.reference import write_checkpoint
 from tests.worker import native
 from tests.worker.core import WorkerProcess
@@ -106,6 +107,17 @@ def test_the_next_worker_reads_no_matrix_and_computes_the_same(
     assert read
     assert all("norm" in name or "embed" in name for name in read), read
     assert second.facts == first.facts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_finds_its_matrices(family: str, tmp_path: Path, supervisor: Supervisor) -> None:
+    """Fused, transposed, of experts: each under a name of its own."""
+    model_type, changes = FAMILIES[family]
+    model = write_checkpoint(tmp_path / "model", model_type, **changes)
+    expected = answer(supervisor.start(model, tmp_path))
+    again = supervisor.start(model, tmp_path)
+    assert found(again)
+    assert answer(again) == expected
 
 
 def test_matrices_of_matrices_come_back(supervisor: Supervisor) -> None:
