@@ -69,13 +69,13 @@ INLINE void rows_of_panel(const int rows, const int first, const int last, Coded
 }
 
 #define WHOLE(N) case N: rows_of_panel(N, 0, 2, from, blocks, x, sums); break;
-#define HALVES(N) /* sums of so many rows do not fit the registers at once */                                         \
+#define BY_HALVES(N) /* sums of so many rows do not fit the registers at once */ \
     case N: rows_of_panel(N, 0, 1, from, blocks, x, sums), rows_of_panel(N, 1, 2, from, blocks, x, sums); break;
 
 static void multiply_few(int rows, Coded from, long blocks, const uint32_t *x, float (*sums)[PANEL]) {
     switch (rows) {
         WHOLE(1) WHOLE(2) WHOLE(3) WHOLE(4) WHOLE(5) WHOLE(6) WHOLE(7) WHOLE(8) WHOLE(9) WHOLE(10) WHOLE(11) WHOLE(12)
-        HALVES(13) HALVES(14) HALVES(15) HALVES(16)
+        BY_HALVES(13) BY_HALVES(14) BY_HALVES(15) BY_HALVES(16)
     }
 }
 
