@@ -9,6 +9,7 @@
 
 #define MOST 16 /* rows of a tile */
 #define BLOCK 512 /* numbers that become float32 at once */
+#define PIECE 4096 /* units that a thread packs at once, or a few more: a microsecond's work */
 
 void tern_interleave(const void *const *rows, int count, long bytes, uint32_t *to, long stride) {
 #if defined(TERN_AVX512)
@@ -41,35 +42,39 @@ typedef struct {
     const Call *call;
     long k;
     int pairs;
+    long pieces, width; /* of a tile; units of one */
 } Job;
 
-static void pack_tile(const void *data, long tile) {
+static void pack_piece(const void *data, long index) {
     const Job *job = data;
     const Call *call = job->call;
+    long tile = index / job->pieces, begin = index % job->pieces * job->width;
     long m0 = tern_first_row(&job->to, tile), rows = tern_first_row(&job->to, tile + 1) - m0;
-    uint32_t *to = job->to.units + m0 * job->to.columns;
+    long end = begin + job->width < job->to.columns ? begin + job->width : job->to.columns;
+    uint32_t *to = job->to.units + m0 * job->to.columns + begin * rows;
     const void *of[MOST];
     if (job->codes) {
-        for (long r = 0; r < rows; r++) of[r] = job->codes->codes + (m0 + r) * job->codes->stride;
-        tern_interleave(of, (int)rows, job->to.columns * 4, to, rows);
+        for (long r = 0; r < rows; r++) of[r] = job->codes->codes + (m0 + r) * job->codes->stride + begin * 4;
+        tern_interleave(of, (int)rows, (end - begin) * 4, to, rows);
         return;
     }
     long size = size_of(call->x_type);
     for (long r = 0; r < rows; r++) of[r] = (const char *)call->x + (m0 + r) * call->x_stride * size;
     if (job->pairs || call->x_type == F32) {
-        tern_interleave(of, (int)rows, job->k * size, to, rows);
+        for (long r = 0; r < rows; r++) of[r] = (const char *)of[r] + begin * 4;
+        tern_interleave(of, (int)rows, (end * 4 < job->k * size ? end * 4 : job->k * size) - begin * 4, to, rows);
         return;
     }
     float room[MOST][BLOCK];
-    for (long k = 0; k < job->k; k += BLOCK) {
-        long some = job->k - k < BLOCK ? job->k - k : BLOCK;
+    for (long k = begin; k < end; k += BLOCK) {
+        long some = end - k < BLOCK ? end - k : BLOCK;
         const void *floats[MOST];
         for (long r = 0; r < rows; r++) {
             const char *from = (const char *)of[r] + k * size;
             for (long i = 0; i < some; i += LANES) store(room[r] + i, load_some(from + i * size, call->x_type, some - i));
             floats[r] = room[r];
         }
-        tern_interleave(floats, (int)rows, some * 4, to + k * rows, rows);
+        tern_interleave(floats, (int)rows, some * 4, to + (k - begin) * rows, rows);
     }
 }
 
@@ -83,7 +88,10 @@ static Tiles pack(Job *job, long m, long columns, long most) {
         if (!memory) abort(); /* as Python does for so little */
     }
     job->to = (Tiles){memory, columns, m, (m + most - 1) / most};
-    tern_parallel_for(pack_tile, job, job->to.count);
+    long pieces = m / job->to.count * columns / PIECE;
+    job->width = pieces > 1 ? (columns / pieces + 15) / 16 * 16 : columns;
+    job->pieces = (columns + job->width - 1) / job->width;
+    tern_parallel_for(pack_piece, job, job->to.count * job->pieces);
     return job->to;
 }
 
