@@ -7,6 +7,7 @@ stack. Sequences begin as if all of their prompt had been found in the prefix ca
 not change what reading them takes.
 """
 
+import gc
 import math
 import statistics
 import tempfile
@@ -23,6 +24,7 @@ from protocol.config import WorkerConfig
 from protocol.options import CacheOptions, ModelOptions, ParallelOptions, SchedulerOptions
 from protocol.sampling import SamplingParams
 from protocol.steps import SequenceStart, StepPlan
+from worker.kernels.native_matrix import NativeMatrix
 from worker.runner import TorchRunner
 
 from .plot import Line, plot
@@ -71,7 +73,7 @@ def measure(
             held.zero_()  # pages that nobody has written are all read from one page of zeros
     token_bytes = runner.facts.kv_bytes // (runner.facts.num_blocks * cache.block_size)
     speed = _reading_speed()
-    weights_bytes = runner.facts.weights_bytes
+    weights_bytes = runner.facts.weights_bytes - _saved_bytes()
     cells = []
     for context in contexts:
         blocks = -(-(context + steps + 1) // cache.block_size)
@@ -109,6 +111,12 @@ def _steps(runner: TorchRunner, batch: int, context: int, blocks: int, steps: in
             break
     runner.reset()
     return seconds[1:]
+
+
+def _saved_bytes() -> int:
+    """What this process' coded matrices take less than numbers of 16 bits."""
+    found = (thing.weights for thing in gc.get_objects() if isinstance(thing, NativeMatrix))
+    return sum(w.n * w.k * 2 - w.panels.numel() for w in found if w.coded and w.panels is not None)
 
 
 def _reading_speed() -> float:
