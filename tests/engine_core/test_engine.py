@@ -18,6 +18,7 @@ from protocol.errors import (
 from protocol.messages import Attach, AttachRefused, EngineMessage, Finish, Refused, Submit
 from protocol.sampling import SamplingParams
 from protocol.sockets import Dealer
+from tests.conftest import DEADLINE_S
 from tests.engine_core.conftest import MiniStack
 from tests.simulation.simulator import alone
 
@@ -48,7 +49,7 @@ async def test_many_streams_get_what_each_would_get_alone(client: EngineClient) 
     for prompt, sampling, answer in zip(prompts, params, answers, strict=True):
         assert answer == expected(prompt, sampling)
     assert client.num_streams == 0
-    stats = (await client.ping()).stats
+    stats = (await client.ping(DEADLINE_S)).stats
     assert stats.num_free_blocks == stats.num_blocks
     assert stats.num_running == stats.num_waiting == 0
     assert stats.generation_tokens == sum(map(len, answers))
@@ -122,7 +123,7 @@ async def test_abort_and_deadline_free_the_blocks(client: EngineClient) -> None:
     late = client.submit([1] * 100, LONG, timeout_s=0.001)
     with pytest.raises(DeadlineExceeded):
         await collect(late)
-    while (stats := (await client.ping()).stats).num_running:
+    while (stats := (await client.ping(DEADLINE_S)).stats).num_running:
         pass
     assert stats.num_free_blocks == stats.num_blocks
 
@@ -207,7 +208,7 @@ async def test_garbage_is_counted_and_dropped(client: EngineClient, mini_stack: 
     [answer] = stranger.drain()
     assert isinstance(answer, Refused)
     assert answer.retryable
-    assert (await client.ping()).stats.dropped_frames == 6
+    assert (await client.ping(DEADLINE_S)).stats.dropped_frames == 6
     assert await collect(client.submit([1], LONG)) == expected([1], LONG)
     stranger.close()
     context.term()

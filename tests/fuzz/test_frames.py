@@ -261,7 +261,7 @@ async def whole(stack: MiniStack, client: EngineClient) -> None:
     await answer(client, [7, 8, 9])
     stack.engine_channel.send(PeerGone(STRANGER))
     async with asyncio.timeout(DEADLINE_S):
-        while (stats := (await client.ping()).stats).num_running or stats.num_waiting:
+        while (stats := (await client.ping(DEADLINE_S)).stats).num_running or stats.num_waiting:
             pass
     await answer(client, [9, 8, 7])
     stack.stop_engine()
@@ -288,9 +288,9 @@ async def test_an_engine_core_serves_on_among_mutated_frames(stack: MiniStack, c
             if number % 4000 == 0:
                 await answer(client, [number % 512, 3])
     async with asyncio.timeout(DEADLINE_S):
-        while (await client.ping()).stats.dropped_frames < undecodable:
+        while (await client.ping(DEADLINE_S)).stats.dropped_frames < undecodable:
             pass
-    assert (await client.ping()).stats.dropped_frames == undecodable
+    assert (await client.ping(DEADLINE_S)).stats.dropped_frames == undecodable
     await whole(stack, client)
 
 

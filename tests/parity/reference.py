@@ -78,6 +78,11 @@ class Reference:
         new: list[int] = out[0, len(prompt) :].tolist()
         return new
 
+    def is_greedy(self, prompt: Sequence[int], outputs: Sequence[int], count: int) -> bool:
+        """Whether these are the tokens of `greedy`: each the likeliest behind those before it."""
+        rows = self.logprobs([*prompt, *outputs])[len(prompt) - 1 : -1]
+        return len(outputs) == count and rows.argmax(-1).tolist() == list(outputs)
+
 
 def assert_equal(driver: Driver, reference: Reference, num_outputs: int) -> None:
     """All log-probabilities of a prompt in chunks and of its greedy continuation."""

@@ -87,7 +87,8 @@ def test_windows_that_move_on(family: str, num_blocks: int, tmp_path: Path) -> N
     prompts = [tokens(length, seed=length) for length in (150, 3, 70)]
     prompts += [shared, shared, shared + tokens(9, seed=1), shared[:20] + tokens(30, seed=2)]
     outputs = server.run(prompts, 60)
-    assert outputs == [reference.greedy(prompt, 60) for prompt in prompts]
+    for prompt, told in zip(prompts, outputs, strict=True):
+        assert reference.is_greedy(prompt, told, 60)
     for group, held in zip(server.runner.facts.kv_groups, server.most_held, strict=True):
         assert held <= (MOST_OF_A_WINDOW if group.window else (150 + 60) // BLOCK_SIZE + 1)
     assert server.scheduler.prefix_hits >= 40

@@ -11,6 +11,7 @@ import pytest
 
 from protocol.client import EngineClient
 from protocol.sampling import SamplingParams
+from tests.faults.at_rest import Core
 
 if TYPE_CHECKING:
     from tests.stack.conftest import Serve, Stack
@@ -77,20 +78,17 @@ async def test_a_stranger_attaches_to_the_engine_core(server: "Stack") -> None:
 
 
 async def test_a_client_that_goes_away_frees_its_blocks(server: "Stack") -> None:
-    engine = await EngineClient.attach(server.endpoint_file)
     body = {"model": "tiny", "prompt": "x", "max_tokens": 15000, "stream": True, "ignore_eos": True}
     async with (
+        Core.of(server) as core,
         httpx2.AsyncClient(base_url=server.base_url, timeout=60) as client,
         client.stream("POST", "/v1/completions", json=body) as response,
     ):
         lines = response.aiter_lines()  # kept: without a reader, httpx2 closes the connection
         await anext(lines)
-        assert (await engine.ping()).stats.num_running == 1
-    while (stats := (await engine.ping()).stats).num_running:
-        pass  # the test's own deadline ends this
-    assert stats.num_free_blocks == stats.num_blocks
-    assert stats.generation_tokens < 15000
-    await engine.close()
+        assert (await core.stats()).num_running == 1
+        await response.aclose()
+        assert (await core.at_rest()).generation_tokens < 15000
 
 
 def test_frontends_share_the_port(serve: "Serve") -> None:
@@ -106,6 +104,6 @@ def test_frontends_share_the_port(serve: "Serve") -> None:
 def test_an_api_key_is_asked_for(serve: "Serve") -> None:
     stack = serve(TERN_API_KEY="swordfish")
     assert "swordfish" not in stack.program.output
-    assert httpx2.get(f"{stack.base_url}/v1/models").status_code == 401
+    assert httpx2.get(f"{stack.base_url}/v1/models", timeout=60).status_code == 401
     headers = {"Authorization": "Bearer swordfish"}
-    assert httpx2.get(f"{stack.base_url}/v1/models", headers=headers).status_code == 200
+    assert httpx2.get(f"{stack.base_url}/v1/models", headers=headers, timeout=60).status_code == 200
