@@ -115,7 +115,7 @@ def _steps(runner: TorchRunner, batch: int, context: int, blocks: int, steps: in
 
 def _saved_bytes() -> int:
     """What this process' coded matrices take less than numbers of 16 bits."""
-    found = (thing.weights for thing in gc.get_objects() if isinstance(thing, NativeMatrix))
+    found = (thing.weights for thing in gc.get_objects() if type(thing) is NativeMatrix)
     return sum(w.n * w.k * 2 - w.panels.numel() for w in found if w.coded and w.panels is not None)
 
 
