@@ -212,7 +212,9 @@ def _sampling() -> Iterator[Variant]:
     )  # fmt: skip
     rows = sampling.SampledRows(ints, ints, ints, empty(ROWS, vocab // 32, dtype=i32), ints)
     yield Variant("any rows", partial(sampling.edit, logits, p, rows))
-    yield Variant("any row", partial(sampling.sample, logits, p, rows, longs))
+    tiles = -(-vocab // sampling.TILE)
+    bests = sampling.Bests(empty(ROWS, tiles, dtype=FP32), empty(ROWS, tiles, dtype=i32))
+    yield Variant("any row", partial(sampling.sample, logits, p, rows, bests, longs))
     inputs = step_rows.DecodeRows.empty(1, ROWS, 512, logits.device)
     state = empty(slots, dtype=torch.int64), empty(slots, dtype=i32)
     tables = empty(1, slots, 512, dtype=i32)

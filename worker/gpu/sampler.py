@@ -142,8 +142,8 @@ class DeviceSampler:
         NOT_FINITE. On the device, nothing is read back."""
         tokens = self.tokens[: len(logits)]
         logits = logits.contiguous()
-        edit(logits, self.parameters, rows)
-        sample(logits, self.parameters, rows, tokens)
+        bests = edit(logits, self.parameters, rows)
+        sample(logits, self.parameters, rows, bests, tokens)
         return tokens
 
     def sample_on_host(

@@ -1,9 +1,10 @@
-"""From logits to a token without sorting the vocabulary: one program per row, every row with parameters of
-its own slot, so that one captured graph serves any mixture of requests.
+"""From logits to a token without sorting the vocabulary: every row with parameters of its own slot, so that
+one captured graph serves any mixture of requests.
 
     edit     is the row finite? · grammar's bitmask → bias → no end before min_tokens → penalties →
-             ÷ temperature                                                                     in float32
-    greedy   the likeliest, the first of equals
+             ÷ temperature                in float32, one program for each TILE, which leaves its best
+    sample   one program for each row:
+    greedy   the likeliest of the tiles', the first of equals
     floors   top-k, then top-p of what top-k left, then min-p: the least logit that is kept; ties are kept
     draw     inverse of the cumulative distribution, in the order of the vocabulary, at one uniform number
 
@@ -23,6 +24,7 @@ lies within rounding of top_p may be kept by one and not by the other.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +36,8 @@ from .uniform import uniform
 
 TILE = 2048
 """Logits at a time; one of 16 bins each in the passes that weigh."""
+WIDE = 8192
+"""Of the passes that only add up: a program that has a row alone waits for memory less often."""
 DIGIT_BITS = tl.constexpr(4)
 BINS = tl.constexpr(16)
 
@@ -98,6 +102,15 @@ class SampledRows:
     """int32 [rows]: scratch of edit for sample, which leaves it as it was: zeros"""
 
 
+class Bests(NamedTuple):
+    """Of each tile of a row, as edit leaves it."""
+
+    logits: Tensor
+    """float32 [rows, tiles]: the largest"""
+    tokens: Tensor
+    """int32 [rows, tiles]: the first of those"""
+
+
 @triton.jit
 def _ordered(x):
     """float32 → int32 of the same order."""
@@ -131,6 +144,8 @@ def _edit(
     presence_ptr,
     frequency_ptr,
     temperature_ptr,
+    bests_ptr,  # out float32 [rows, tiles]
+    likeliest_ptr,  # out int32 [rows, tiles]
     vocab,
     mask_stride,
     most_biases,
@@ -168,6 +183,11 @@ def _edit(
     temperature = tl.load(temperature_ptr + slot)
     x = tl.where(temperature > 0, x / tl.where(temperature > 0, temperature, 1.0), x)
     tl.store(logits_ptr + row * vocab + tokens, x, mask=there)
+    x = tl.where(there, x, -float("inf"))
+    best = tl.max(x, axis=0)
+    tile = row * tl.num_programs(1) + tl.program_id(1)
+    tl.store(bests_ptr + tile, best)
+    tl.store(likeliest_ptr + tile, tl.min(tl.where(x == best, tokens, 0x7FFFFFFF), axis=0))
 
 
 @triton.jit
@@ -218,9 +238,14 @@ def _sample(
     min_p_ptr,
     seeds_ptr,
     num_prompt_ptr,
+    bests_ptr,  # float32 [rows, tiles]
+    likeliest_ptr,  # int32 [rows, tiles]
     tokens_ptr,  # out int64 [rows]
     vocab,
+    num_tiles,
     TILE: tl.constexpr,
+    WIDE: tl.constexpr,
+    TILES: tl.constexpr,  # power of two ≥ tiles
 ):
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(row_slots_ptr + row).to(tl.int64)
@@ -233,15 +258,12 @@ def _sample(
         tl.store(tokens_ptr + row, NOT_FINITE)
         return
     x_ptr += row * vocab
-    offsets = tl.arange(0, TILE)
-    best = -float("inf")
-    likeliest = tl.zeros([], tl.int32)
-    for start in range(0, vocab, TILE):
-        x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
-        here = tl.max(x, axis=0)
-        first = start + tl.min(tl.where(x == here, offsets, TILE), axis=0)
-        likeliest = tl.where(here > best, first, likeliest)
-        best = tl.maximum(best, here)
+    tiles = tl.arange(0, TILES)
+    bests = tl.load(bests_ptr + row * num_tiles + tiles, mask=tiles < num_tiles, other=-float("inf"))
+    firsts = tl.load(likeliest_ptr + row * num_tiles + tiles, mask=tiles < num_tiles, other=0x7FFFFFFF)
+    best = tl.max(bests, axis=0)
+    likeliest = tl.min(tl.where(bests == best, firsts, 0x7FFFFFFF), axis=0)
+    offsets = tl.arange(0, WIDE)
     token = likeliest
     if (tl.load(temperature_ptr + slot) > 0) & (best > -float("inf")):
         floor = -float("inf")
@@ -255,7 +277,7 @@ def _sample(
             # The weight of exactly k tokens: of those above the floor, and of so many at it.
             total = (top_k - above) * tl.exp(floor - best)
         if top_p < 1:
-            for start in range(0, vocab, TILE):
+            for start in range(0, vocab, WIDE):
                 x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
                 total += tl.sum(tl.where(x > floor, tl.exp(x - best), 0.0), axis=0)
             nucleus, _ = _floor(x_ptr, vocab, best, top_p * total, least_key, True, TILE)
@@ -263,7 +285,7 @@ def _sample(
         if min_p > 0:
             floor = tl.maximum(floor, best + tl.log(min_p))
         everything = tl.zeros([], tl.float64)
-        for start in range(0, vocab, TILE):
+        for start in range(0, vocab, WIDE):
             x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
             everything += tl.sum(tl.where(x >= floor, tl.exp(x - best), 0.0).to(tl.float64), axis=0)
         position = (tl.load(lens_ptr + row) - tl.load(num_prompt_ptr + slot)).to(tl.int64)
@@ -271,13 +293,13 @@ def _sample(
         before = tl.zeros([], tl.float64)
         found = tl.full([], -1, tl.int32)
         last = likeliest
-        for start in range(0, vocab, TILE):
+        for start in range(0, vocab, WIDE):
             if found < 0:
                 x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
                 shares = tl.where(x >= floor, tl.exp(x - best), 0.0).to(tl.float64)
                 cumulative = before + tl.cumsum(shares, axis=0)
-                place = tl.min(tl.where((cumulative > target) & (shares > 0), offsets, TILE), axis=0)
-                found = tl.where(place < TILE, start + place, -1)
+                place = tl.min(tl.where((cumulative > target) & (shares > 0), offsets, WIDE), axis=0)
+                found = tl.where(place < WIDE, start + place, -1)
                 possible = tl.max(tl.where(shares > 0, offsets, -1), axis=0)
                 last = tl.where(possible >= 0, start + possible, last)
                 before += tl.sum(shares, axis=0)
@@ -286,25 +308,31 @@ def _sample(
     tl.store(tokens_ptr + row, token.to(tl.int64))
 
 
-def edit(logits: Tensor, p: Parameters, rows: SampledRows) -> None:
+def edit(logits: Tensor, p: Parameters, rows: SampledRows) -> Bests:
     """float32 logits [rows, vocab], in place."""
     count, vocab = logits.shape
-    _edit[(count, triton.cdiv(vocab, TILE))](
+    tiles = triton.cdiv(vocab, TILE)
+    bests = Bests(
+        torch.empty(count, tiles, dtype=torch.float32, device=logits.device),
+        torch.empty(count, tiles, dtype=torch.int32, device=logits.device),
+    )
+    _edit[(count, tiles)](
         logits, rows.slots, rows.lens, rows.mask_rows, rows.masks, rows.broken, p.counts, p.prompts,
         p.bias_ids, p.bias_values, p.num_biases, p.ends, p.num_ends, p.min_tokens, p.num_prompt,
-        p.repetition, p.presence, p.frequency, p.temperature,
+        p.repetition, p.presence, p.frequency, p.temperature, *bests,
         vocab, rows.masks.shape[1], p.bias_ids.shape[1], p.ends.shape[1],
         TILE=TILE, num_warps=8,
     )  # fmt: skip
+    return bests
 
 
-def sample(logits: Tensor, p: Parameters, rows: SampledRows, tokens: Tensor) -> None:
+def sample(logits: Tensor, p: Parameters, rows: SampledRows, bests: Bests, tokens: Tensor) -> None:
     """Edited float32 logits [rows, vocab] → tokens int64 [rows]."""
-    count, vocab = logits.shape
+    (count, vocab), tiles = logits.shape, bests.logits.shape[1]
     _sample[(count,)](
         logits, rows.slots, rows.lens, rows.broken, p.temperature, p.top_k, p.top_p, p.min_p, p.seeds,
-        p.num_prompt, tokens, vocab,
-        TILE=TILE, num_warps=16,
+        p.num_prompt, *bests, tokens, vocab, tiles,
+        TILE=TILE, WIDE=WIDE, TILES=triton.next_power_of_2(tiles), num_warps=16,
     )  # fmt: skip
 
 

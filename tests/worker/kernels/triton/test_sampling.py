@@ -21,6 +21,7 @@ VOCAB, EOS = 200, 7
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "TILE", 64)
+    monkeypatch.setattr(sampling, "WIDE", 128)
 
 
 def parameters(rows: list[SamplingParams], num_prompt: int, device: torch.device) -> sampling.Parameters:
@@ -91,8 +92,7 @@ def check(rows: list[SamplingParams], logits: Tensor, device: torch.device, prom
 def run(logits: Tensor, p: sampling.Parameters, rows: sampling.SampledRows) -> list[int]:
     found = logits.to(p.seeds.device)
     tokens = torch.full((len(found),), 99, dtype=torch.int64, device=found.device)
-    sampling.edit(found, p, rows)
-    sampling.sample(found, p, rows, tokens)
+    sampling.sample(found, p, rows, sampling.edit(found, p, rows), tokens)
     return tokens.tolist()
 
 
