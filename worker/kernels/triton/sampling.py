@@ -13,8 +13,10 @@ SplitMix64 entered at (seed, output position), computed here in 64-bit integers.
 float64.
 
 A floor is found by its bits: logits are mapped to integers of the same order, and a digit of four bits at a
-time is fixed by counting (top-k) or weighing (top-p) the logits in each of its 16 values. Eight passes over
-a row, which after the first come out of L2, instead of a sort; none if no filter is asked for.
+time is fixed by counting (top-k) or weighing (top-p) the logits in each of its 16 values: eight passes and no
+sort. They are over the few logits that the floor can be among, put together before, if CANDIDATES hold them:
+no top-k floor is below the k-th best of the tiles, and what is together less than what top-p leaves out is
+below its floor. Else they are over the row, which then comes out of L2.
 
 A row whose logits were not finite gets NOT_FINITE for a token, one that may sample nothing NO_TOKEN, and one
 without a slot is left alone.
@@ -36,7 +38,7 @@ from .uniform import uniform
 
 TILE = 2048
 """Logits at a time; one of 16 bins each in the passes that weigh."""
-WIDE = 8192
+WIDE = 4096
 """Of the passes that only add up: a program that has a row alone waits for memory less often."""
 DIGIT_BITS = tl.constexpr(4)
 BINS = tl.constexpr(16)
@@ -100,6 +102,10 @@ class SampledRows:
     """int32 [masks, ⌈vocab / 32⌉]: bit i of word w allows token 32 w + i"""
     broken: Tensor
     """int32 [rows]: scratch of edit for sample, which leaves it as it was: zeros"""
+
+
+CANDIDATES = 4096
+"""Logits among which a floor is looked for, instead of the row."""
 
 
 class Bests(NamedTuple):
@@ -240,11 +246,13 @@ def _sample(
     num_prompt_ptr,
     bests_ptr,  # float32 [rows, tiles]
     likeliest_ptr,  # int32 [rows, tiles]
+    candidates_ptr,  # float32 [rows, CANDIDATES], scratch
     tokens_ptr,  # out int64 [rows]
     vocab,
     num_tiles,
     TILE: tl.constexpr,
     WIDE: tl.constexpr,
+    CANDIDATES: tl.constexpr,
     TILES: tl.constexpr,  # power of two ≥ tiles
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -271,17 +279,38 @@ def _sample(
         top_k, top_p, min_p = tl.load(top_k_ptr + slot), tl.load(top_p_ptr + slot), tl.load(min_p_ptr + slot)
         limited = (top_k > 0) & (top_k < vocab)
         total = 0.0
-        if limited:
-            least_key, above = _floor(x_ptr, vocab, best, top_k.to(tl.float32), least_key, False, TILE)
-            floor = _unordered(least_key)
-            # The weight of exactly k tokens: of those above the floor, and of so many at it.
-            total = (top_k - above) * tl.exp(floor - best)
-        if top_p < 1:
+        if limited | (top_p < 1):
+            if limited:
+                tiles_above = tl.sum((bests[None, :] >= bests[:, None]).to(tl.int32), axis=1)
+                bound = tl.max(tl.where(tiles_above >= top_k, bests, -float("inf")), axis=0)
+            else:
+                for start in range(0, vocab, WIDE):
+                    x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
+                    total += tl.sum(tl.exp(x - best), axis=0)
+                bound = best + tl.log(0.5 * (1.0 - top_p) * total / vocab)  # half: sums are rounded
+            candidates_ptr += row * CANDIDATES
+            size = tl.zeros([], tl.int32)
             for start in range(0, vocab, WIDE):
                 x = tl.load(x_ptr + start + offsets, mask=start + offsets < vocab, other=-float("inf"))
-                total += tl.sum(tl.where(x > floor, tl.exp(x - best), 0.0), axis=0)
-            nucleus, _ = _floor(x_ptr, vocab, best, top_p * total, least_key, True, TILE)
-            floor = tl.maximum(floor, _unordered(nucleus))
+                kept = (x >= bound) & (start + offsets < vocab)
+                place = size + tl.cumsum(kept.to(tl.int32), axis=0) - 1
+                tl.store(candidates_ptr + place, x, mask=kept & (place < CANDIDATES))
+                size += tl.sum(kept.to(tl.int32), axis=0)
+            tl.debug_barrier()  # others read them
+            among_ptr = candidates_ptr
+            if size > CANDIDATES:
+                among_ptr, size = x_ptr, vocab
+            if limited:
+                least_key, above = _floor(among_ptr, size, best, top_k.to(tl.float32), least_key, False, TILE)
+                floor = _unordered(least_key)
+                # The weight of exactly k tokens: of those above the floor, and of so many at it.
+                total = (top_k - above) * tl.exp(floor - best)
+                for start in range(0, size, WIDE):
+                    x = tl.load(among_ptr + start + offsets, mask=start + offsets < size, other=-float("inf"))
+                    total += tl.sum(tl.where(x > floor, tl.exp(x - best), 0.0), axis=0)
+            if top_p < 1:
+                nucleus, _ = _floor(among_ptr, size, best, top_p * total, least_key, True, TILE)
+                floor = tl.maximum(floor, _unordered(nucleus))
         if min_p > 0:
             floor = tl.maximum(floor, best + tl.log(min_p))
         everything = tl.zeros([], tl.float64)
@@ -329,10 +358,11 @@ def edit(logits: Tensor, p: Parameters, rows: SampledRows) -> Bests:
 def sample(logits: Tensor, p: Parameters, rows: SampledRows, bests: Bests, tokens: Tensor) -> None:
     """Edited float32 logits [rows, vocab] → tokens int64 [rows]."""
     (count, vocab), tiles = logits.shape, bests.logits.shape[1]
+    candidates = torch.empty(count, CANDIDATES, dtype=torch.float32, device=logits.device)
     _sample[(count,)](
         logits, rows.slots, rows.lens, rows.broken, p.temperature, p.top_k, p.top_p, p.min_p, p.seeds,
-        p.num_prompt, *bests, tokens, vocab, tiles,
-        TILE=TILE, WIDE=WIDE, TILES=triton.next_power_of_2(tiles), num_warps=16,
+        p.num_prompt, *bests, candidates, tokens, vocab, tiles,
+        TILE=TILE, WIDE=WIDE, CANDIDATES=CANDIDATES, TILES=triton.next_power_of_2(tiles), num_warps=8,
     )  # fmt: skip
 
 

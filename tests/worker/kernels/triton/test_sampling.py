@@ -18,8 +18,10 @@ from worker.sampler import Sampler
 VOCAB, EOS = 200, 7
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[16, 64], ids=lambda count: f"{count} candidates")
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floors are found among few candidates, or too many."""
+    monkeypatch.setattr(sampling, "CANDIDATES", request.param)
     monkeypatch.setattr(sampling, "TILE", 64)
     monkeypatch.setattr(sampling, "WIDE", 128)
 
