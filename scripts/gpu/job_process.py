@@ -27,7 +27,7 @@ LEAVING_S = 3.0
 """Before its limit, a job that can be cut off ends by itself."""
 TINY_KERNELS = kernels.Sizes(
     n=128, k=128, rows=(1, 2), prompt_rows=8, num_heads=4, num_kv_heads=2, head_dim=32, block_size=16,
-    decodes=((2, 32),), prompts=(32,), table_tokens=(64, 512),
+    decodes=((2, 32),), prompts=(32,), vocab=512, sampled=(1,), table_tokens=(64, 512),
 )  # fmt: skip
 
 TINY_PRODUCTS = [Product("bf16 × bf16", 16, 32, 64), Product("bf16 × int4", 16, 32, 64)]

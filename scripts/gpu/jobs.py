@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 TAIL = 4000
 """Characters of what a process wrote that are shown when it fails."""
 KERNELS = (
-    "decode attention", "16 bits", "8 and 4 bits", "8 bits on both sides", "prompts", "around", "page tables"
+    "decode attention", "16 bits", "8 and 4 bits", "8 bits on both sides", "prompts", "around", "sampling",
+    "page tables",
 )  # fmt: skip
 """Groups of kernels that are timed, what decides a step first."""
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.gpu.sampler import greedy
 from worker.kernels.paged_kv import PagedKV
 from worker.kernels.triton.activation import activate
 from worker.kernels.triton.decode_attention import (
@@ -25,6 +26,7 @@ from worker.kernels.triton.int4_matmul import int4_matmul
 from worker.kernels.triton.matmul import matmul
 from worker.kernels.triton.norm import norm
 from worker.kernels.triton.prefill_attention import prefill_attention
+from worker.kernels.triton.sampling import Parameters, SampledRows, edit, sample
 
 from .floors import Ceilings
 from .jobs import KERNELS
@@ -48,6 +50,9 @@ class Sizes:
     decodes: tuple[tuple[int, int], ...] = ((256, 1024), (32, 1024), (1, 1024), (1, 8192))
     """(sequences, tokens of each)"""
     prompts: tuple[int, ...] = (1024, 8192)
+    vocab: int = 151_936
+    sampled: tuple[int, ...] = (1, 256)
+    """Rows of logits."""
     table_tokens: tuple[int, ...] = (512, 32_768)
     """For how long a sequence block tables have room."""
 
@@ -206,6 +211,30 @@ def around(place: Place) -> Iterator[Measurement]:
     yield place.against_bytes(f"RMSNorm + residual, {rows} rows of {place.sizes.k:,}", [call], 3 * x.nbytes)
 
 
+def samplings(place: Place) -> Iterator[Measurement]:
+    """From logits to tokens; logits are read and, edited, written."""
+    device, vocab = place.device, place.sizes.vocab
+    ways = {"greedy": (1.0, 0), "temperature 1": (1.0, 0), "top-p 0.95": (0.95, 0), "top-k 50": (1.0, 50)}
+    for count in place.sizes.sampled:
+        logits = torch.randn(count, vocab, dtype=torch.float32, device=device) * 4
+        tokens = torch.empty(count, dtype=torch.int64, device=device)
+        slots = torch.arange(count, dtype=torch.int32, device=device)
+        unmasked, masks = torch.full_like(slots, -1), torch.zeros(1, -(-vocab // 32), dtype=torch.int32)
+        rows = SampledRows(slots, slots + 1, unmasked, masks.to(device), torch.zeros_like(slots))
+        for name, (top_p, top_k) in ways.items():
+            p = greedy(count, vocab, 1, device)
+            p.temperature.fill_(float(name != "greedy"))
+            p.repetition.fill_(1)
+            p.top_p.fill_(top_p)
+            p.top_k.fill_(top_k)
+            call = partial(_sample, logits, p, rows, tokens)
+            yield place.against_bytes(f"sampling {count} × {vocab:,}, {name}", [call], 2 * logits.nbytes)
+
+
+def _sample(logits: Tensor, p: Parameters, rows: SampledRows, tokens: Tensor) -> None:
+    sample(logits, p, rows, edit(logits, p, rows), tokens)
+
+
 def page_tables(place: Place) -> Iterator[Measurement]:
     """One short sequence whose block table has room for few tokens or for many, in a graph and launched. A
     kernel that loops to the width of the table is slower with the wide one; ours loops to the length."""
@@ -249,7 +278,11 @@ def _decode_call(place: Place, cache: Tensor, batch: int, context: int, room: in
 
 
 GROUPS: dict[str, Callable[[Place], Iterator[Measurement]]] = dict(
-    zip(KERNELS, (decodes, products, fewer_bits, many_rows, prompts, around, page_tables), strict=True)
+    zip(
+        KERNELS,
+        (decodes, products, fewer_bits, many_rows, prompts, around, samplings, page_tables),
+        strict=True,
+    )
 )
 
 

@@ -34,7 +34,7 @@ class DeviceSampler:
         slots, self._vocab_size = facts.max_num_seqs, facts.vocab_size
         self._eos = facts.eos_token_ids
         self._staging = staging
-        self.parameters = _parameters(slots, facts.vocab_size, len(facts.eos_token_ids), device)
+        self.parameters = greedy(slots, facts.vocab_size, len(facts.eos_token_ids), device)
         self.masks = torch.zeros(most_rows, -(-facts.vocab_size // 32), dtype=torch.int32, device=device)
         self.mask_rows = torch.full((most_rows,), NO_MASK, dtype=torch.int32, device=device)
         self.broken = torch.zeros(most_rows, dtype=torch.int32, device=device)
@@ -159,8 +159,8 @@ class DeviceSampler:
         return self._staging.put(tokens.numpy())[0]
 
 
-def _parameters(slots: int, vocab_size: int, num_eos: int, device: torch.device) -> Parameters:
-    """All zeros: greedy, and no rules."""
+def greedy(slots: int, vocab_size: int, num_eos: int, device: torch.device) -> Parameters:
+    """All zeros: the likeliest token, and no rules."""
 
     def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(*shape, dtype=dtype, device=device)

@@ -27,6 +27,8 @@ def test_every_kernel_that_decides_a_step_is_timed() -> None:
         "matmul.matmul",
         "norm.norm",
         "prefill_attention.prefill",
+        "sampling.edit",
+        "sampling.sample",
     }
     assert len({m.name for m in found}) == len(found)
     gemv = next(m for m in found if m.name.startswith("gemv bf16"))
