@@ -18,10 +18,9 @@ from worker.sampler import Sampler
 VOCAB, EOS = 200, 7
 
 
-@pytest.fixture(autouse=True, params=[16, 64], ids=lambda count: f"{count} candidates")
-def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Floors are found among few candidates, or too many."""
-    monkeypatch.setattr(sampling, "CANDIDATES", request.param)
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "CANDIDATES", 64)
     monkeypatch.setattr(sampling, "TILE", 64)
     monkeypatch.setattr(sampling, "WIDE", 128)
 
@@ -127,7 +126,12 @@ def test_uniform_numbers_are_those_of_the_host(device: torch.device) -> None:
         {"top_k": 40, "top_p": 0.7, "min_p": 0.01},
     ],
 )
-def test_filters(filters: dict[str, Any], device: torch.device) -> None:
+@pytest.mark.parametrize("candidates", [4, 64])
+def test_filters(
+    filters: dict[str, Any], candidates: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Floors are found among the few that they can be, or in the row where those are too many."""
+    monkeypatch.setattr(sampling, "CANDIDATES", candidates)
     rows = [SamplingParams(temperature=0.4 + row, seed=row * 977 + 5, **filters) for row in range(3)]
     check(rows, torch.randn(3, VOCAB) * 3, device)
 
