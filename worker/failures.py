@@ -16,6 +16,10 @@ _CPU_ALLOCATOR = "DefaultCPUAllocator"
 """torch on the CPU raises a plain RuntimeError of its allocator."""
 
 
+_DEVICE_SIGNS = "CUDA error", "Triton Error [CUDA]"
+"""As torch writes it, and Triton, when the first call to find the device lost is a launch of its own."""
+
+
 class ProtocolBroken(Exception):
     """The engine core's messages do not follow each other. Only a new start brings both to the same state."""
 
@@ -37,7 +41,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_device_error(error: BaseException) -> bool:
     """An error that poisons the device's context."""
     names = _names(error)
-    return "AcceleratorError" in names or ("RuntimeError" in names and "CUDA error" in str(error))
+    told = any(sign in str(error) for sign in _DEVICE_SIGNS)
+    return "AcceleratorError" in names or ("RuntimeError" in names and told)
 
 
 def last_words(error: Exception) -> Failed:

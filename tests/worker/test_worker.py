@@ -115,7 +115,13 @@ def test_out_of_memory_is_survived_twice_in_a_row(error: Exception, core: Core, 
 
 
 @pytest.mark.parametrize(
-    "error", [AcceleratorError("x"), RuntimeError("CUDA error: an illegal memory access")], ids=str
+    "error",
+    [
+        AcceleratorError("x"),
+        RuntimeError("CUDA error: an illegal memory access"),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    ],
+    ids=str,
 )
 def test_a_lost_device_ends_the_worker(error: Exception, core: Core, run: Run, gate: Gate) -> None:
     worker = run(gate)
