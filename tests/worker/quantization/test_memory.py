@@ -16,7 +16,7 @@ from tests.worker.driver import TINY, quiet, worker_config
 from worker import runner
 from worker.runner import TorchRunner
 
-SIZE, INNER, LAYERS = 512, 4096, 8
+SIZE, INNER, LAYERS = 512, 2048, 9
 CONFIG = {
     **TINY,
     "dtype": "bfloat16",
@@ -58,7 +58,7 @@ print(json.dumps([promised, working, memory("VmHWM") - before]))
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """112 MB of bfloat16."""
+    """71 MB of bfloat16."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_bytes(msgspec.json.encode(CONFIG))
     tensors = {"model.embed_tokens.weight": torch.randn(96, SIZE), "model.norm.weight": torch.ones(SIZE)}
@@ -104,8 +104,8 @@ def test_peak_is_the_quantized_model_and_one_layer(scheme: str, checkpoint: Path
 def test_the_refusal_names_numbers_and_flags(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "available_memory", lambda: 40 << 20)
-    message = r"the weights \(int8\) take 5\d MiB, and loading them 8 MiB more, but 40 MiB are available"
+    monkeypatch.setattr(runner, "available_memory", lambda: 26 << 20)
+    message = r"the weights \(int8\) take 3\d MiB, and loading them 4 MiB more, but 26 MiB are available"
     with pytest.raises(OutOfMemory, match=message) as error:
         TorchRunner(worker_config(checkpoint, tmp_path, quantization="int8"), quiet)
     assert "--quantization int4" in error.value.hint
