@@ -1,17 +1,17 @@
 /* Matrices of bfloat16 whose exponents are coded, coded.h: the products of matmul_panels.c, to the same bits.
 
-   For few rows numbers are decoded in registers, between memory, which limits, and the product. For more, some units are decoded
-   into memory that stays in L2, and multiplied there. */
+   Few tiles of x decode numbers in registers, each anew: for one memory is what limits, and the others decode between their
+   products. Many have some units decoded into memory that stays in L2. */
 
 #include "coded.h"
 #include "tiles.h"
 
 #if BF16_PAIRS
 
-#define FEW 16          /* rows that are multiplied as numbers are decoded */
-#define BLOCK 512       /* units that are decoded at once for more: 64 kB */
-#define MOST_TILES 64   /* of x per chunk: its sums are 98 kB */
-#define AHEAD 1024      /* bytes of exponents, and twice as many of the rest, that are called ahead */
+#define FEW_TILES 4   /* 48 rows */
+#define BLOCK 512     /* units that are decoded at once for more: 64 kB */
+#define MOST_TILES 64 /* of x per chunk: its sums are 98 kB */
+#define AHEAD 1024    /* bytes of exponents, and twice as many of the rest, that are called ahead */
 
 /* The next pair of units of a block with this head, whose codes stand for `of`. */
 INLINE void decode_pair(Coded *from, uint16_t head, __m512i of, __m512i z[4]) {
@@ -33,26 +33,20 @@ INLINE void call_ahead(const Coded *at, const int rows) {
     }
 }
 
-/* ── few rows ─────────────────────────────────────────────────────────────────────────────────── */
+/* ── few tiles ────────────────────────────────────────────────────────────────────────────────── */
 
-/* Vectors first … last - 1 of a unit times a unit of all rows. */
-INLINE void add_unit(const int rows, const int first, const int last, __m512 acc[][2], const __m512i *z, const uint32_t *x) {
-    _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)
-        if (last - first == 1)
-            __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc[i][first]) : "v"(z[first]), "m"(x[i]));
-        else {
-            __m512i all = _mm512_set1_epi32((int)x[i]);
-            _Pragma("GCC unroll 2") for (int v = first; v < last; v++)
-                __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc[i][v]) : "v"(all), "v"(z[v]));
-        }
+/* Half of a pair of units times a unit of all rows. */
+INLINE void add_unit(const int rows, __m512 acc[][2], const __m512i *z, const uint32_t *x) {
+    _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++) {
+        __m512i all = _mm512_set1_epi32((int)x[i]);
+        _Pragma("GCC unroll 2") for (int v = 0; v < 2; v++)
+            __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc[i][v]) : "v"(all), "v"(z[v]));
+    }
 }
 
-/* Rows of W in vectors first … last - 1 of a panel's two. */
-INLINE void rows_of_panel(const int rows, const int first, const int last, Coded from, long blocks, const uint32_t *x,
-                          float (*sums)[PANEL]) {
-    __m512 acc[FEW][2];
-    _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)
-        _Pragma("GCC unroll 2") for (int v = first; v < last; v++) acc[i][v] = _mm512_setzero_ps();
+INLINE void tile(const int rows, Coded from, long blocks, const uint32_t *x, float (*sums)[PANEL]) {
+    __m512 acc[PANEL_ROWS][2];
+    _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++) acc[i][0] = acc[i][1] = _mm512_setzero_ps();
     for (long b = 0; b < blocks; b++) {
         uint16_t head = *from.head++;
         __m512i of = tern_exponents_of(head);
@@ -60,26 +54,22 @@ INLINE void rows_of_panel(const int rows, const int first, const int last, Coded
         for (int pair = 0; pair < UNITS_OF_BLOCK / 2; pair++, x += 2 * rows) {
             __m512i z[4];
             decode_pair(&from, head, of, z);
-            add_unit(rows, first, last, acc, z, x);
-            add_unit(rows, first, last, acc, z + 2, x + rows);
+            add_unit(rows, acc, z, x);
+            add_unit(rows, acc, z + 2, x + rows);
         }
     }
     _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++)
-        _Pragma("GCC unroll 2") for (int v = first; v < last; v++) _mm512_storeu_ps(sums[i] + 16 * v, acc[i][v]);
+        _Pragma("GCC unroll 2") for (int v = 0; v < 2; v++) _mm512_storeu_ps(sums[i] + 16 * v, acc[i][v]);
 }
 
-#define WHOLE(N) case N: rows_of_panel(N, 0, 2, from, blocks, x, sums); break;
-#define BY_HALVES(N) /* sums of so many rows do not fit the registers at once */ \
-    case N: rows_of_panel(N, 0, 1, from, blocks, x, sums), rows_of_panel(N, 1, 2, from, blocks, x, sums); break;
-
-static void multiply_few(int rows, Coded from, long blocks, const uint32_t *x, float (*sums)[PANEL]) {
+static void multiply_tile(int rows, Coded from, long blocks, const uint32_t *x, float (*sums)[PANEL]) {
+#define ROWS(N) case N: tile(N, from, blocks, x, sums); break;
     switch (rows) {
-        WHOLE(1) WHOLE(2) WHOLE(3) WHOLE(4) WHOLE(5) WHOLE(6) WHOLE(7) WHOLE(8) WHOLE(9) WHOLE(10) WHOLE(11) WHOLE(12)
-        BY_HALVES(13) BY_HALVES(14) BY_HALVES(15) BY_HALVES(16)
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
     }
 }
 
-/* ── more ─────────────────────────────────────────────────────────────────────────────────────── */
+/* ── many ─────────────────────────────────────────────────────────────────────────────────────── */
 
 static void decode(Coded *from, long units, __m512i *to) {
     for (; units > 0; units -= UNITS_OF_BLOCK) {
@@ -102,9 +92,9 @@ typedef struct {
 
 static void multiply_decoded(const Product *p, long tile0, long tiles, Coded from, float (*sums)[PANEL]) {
     _Alignas(64) __m512i numbers[BLOCK * 2];
-    long m0 = tern_first_row(&p->x, tile0), units = tern_units(p->w), block = BLOCK;
-    for (long u = 0; u < units; u += block) {
-        long some = units - u < block ? units - u : block;
+    long m0 = tern_first_row(&p->x, tile0), units = tern_units(p->w);
+    for (long u = 0; u < units; u += BLOCK) {
+        long some = units - u < BLOCK ? units - u : BLOCK;
         decode(&from, some, numbers);
         for (long t = 0; t < tiles; t++) {
             long m = tern_first_row(&p->x, tile0 + t), count = tern_first_row(&p->x, tile0 + t + 1) - m;
@@ -122,16 +112,19 @@ static void multiply(const void *product, long tile0, long tiles, long begin, lo
     _Alignas(64) float sums[MOST_TILES * PANEL_ROWS][PANEL];
     for (long n = begin; n < end; n += PANEL) {
         Coded from = tern_coded_panel(p->w, n / PANEL);
-        if (p->x.rows <= FEW)
-            multiply_few((int)rows, from, tern_coded_blocks(p->w), p->x.units + m0 * p->x.columns, sums);
-        else
+        if (p->x.count > FEW_TILES)
             multiply_decoded(p, tile0, tiles, from, sums);
+        else
+            for (long t = 0; t < tiles; t++) {
+                long m = tern_first_row(&p->x, tile0 + t), count = tern_first_row(&p->x, tile0 + t + 1) - m;
+                multiply_tile((int)count, from, tern_coded_blocks(p->w), p->x.units + m * p->x.columns, sums + m - m0);
+            }
         tern_finish(p->w, p->call, m0, rows, n, end - n < PANEL ? end - n : PANEL, sums[0], PANEL);
     }
 }
 
 void tern_matmul_coded(const Matrix *w, const Call *call) {
-    Product p = {w, call, tern_panel_tile(BF16), tern_tiles_of_rows(call, w->k, 1, call->m <= FEW ? FEW : PANEL_ROWS)};
+    Product p = {w, call, tern_panel_tile(BF16), tern_tiles_of_rows(call, w->k, 1, PANEL_ROWS)};
     tern_multiply_blocks(multiply, &p, p.x.count, MOST_TILES, w->n, PANEL, PANEL);
 }
 
