@@ -298,7 +298,7 @@ int tern_attend(const attention_layer *layer, const attention_step *step, const 
     int64_t threads = tern_get_threads(), kv_heads = layer->num_kv_heads;
     int apart = 0;
     w.num_units = list_units(&w, rows, 0);
-    while (rows > LEAST_UNIT_ROWS && w.num_units * kv_heads < 4 * threads) {
+    while (rows > LEAST_UNIT_ROWS && w.num_units * kv_heads < 8 * threads) {
         rows = rows / 2 / MANY * MANY;
         w.num_units = list_units(&w, rows, 0);
     }
