@@ -18,12 +18,14 @@ typedef struct {
     int64_t rotary_stride;
 } work;
 
-/* x / sqrt(mean(x²) + eps) · weight */
-static void norm_head(float *x, int64_t dim, const float *weight, double eps) {
+/* 1 / sqrt(mean(x²) + eps) of the head at `row` */
+INLINE float norm_factor(const char *row, int dtype, int64_t dim, double eps) {
     vf squares = (vf){};
-    for (int64_t d = 0; d < dim; d += LANES) squares = fma_(load(x + d), load(x + d), squares);
-    float factor = (float)(1.0 / sqrt((double)sum_of(squares) / (double)dim + eps));
-    for (int64_t d = 0; d < dim; d++) x[d] = x[d] * factor * weight[d];
+    for (int64_t d = 0; d < dim; d += LANES) {
+        vf x = load_some(row + d * size_of(dtype), dtype, dim - d < LANES ? dim - d : LANES);
+        squares = fma_(x, x, squares);
+    }
+    return (float)(1.0 / sqrt((double)sum_of(squares) / (double)dim + eps));
 }
 
 /* (a, b) → (a cos - b sin, b cos + a sin); `sin` holds the sines' signs. */
@@ -73,14 +75,17 @@ static void prepare_token(const work *w, int64_t token, const float *q_norm, con
     int64_t place = position % layer->block_size;
     int64_t block = (int64_t)blocks[position / layer->block_size] * kv_heads;
     char *row = w->qkv + token * (heads + 2 * kv_heads) * bytes;
+    float next = q_norm ? norm_factor(row, dtype, dim, layer->norm_eps) : 1;
     for (int64_t head = 0; head < heads + kv_heads; head++, row += bytes) {
+        float factor = next; /* the next head's root and quotient are waited for beside this one's rotation */
+        if (head + 1 < heads + kv_heads && (head + 1 < heads ? q_norm : k_norm)) next = norm_factor(row + bytes, dtype, dim, layer->norm_eps);
         int is_key = head >= heads, rounds = is_key && layer->key_scales;
         int64_t slot = (block + head - heads) * layer->block_size + place;
         char *to = is_key ? layer->keys + slot * bytes : row;
         const float *weight = is_key ? k_norm : q_norm;
         if (weight || rotary || rounds) {
             widen(row, dtype, dim, x);
-            if (weight) norm_head(x, dim, weight, layer->norm_eps);
+            for (int64_t d = 0; weight && d < dim; d++) x[d] = x[d] * factor * weight[d];
             if (rotary) rotate(x, rotary, cos, sin);
             if (rounds)
                 layer->key_scales[slot] = quantize(x, dim, (int8_t *)layer->keys + slot * dim);
