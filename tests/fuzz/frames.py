@@ -156,6 +156,7 @@ SAMPLES: dict[str, tuple[Any, list[Any]]] = {
             control.Ready({"model": "m", "device": "cpu"}),
             control.Failed("out_of_memory", "no memory", "buy some", 75),
             control.Busy(10.0, EngineStats(1, 2, 3), EngineStats(4, 5, 6)),
+            control.Keep(),
         ],
     ),
 }
