@@ -101,10 +101,13 @@ class WeightImage:
                     os.ftruncate(descriptor, 0)
                 finally:
                     os.close(descriptor)
-            capacity = total_memory()
             descriptor = os.memfd_create("tern-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(descriptor, capacity)
-            memory = mmap.mmap(descriptor, capacity)
+            try:
+                os.ftruncate(descriptor, capacity := total_memory())
+                memory = mmap.mmap(descriptor, capacity)
+            except OSError:
+                os.close(descriptor)
+                raise
             return cls(memory, ALIGNMENT, descriptor, fingerprint, kernels, hand_on)
         except OSError as error:
             _say(_NOT_KEPT.format(error.strerror))

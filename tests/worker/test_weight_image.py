@@ -1,6 +1,7 @@
 """Weights outlive the worker: the next one computes the same bits, and never from what does not fit."""
 
 import hashlib
+import mmap
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -257,12 +258,25 @@ def test_it_can_be_switched_off(tmp_path: Path, supervisor: Supervisor) -> None:
     assert supervisor.handed_on == 0
 
 
+def refuse(*_: object) -> int:
+    raise OSError(38, "Function not implemented")
+
+
+def test_what_cannot_be_mapped_is_closed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernels, before = native.kernels(), os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", refuse)
+        opened = WeightImage.open(-1, os.close, "one", kernels)
+    assert opened is None
+    assert "not kept for the next worker: Function not implemented" in capfd.readouterr().err
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_without_anonymous_files_each_start_prepares_weights(
     tmp_path: Path, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(38, "Function not implemented")
-
     monkeypatch.setattr(os, "memfd_create", refuse)
     model = write_config(tmp_path / "model")
     assert answer(supervisor.start(model, tmp_path, load_format="dummy"))
