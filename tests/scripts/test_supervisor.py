@@ -80,15 +80,23 @@ def test_what_a_child_leaves_is_its_successors(start: "StartFakes") -> None:
     """Until one that got it ends by itself before it is ready: it may be why."""
     stack = start(rank1="leaves")
     does = stack.folder / "rank1.does"
-    for mode in ("leaves", "crash_once"):
+
+    def incarnations() -> list[str]:
+        return list(dict.fromkeys(re.findall(r"^(\d+) EngineAt", stack.told("rank0"), re.M)))
+
+    def is_replaced(nth: int, mode: str) -> None:
+        stack.program.wait_until(lambda: len(incarnations()) == nth, "rank 0 is told")
         does.write_text(mode)
         seen = len(stack.program.output)
         stack.kill("worker")
         stack.program.wait_for("worker is ready again", seen)
+
+    is_replaced(1, "leaves")
+    is_replaced(2, "crash_once")
     assert does.read_text() == "serve"
     stack.ends(signal.SIGTERM)
     assert "inherits" not in stack.told("rank0")
-    first, second, *_ = dict.fromkeys(re.findall(r"^(\d+) EngineAt", stack.told("rank0"), re.M))
+    first, second, *_ = incarnations()
     crashed = int(second) + 1
     assert re.findall(r"^(\d+) inherits from (\d+)", stack.told("rank1"), re.M) == [
         (second, first),
