@@ -33,7 +33,7 @@ from .kv_layout import lay_out
 from .launched import Launched
 from .logprobs import LogprobReports, top_logprobs
 from .lora import Adapters
-from .memory import available_memory, give_back, kv_vector_bytes, set_aside
+from .memory import available_memory, give_back, keep_freed, kv_vector_bytes, set_aside
 from .models.registry import Model, build
 from .parallel import Group
 from .pooling import Pooling, kind_of
@@ -188,6 +188,7 @@ class TorchRunner:
         if self.adapters is not None:
             self.adapters.load(report)
         give_back()
+        keep_freed()
 
     def _host_kernels(self, threads: int, report: Report) -> Library | None:
         """Those in C; a GPU has its own."""
