@@ -162,12 +162,6 @@ def test_several_workers_are_refused(tmp_path: Path) -> None:
         build(Checkpoint(folder, with_weights=False), ModelOptions(), group)
 
 
-def test_quantization_is_refused(tmp_path: Path) -> None:
-    folder = write_config(tmp_path / "model", architectures=["Olmo2ForCausalLM"], model_type="olmo2")
-    with pytest.raises(StartupError, match="cannot be quantized"):
-        build(Checkpoint(folder, with_weights=False), ModelOptions(quantization="int8"), Group())
-
-
 def test_only_declared_families_on_wish(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "model", architectures=["Olmo2ForCausalLM"], model_type="olmo2")
     with pytest.raises(StartupError, match=r"'Olmo2ForCausalLM'.* are not declared; Tern declares"):

@@ -121,6 +121,14 @@ def test_every_family_finds_its_matrices(family: str, tmp_path: Path, supervisor
     assert answer(again) == expected
 
 
+def test_linear_layers_in_transformers_code_are_found(tmp_path: Path, supervisor: Supervisor) -> None:
+    model = write_checkpoint(tmp_path / "model", "stablelm", tie_word_embeddings=True, use_qkv_bias=True)
+    expected = answer(supervisor.start(model, tmp_path, quantization="int4"))
+    again = supervisor.start(model, tmp_path, quantization="int4")
+    assert found(again)
+    assert answer(again) == expected
+
+
 def test_matrices_of_matrices_come_back(supervisor: Supervisor) -> None:
     """As GPTQ makes them: columns in another order, eight bits as two times four, and rows of both kinds."""
     generator = torch.Generator().manual_seed(3)

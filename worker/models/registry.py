@@ -158,21 +158,17 @@ def build(
             "a model in transformers' own code is served on the CPU only", hint="use --device cpu"
         )
     if in_transformers:
-        return _build_in_transformers(checkpoint, header, options, group)
+        return _build_in_transformers(checkpoint, header, options, group, kernels, image)
     if kind is None:
         raise StartupError(
             f"architectures {list(header.architectures)} are not declared; Tern declares {', '.join(MODELS)}",
             hint="use --model-impl transformers, or auto",
         )
     dtype = resolve_dtype(options.dtype, header, checkpoint.tensors)
-
-    def cache(scheme: str) -> Cache:
-        fingerprint = checkpoint.fingerprint(str(dtype), options.load_format, scheme)
-        files = {stored.path for stored in checkpoint.tensors.values()}
-        return Cache(Path(options.quantization_cache).expanduser(), fingerprint, files, group)
-
     stored = checkpoint.tensors if wrapper is None else TextPart(checkpoint).tensors
-    formats = formats_for(header.quantization_config, stored, options, cache)
+    formats = formats_for(
+        header.quantization_config, stored, options, _cache_of(checkpoint, dtype, options, group)
+    )
     wants = Wants(dtype, formats, kernels=kernels, device=device, image=image)
     if wrapper is None:
         config = checkpoint.config(kind.config_type)
@@ -185,7 +181,12 @@ def build(
 
 
 def _build_in_transformers(
-    checkpoint: Checkpoint, header: _Header, options: ModelOptions, group: Group
+    checkpoint: Checkpoint,
+    header: _Header,
+    options: ModelOptions,
+    group: Group,
+    kernels: Library | None,
+    image: WeightImage | None,
 ) -> tuple[Model, Wants]:
     if group.size > 1:
         raise StartupError(
@@ -197,17 +198,32 @@ def _build_in_transformers(
             "a model in transformers' own code is served without adapters",
             hint="leave --lora out, or merge the adapter into the model and serve that",
         )
-    if header.quantization_config or options.quantization != "none":
-        found = header.quantization_config or {}
-        how = found.get("quant_method", "--quantization " + options.quantization)
+    if header.quantization_config:
+        how = header.quantization_config.get("quant_method")
         raise StartupError(
-            f"{list(header.architectures)}: a model in transformers' own code cannot be quantized ({how})",
-            hint="use an unquantized checkpoint, without --quantization",
+            f"{list(header.architectures)}: a model in transformers' own code is not served from a quantized "
+            f"checkpoint ({how})",
+            hint="use an unquantized checkpoint with --quantization",
         )
     from .transformers_model import build_transformers  # only now: it takes seconds to import
 
-    wants = Wants(resolve_dtype(options.dtype, header, checkpoint.tensors))
+    dtype = resolve_dtype(options.dtype, header, checkpoint.tensors)
+    formats = formats_for(None, checkpoint.tensors, options, _cache_of(checkpoint, dtype, options, group))
+    wants = Wants(dtype, formats, kernels=kernels, image=image)
     return build_transformers(checkpoint, wants), wants
+
+
+def _cache_of(
+    checkpoint: Checkpoint, dtype: torch.dtype, options: ModelOptions, group: Group
+) -> Callable[[str], Cache]:
+    """Opens the file of what was rounded in one way."""
+
+    def cache(scheme: str) -> Cache:
+        fingerprint = checkpoint.fingerprint(str(dtype), options.load_format, scheme)
+        files = {stored.path for stored in checkpoint.tensors.values()}
+        return Cache(Path(options.quantization_cache).expanduser(), fingerprint, files, group)
+
+    return cache
 
 
 def resolve_dtype(asked: str, header: _Header, stored: Mapping[str, StoredTensor]) -> torch.dtype:

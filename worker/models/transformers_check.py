@@ -25,8 +25,8 @@ _STEPS = (((0, 7), (1, 5)), ((1, 1), (0, 4)))
 """Of each step: (sequence, tokens); single tokens come first, as in a runner's step."""
 _TOLERANCE = 1e-3
 _COARSE = 0.1
-"""Mean difference over the spread of the logits, in float32 and in 16-bit types. Rounding makes some 1e-6
-and 0.02; whatever is mixed up makes 0.3 and more."""
+"""Mean difference over the spread of the logits: in float32, and where numbers of 16 bits or fewer are
+multiplied. Rounding makes some 1e-6 and 0.02; whatever is mixed up makes 0.3 and more."""
 
 Compute = Callable[[Tensor, Tensor, list[PagedKV], StepMetadata], Tensor]
 """(token ids, positions, caches, metadata) → logits [tokens, vocab]"""
@@ -38,11 +38,11 @@ def probes(vocab_size: int) -> list[Tensor]:
     return [torch.randint(vocab_size, (length,), generator=draw) for length in _LENGTHS]
 
 
-def compare(expected: Sequence[Tensor], ours: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """Logits of each probe, [tokens, vocab]. Raises StartupError."""
+def compare(expected: Sequence[Tensor], ours: Sequence[Tensor], *, exact: bool) -> None:
+    """Logits of each probe, [tokens, vocab]; `exact`: in float32. Raises StartupError."""
     for theirs, mine in zip(expected, ours, strict=True):
         off = float((mine - theirs).abs().mean() / theirs.std())
-        if not off <= (_TOLERANCE if dtype == torch.float32 else _COARSE):
+        if not off <= (_TOLERANCE if exact else _COARSE):
             raise StartupError(
                 "with our attention it does not compute what transformers computes: logits differ by "
                 f"{off:.2g} of their spread"

@@ -38,6 +38,7 @@ from ..kernels.paged_kv import PagedKV
 from ..weights import Wants
 from .transformers_attention import ATTENTION, TRACE, LayerSpec, Step, Trace, attending
 from .transformers_check import compare, logits_in_company, probes
+from .transformers_linear import Linears
 from .transformers_weights import ConvertedCheckpoint
 
 _TRACED_TOKENS = 5
@@ -74,9 +75,13 @@ class TransformersModel:
             self._longropes = _pin(self._head)
             self._decoder: Any = _decoder_of(self._head)
             self._body = self._decoder if text is config else self._head.base_model
+            self._linears = Linears(self._head)
             self._layers, used = _trace(self._head, self._decoder, text)
             self.num_kv_heads, self.head_dim = _common_shape(self._layers)
-            _take_memory(self._head, used, wants)
+            head = self._head.get_output_embeddings()
+            taken = self._linears.take(self._head, used, head, wants)
+            self.hidden_size: int = head.weight.shape[1]
+            _take_memory(self._head, used, taken, wants)
         except StartupError as error:
             raise StartupError(f"{name}: {error.message}", hint=error.hint) from error
         except ImportError as error:
@@ -91,8 +96,8 @@ class TransformersModel:
             if not getattr(kind, "_supports_attention_backend", False):
                 why = "its code in transformers does not use the attention interface, which ours needs"
             raise StartupError(f"{name}: {why} ({one_line(error)})") from error
+        self._exact = wants.dtype == torch.float32 and wants.formats.name == "none"
         self._dtype = wants.dtype
-        self.hidden_size: int = self._head.get_output_embeddings().weight.shape[1]
         self.vocab_size: int = text.vocab_size
         self.max_len: int = text.max_position_embeddings
         self.num_layers = len(self._layers)
@@ -124,6 +129,7 @@ class TransformersModel:
 
     def _finish(self) -> None:
         """Raises StartupError."""
+        self._linears.loaded()
         try:
             self._part()
         except Exception as error:
@@ -150,7 +156,7 @@ class TransformersModel:
             self.windows,
             self._dtype,
         )
-        compare(expected, ours, self._dtype)
+        compare(expected, ours, exact=self._exact)
 
 
 def build_transformers(checkpoint: Checkpoint, wants: Wants) -> TransformersModel:
@@ -251,8 +257,9 @@ def _common_shape(layers: list[LayerSpec]) -> tuple[int, int]:
     return heads, max(layer.head_dim for layer in layers)
 
 
-def _take_memory(head: Any, used: set[nn.Module], wants: Wants) -> None:
-    """Memory for all weights that text needs, which are then wanted; tables such as frequencies are computed.
+def _take_memory(head: Any, used: set[nn.Module], taken: set[str], wants: Wants) -> None:
+    """Memory for all weights that text needs but those `taken`, which are then wanted; tables such as
+    frequencies are computed.
 
     Raises StartupError for a table that transformers leaves as it finds it.
     """
@@ -263,8 +270,9 @@ def _take_memory(head: Any, used: set[nn.Module], wants: Wants) -> None:
     for name, tensor in {**stored, **computed}.items():
         place, _, leaf = name.rpartition(".")
         module = head.get_submodule(place)
-        if name in head.all_tied_weights_keys or module not in used:
-            wants.scope().allow(name)
+        if name in taken or name in head.all_tied_weights_keys or module not in used:
+            if name not in taken or name in head.all_tied_weights_keys:
+                wants.scope().allow(name)
             tensor._is_hf_initialized = True
             if module not in used and isinstance(tensor, nn.Parameter):
                 nothing: Any = nn.Parameter(torch.empty(0, device="cpu"), requires_grad=False)

@@ -220,7 +220,7 @@ def _pieces(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     step = max((PIECE if weight.device.type == "cpu" else LARGE_PIECE) // weight.shape[1], 1)
     for start in range(0, len(weight), step):
         rows = slice(start, min(start + step, len(weight)))
-        yield rows, weight[rows].float()
+        yield rows, weight[rows].float().contiguous()
 
 
 def _groups(piece: Tensor, group: int) -> Tensor:

@@ -1,0 +1,139 @@
+"""Linear layers of models in transformers' own code are ours, and rounded as all others are."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from protocol.errors import StartupError
+from protocol.options import ModelOptions
+from tests.parity.families import UNDECLARED
+from tests.parity.reference import Reference, tokens, write_checkpoint
+from tests.worker.driver import write_config
+from tests.worker.quantization.checkpoints import logprobs
+from tests.worker.quantization.test_rounding import ROUNDED
+from worker.checkpoint import Checkpoint
+from worker.models.registry import build
+from worker.models.transformers_linear import Linears
+from worker.parallel import Group
+from worker.quantization.rounding import Rounding
+from worker.weights import Wants
+
+EXACT = 1e-4
+"""Of log-probabilities, where inputs stay as they are: what the order of sums changes, as everywhere."""
+INPUTS_ROUNDED = 0.05
+"""Their mean difference where inputs are rounded to 8 bits: 0.01 and 0.02 was measured. A matrix that is
+transposed or another's is worth more than 1."""
+UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
+EMBEDDINGS = re.compile("embed_in|embed_tokens|wte|wpe")
+NO_LAYER = re.compile(f"{EMBEDDINGS.pattern}|lm_head|embed_out")
+CASES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "olmo2": ("olmo2", {}, "fp8"),
+    "starcoder2, biases": ("starcoder2", {"use_bias": True}, "nf4"),
+    "stablelm, biases": ("stablelm", {"use_qkv_bias": True}, "int8"),
+    "granite": (*UNDECLARED["granite"], "int4"),
+    "gpt_neox, one matrix for q, k and v": ("gpt_neox", {}, "fp8"),
+    "minicpm3, latent attention": (*UNDECLARED["minicpm3, latent attention"], "nf4"),
+    "gpt2, transposed": ("gpt2", {}, "nf4"),
+}
+
+
+def write_rounded(
+    folder: Path, to: Path, rounded: Callable[[Tensor], Tensor], leave: re.Pattern[str]
+) -> Path:
+    """The same checkpoint with what its rounded matrices mean."""
+    to.mkdir()
+    (to / "config.json").write_bytes((folder / "config.json").read_bytes())
+    stored = load_file(folder / "model.safetensors")
+    for name, tensor in stored.items():
+        if tensor.dim() == 2 and not leave.search(name):
+            stored[name] = rounded(tensor).contiguous()
+    save_file(stored, to / "model.safetensors", {"format": "pt"})
+    return to
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_products_are_those_of_the_rounded_weights(case: str, tmp_path: Path) -> None:
+    model_type, changes, scheme = CASES[case]
+    with_head = scheme == "fp8"  # others round inputs of the head to 8 bits
+    folder = write_checkpoint(tmp_path / "model", model_type, **UNTIED, **changes)
+    options = {"model_impl": "transformers", "quantization": scheme, "quantize_head": with_head}
+    ours = logprobs(folder, tmp_path, **options)
+
+    def rounded(weight: Tensor) -> Tensor:
+        return ROUNDED[scheme](weight.t()).t() if model_type == "gpt2" else ROUNDED[scheme](weight)
+
+    meant = write_rounded(folder, tmp_path / "rounded", rounded, EMBEDDINGS if with_head else NO_LAYER)
+    off = (ours - Reference(meant).logprobs(tokens(40))[:-1]).abs()
+    if scheme in ("fp8", "nf4"):
+        assert off.max() < EXACT
+    else:
+        assert 0 < off.mean() < INPUTS_ROUNDED
+
+
+class Toy(nn.Module):
+    """One layer for each thing that a model's code may do with it."""
+
+    all_tied_weights_keys: ClassVar = {"tied.weight": "lends.weight", "head.weight": "embed.weight"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 8)
+        self.called, self.read, self.tied, self.lends, self.unused = (nn.Linear(8, 8) for _ in range(5))
+        self.precise = nn.Linear(8, 8, dtype=torch.float64)
+        self.head = nn.Linear(8, 10, bias=False)
+        self.bilinear = nn.Bilinear(8, 8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.called(x) + x @ self.read.weight + self.tied(x) + self.lends(x)
+        x = x + self.precise(x.double()).to(x.dtype) + self.bilinear(x, x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def toy(wants: Wants) -> tuple[Toy, set[str]]:
+    with torch.device("meta"):
+        model = Toy()
+        linears = Linears(model)
+        assert model(torch.empty(1, 5, 8)).shape == (1, 5, 10)
+    used = set(model.modules()) - {model.unused}
+    return model, linears.take(model, used, model.head, wants)
+
+
+def test_only_what_is_called_becomes_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    wants = Wants(torch.float32, Rounding("int8"))
+    model, taken = toy(wants)
+    assert taken == {"called.weight", "called.bias", "head.weight"}
+    assert {part.name for part in wants.parts()} == {"called.weight", "called.bias", "embed.weight"}
+    stay = ", ".join(f"{name}.weight" for name in ("read", "tied", "lends", "precise", "bilinear"))
+    said = capsys.readouterr().err
+    assert said.startswith("tern: --quantization int8 leaves as they are, as the model's code does not only")
+    assert said.endswith(f": {stay}\n")
+    assert type(model.read) is type(model.unused) is nn.Linear
+
+
+def test_nothing_is_said_where_nothing_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    toy(Wants(torch.float32))
+    assert not capsys.readouterr().err
+
+
+def test_a_model_without_such_layers_is_not_quantized() -> None:
+    wants = Wants(torch.bfloat16, Rounding("int4"))  # none of them is of this type
+    with pytest.raises(StartupError, match=r"--quantization int4: .* no linear layer that"):
+        toy(wants)
+
+
+def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
+    config = {"quant_method": "fp8"}
+    folder = write_config(
+        tmp_path / "model", architectures=["Olmo2ForCausalLM"], model_type="olmo2", quantization_config=config
+    )
+    with pytest.raises(
+        StartupError, match=r"Olmo2ForCausalLM.* not served from a quantized checkpoint \(fp8\)"
+    ):
+        build(Checkpoint(folder, with_weights=False), ModelOptions(), Group())
