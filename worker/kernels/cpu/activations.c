@@ -25,6 +25,12 @@ INLINE void store_codes(vi codes, int8_t *to, long count) {
 #endif
 }
 
+/* `most`: the bits of the largest size in a group. Returns what its numbers are multiplied with; the scale is NaN where one is not finite. */
+INLINE float inverse_of(int32_t most, float *scale) {
+    *scale = most >= 0x7f800000 ? NAN : bits_to_float(most) / 127;
+    return *scale >= FLT_MIN ? 1 / *scale : 0; /* of one that is smaller it would be infinite */
+}
+
 /* Returns the sum of the codes. */
 INLINE int32_t quantize_group(const char *x, int type, long count, int8_t *codes, float *scale) {
     vi largest = (vi){}, sums = (vi){}; /* floats without their sign are ordered as integers are, NaN above all */
@@ -34,16 +40,14 @@ INLINE int32_t quantize_group(const char *x, int type, long count, int8_t *codes
     }
     int32_t most = 0, sum = 0;
     for (int i = 0; i < LANES; i++) most = largest[i] > most ? largest[i] : most;
-    if (most >= 0x7f800000) {
-        *scale = NAN;
+    float inverse = inverse_of(most, scale);
+    if (*scale != *scale) {
         memset(codes, 0, count);
         return 0;
     }
-    *scale = bits_to_float(most) / 127;
-    vf inverse = splat(*scale >= FLT_MIN ? 1 / *scale : 0); /* of one that is smaller it would be infinite */
     for (long i = 0; i < count; i += LANES) {
         /* To nearest, ties to even: adding 1.5 · 2^23 leaves the integer in the lowest bits. */
-        vf scaled = smaller(splat(127), larger(splat(-127), load_some(x + i * size_of(type), type, count - i) * inverse));
+        vf scaled = smaller(splat(127), larger(splat(-127), load_some(x + i * size_of(type), type, count - i) * splat(inverse)));
         vi code = (vi)(scaled + splat(0x1.8p23f)) - 0x4b400000;
         store_codes(code, codes + i, count - i);
         sums += code;
@@ -51,6 +55,32 @@ INLINE int32_t quantize_group(const char *x, int type, long count, int8_t *codes
     for (int i = 0; i < LANES; i++) sum += sums[i];
     return sum;
 }
+
+#if LANES == 16
+/* The same of bfloat16, 32 at a time. No product rounds to more than 127, as the largest is 127 within a rounding. */
+INLINE int32_t quantize_bf16(const bf16 *x, long count, int8_t *codes, float *scale) {
+#define SOME(i) (count - (i) >= 32 ? 0xffffffffu : (1u << (count - (i))) - 1)
+    __m512i largest = _mm512_setzero_si512(), sums = largest;
+    for (long i = 0; i < count; i += 32)
+        largest = _mm512_max_epu16(largest, _mm512_and_si512(_mm512_maskz_loadu_epi16(SOME(i), x + i), _mm512_set1_epi16(0x7fff)));
+    largest = _mm512_max_epu32(_mm512_slli_epi32(largest, 16), _mm512_and_si512(largest, _mm512_set1_epi32((int)0xffff0000)));
+    __m512 inverse = _mm512_set1_ps(inverse_of((int32_t)_mm512_reduce_max_epu32(largest), scale));
+    if (*scale != *scale) {
+        memset(codes, 0, count);
+        return 0;
+    }
+    for (long i = 0; i < count; i += 32) {
+        __m512i both = _mm512_maskz_loadu_epi16(SOME(i), x + i);
+        __m512 low = (__m512)_mm512_slli_epi32(both, 16), high = (__m512)_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000));
+        __m512i even = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse)), odd = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
+        sums = _mm512_add_epi32(sums, _mm512_add_epi32(even, odd));
+        __m512i woven = _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
+        _mm512_mask_cvtepi16_storeu_epi8(codes + i, SOME(i), woven);
+    }
+    return _mm512_reduce_add_epi32(sums);
+#undef SOME
+}
+#endif
 
 static void quantize_some(const void *data, long index) {
     const Job *job = data;
@@ -66,7 +96,11 @@ static void quantize_some(const void *data, long index) {
             int32_t sum;
             switch (call->x_type) {
             case F32: sum = quantize_group(x, F32, count, codes + k, scale); break;
+#if LANES == 16
+            case BF16: sum = quantize_bf16((const bf16 *)x, count, codes + k, scale); break;
+#else
             case BF16: sum = quantize_group(x, BF16, count, codes + k, scale); break;
+#endif
             default: sum = quantize_group(x, F16, count, codes + k, scale);
             }
             to->moved[at] = -job->moved * sum;

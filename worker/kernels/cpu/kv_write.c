@@ -18,14 +18,21 @@ typedef struct {
     int64_t rotary_stride;
 } work;
 
-/* 1 / sqrt(mean(x²) + eps) of the head at `row` */
-INLINE float norm_factor(const char *row, int dtype, int64_t dim, double eps) {
+/* Σ x² of the head at `row` */
+INLINE float squares_of(const char *row, int dtype, int64_t dim) {
     vf squares = (vf){};
     for (int64_t d = 0; d < dim; d += LANES) {
         vf x = load_some(row + d * size_of(dtype), dtype, dim - d < LANES ? dim - d : LANES);
         squares = fma_(x, x, squares);
     }
-    return (float)(1.0 / sqrt((double)sum_of(squares) / (double)dim + eps));
+    return sum_of(squares);
+}
+
+/* 1 / sqrt(mean(x²) + eps) of `count` heads from `row` on. Roots and quotients of several are taken at once: one by one they would be
+ * waited for. */
+INLINE void norm_factors(const char *row, int dtype, int64_t dim, int64_t count, double eps, float *factors) {
+    for (int64_t head = 0; head < count; head++) factors[head] = squares_of(row + head * dim * size_of(dtype), dtype, dim);
+    for (int64_t head = 0; head < count; head++) factors[head] = (float)(1.0 / sqrt((double)factors[head] / (double)dim + eps));
 }
 
 /* (a, b) → (a cos - b sin, b cos + a sin); `sin` holds the sines' signs. */
@@ -38,22 +45,41 @@ static void rotate(float *restrict x, int64_t dim, const float *restrict cos, co
     }
 }
 
+INLINE vf floor_(vf x) {
+#if LANES == 16
+    return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+    for (int i = 0; i < LANES; i++) x[i] = floorf(x[i]);
+    return x;
+#endif
+}
+
+/* At most LANES whole numbers. */
+INLINE void store_codes(vf codes, int8_t *to, int64_t count) {
+#if LANES == 16
+    _mm512_mask_cvtepi32_storeu_epi8(to, first((int)(count < LANES ? count : LANES)), _mm512_cvtps_epi32((__m512)codes));
+#else
+    for (int i = 0; i < LANES && i < count; i++) to[i] = (int8_t)codes[i];
+#endif
+}
+
 /* x, with zeros behind it → codes; the scale is returned, and is not finite where x is not. As paged_kv.py, to the bit. */
 static float quantize(const float *x, int64_t dim, int8_t *to) {
-    vf largest = splat(1e-8f), doubt = (vf){};
+    vi largest = (vi)splat(1e-8f); /* floats without their sign are ordered as integers are, NaN above all */
     for (int64_t d = 0; d < dim; d += LANES) {
-        vf v = load(x + d);
-        largest = larger((vf)((vi)v & 0x7fffffff), largest);
-        doubt = doubt + select_(v == v, (vf){}, v);
+        vi size = (vi)load(x + d) & 0x7fffffff;
+        largest = (vi)select_(size > largest, (vf)size, (vf)largest);
     }
-    float scale = largest_of(largest) / 127 + sum_of(doubt);
+    int32_t most = 0;
+    for (int i = 0; i < LANES; i++) most = largest[i] > most ? largest[i] : most;
+    float scale = bits_to_float((uint32_t)most) / 127;
     if (!(scale < INFINITY)) {
         memset(to, 0, (size_t)dim);
         return scale;
     }
-    for (int64_t d = 0; d < dim; d++) {
-        float code = floorf(x[d] / scale + 0.5f);
-        to[d] = (int8_t)(code > 127 ? 127 : code < -127 ? -127 : code);
+    for (int64_t d = 0; d < dim; d += LANES) {
+        vf code = smaller(splat(127), larger(splat(-127), floor_(load(x + d) / splat(scale) + splat(0.5f))));
+        store_codes(code, to + d, dim - d);
     }
     return scale;
 }
@@ -75,17 +101,16 @@ static void prepare_token(const work *w, int64_t token, const float *q_norm, con
     int64_t place = position % layer->block_size;
     int64_t block = (int64_t)blocks[position / layer->block_size] * kv_heads;
     char *row = w->qkv + token * (heads + 2 * kv_heads) * bytes;
-    float next = q_norm ? norm_factor(row, dtype, dim, layer->norm_eps) : 1;
+    float factors[heads + kv_heads];
+    if (q_norm || k_norm) norm_factors(row, dtype, dim, heads + kv_heads, layer->norm_eps, factors);
     for (int64_t head = 0; head < heads + kv_heads; head++, row += bytes) {
-        float factor = next; /* the next head's root and quotient are waited for beside this one's rotation */
-        if (head + 1 < heads + kv_heads && (head + 1 < heads ? q_norm : k_norm)) next = norm_factor(row + bytes, dtype, dim, layer->norm_eps);
         int is_key = head >= heads, rounds = is_key && layer->key_scales;
         int64_t slot = (block + head - heads) * layer->block_size + place;
         char *to = is_key ? layer->keys + slot * bytes : row;
         const float *weight = is_key ? k_norm : q_norm;
         if (weight || rotary || rounds) {
             widen(row, dtype, dim, x);
-            for (int64_t d = 0; weight && d < dim; d++) x[d] = x[d] * factor * weight[d];
+            for (int64_t d = 0; weight && d < dim; d++) x[d] = x[d] * factors[head] * weight[d];
             if (rotary) rotate(x, rotary, cos, sin);
             if (rounds)
                 layer->key_scales[slot] = quantize(x, dim, (int8_t *)layer->keys + slot * dim);
