@@ -150,7 +150,8 @@ class TorchRunner:
             activities = [torch.profiler.ProfilerActivity.CPU]
             if self.device.type == "cuda":
                 activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self._profiler = torch.profiler.profile(activities=activities)
+            # acc_events: otherwise torch 2.11 warns that there will be no second cycle.
+            self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
             self._profiler.start()
             return "started"
         if start or self._profiler is None:

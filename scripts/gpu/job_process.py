@@ -2,11 +2,13 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import msgspec
 import torch
 
+from worker.kernels.triton.norm import norm
 from worker.kernels.triton.tuning import Product
 
 from . import ceilings, kernels, tune
@@ -53,6 +56,7 @@ def describe(rehearsal: bool) -> Device:
     if not torch.cuda.is_available():
         built = torch.version.cuda or "no CUDA"
         raise RuntimeError(f"torch {torch.__version__}, built with {built}, can use no GPU")
+    check_launch(_launch)
     properties = torch.cuda.get_device_properties(0)
     versions |= {"CUDA": str(torch.version.cuda), "driver": driver()}
     versions["GPU"] = (
@@ -60,6 +64,26 @@ def describe(rehearsal: bool) -> Device:
         f"{properties.total_memory / 2**30:.0f} GiB"
     )
     return Device(properties.name, versions)
+
+
+def check_launch(launch: Callable[[], object]) -> None:
+    """Raises RuntimeError where Triton can launch no kernel, with what that takes."""
+    try:
+        launch()
+    except Exception as error:
+        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "none found"
+        headers = Path(sysconfig.get_paths()["include"], "Python.h")
+        there = "there" if headers.is_file() else "missing"
+        raise RuntimeError(
+            f"Triton {_version('triton')} launches no kernel: {type(error).__name__}: {error}. What launches "
+            f"them is built with a C compiler (CC, gcc or clang: {compiler}) and {headers} ({there})"
+        ) from error
+
+
+def _launch() -> None:
+    device = torch.device("cuda")
+    norm(torch.ones(1, 64, device=device), torch.ones(64, device=device), 1e-6)
+    torch.cuda.synchronize()
 
 
 def _version(package: str) -> str:

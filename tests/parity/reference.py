@@ -60,7 +60,8 @@ class Reference:
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         load: Any = AutoModelForCausalLM.from_pretrained
-        self.model = load(folder, dtype=dtype).eval()
+        # Not SDPA, which some releases let a model choose that caps its scores: SDPA does not.
+        self.model = load(folder, dtype=dtype, attn_implementation="eager").eval()
 
     @torch.no_grad()
     def logprobs(self, token_ids: Sequence[int]) -> Tensor:

@@ -1,10 +1,15 @@
 """Processes of jobs: what they find arrives, also when they hang or fail afterwards."""
 
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from scripts.gpu.jobs import Job, run
+from scripts.gpu.job_process import check_launch
+from scripts.gpu.jobs import ROOT, Job, run
 
 
 class Clock:
@@ -45,3 +50,22 @@ def test_one_that_fails_says_why() -> None:
 def test_one_that_hangs_is_cut_off() -> None:
     with pytest.raises(TimeoutError, match="not done within 60 s"):
         values("hang")
+
+
+def test_what_a_launch_takes_is_said() -> None:
+    def no_compiler() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    check_launch(lambda: None)
+    with pytest.raises(RuntimeError, match=r"no kernel: RuntimeError: Failed.*C compiler.*Python\.h \("):
+        check_launch(no_compiler)
+
+
+def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    (tmp_path / "msgspec.py").write_text("raise ImportError('of another Python')")
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [ROOT / "scripts/gpu_check", "--list"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "  msgspec: of another Python\ncarry wheels" in done.stderr
