@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from protocol.control import die_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 """For anything that a test waits for: far more than it takes, even on a machine that is busy."""
 
 
@@ -99,6 +100,12 @@ class Program:
 
 
 Launch = Callable[..., Program]
+
+# The same examples in each run, however slowly they come: a machine may be busy, or stop for a while.
+settings.register_profile(
+    "tern", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tern")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -54,7 +54,7 @@ def main() -> int:
         runner = load(config, channel, progress, stub="--stub" in sys.argv[1:])
         for num_tokens, context, seconds in runner.measured:
             budget.record(num_tokens, context, seconds)
-        runner = faulty(runner, config.rank, budget, os.environ)
+        runner = faulty(runner, config.rank, budget, progress.beat, os.environ)
         gc.collect()
         gc.freeze()  # what exists now lives as long as the process: keep collections off it
         Worker(config, channel, runner, progress, budget).run()

@@ -12,6 +12,7 @@ counted from 1; a token triggers in each step in which a sequence with that id i
     hang_gil:step=20          the same in C, with the interpreter's lock held
     slow:step=20,factor=1.5   sleeps for so many budgets of the step
     kill:request=40           SIGKILL while weights are loaded, as the 40th request for tensors is next
+    hold:file=PATH            goes no further than that file says, see hold.py
 
 Options of all: `rank=1` (default: every rank) and `times=2`, how often it happens at most (default: once
 for `step`, for `token` without end). TERN_FAULTS_DIR names a folder in which that is counted over all
@@ -37,6 +38,7 @@ from protocol.errors import NumericalError, StartupError
 from protocol.messages import NO_TOKEN, EngineFacts
 from protocol.steps import SequenceStart, StepPlan, StepResult
 
+from .hold import Hold
 from .launched import Done, Launched
 from .step_budget import StepBudget
 from .worker import MaskSource, Runner, carried
@@ -52,6 +54,7 @@ TRIGGERS = {
     "hang_gil": "step",
     "slow": "step",
     "kill": "request",
+    "hold": "file",
 }
 
 
@@ -79,6 +82,8 @@ class Fault:
     """At most; None: without end"""
     mark: str
     """Name of the file in which it is counted."""
+    file: Path | None = None
+    """Of `hold`"""
 
 
 def parse(text: str) -> list[Fault]:
@@ -93,12 +98,15 @@ def _parse(text: str, index: int) -> Fault:
     trigger = TRIGGERS[kind]
     options = dict(option.partition("=")[::2] for option in rest.split(","))
     known = {trigger, "rank", "times"} | ({"factor"} if kind == "slow" else set())
+    if kind == "hold":
+        known -= {"times"}
     if trigger not in options or options.keys() - known:
         raise _refusal(text, f"{kind} needs {trigger}=…, and may have {', '.join(sorted(known - {trigger}))}")
     try:
         first, _, last = options[trigger].partition("-")
-        steps = range(0) if trigger == "token" else range(int(first), int(last or first) + 1)
-        if (trigger in ("step", "request") and last) or (trigger != "token" and not steps):
+        counted = trigger not in ("token", "file")
+        steps = range(int(first), int(last or first) + 1) if counted else range(0)
+        if (trigger in ("step", "request") and last) or (counted and not steps):
             raise ValueError
         return Fault(
             kind=kind,
@@ -108,6 +116,7 @@ def _parse(text: str, index: int) -> Fault:
             rank=int(options["rank"]) if "rank" in options else None,
             times=int(options["times"]) if "times" in options else len(steps) or None,
             mark=f"{index}-{kind}",
+            file=Path(options["file"]) if trigger == "file" else None,
         )
     except ValueError:
         raise _refusal(text, "its values are numbers, and steps=… is one, or FIRST-LAST") from None
@@ -117,12 +126,16 @@ def _refusal(text: str, rule: str) -> StartupError:
     return StartupError(f"{VARIABLE}: {text!r} is not a fault: {rule}", hint=f"correct or unset {VARIABLE}")
 
 
-def faulty(runner: Runner, rank: int, budget: StepBudget, environ: Mapping[str, str]) -> Runner:
+def faulty(
+    runner: Runner, rank: int, budget: StepBudget, beat: Callable[[], None], environ: Mapping[str, str]
+) -> Runner:
     """The runner itself, unless the environment asks for faults. Raises StartupError."""
     faults = [fault for fault in _asked(rank, environ) if fault.kind != "kill"]
     if not faults:
         return runner
-    return FaultyRunner(runner, faults, budget, _counts(rank, environ))
+    holds = [Hold(fault.file, beat) for fault in faults if fault.file is not None]
+    others = [fault for fault in faults if fault.file is None]
+    return FaultyRunner(runner, others, holds, budget, _counts(rank, environ))
 
 
 def killed_while_loading(report: Report, rank: int, environ: Mapping[str, str]) -> Report:
@@ -190,12 +203,20 @@ class _Marked:
 class FaultyRunner:
     """See worker.Runner, whose contract it keeps until a fault is due."""
 
-    def __init__(self, runner: Runner, faults: Sequence[Fault], budget: StepBudget, counts: Counts) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        faults: Sequence[Fault],
+        holds: Sequence[Hold],
+        budget: StepBudget,
+        counts: Counts,
+    ) -> None:
         self.runner = runner
         self.facts: EngineFacts = runner.facts
         self.model_fingerprint = runner.model_fingerprint
         self.measured = runner.measured
         self._faults = faults
+        self._holds = holds
         self._tokens = {fault.token for fault in faults} - {None}
         self._budget = budget
         self._counts = counts
@@ -225,6 +246,8 @@ class FaultyRunner:
         return Done(self.execute(plan, masks))
 
     def execute(self, plan: StepPlan, masks: MaskSource = carried) -> StepResult:
+        for hold in self._holds:
+            hold.wait()
         self._steps += 1
         self._follow(plan)
         slots = columns.unpack_ids(plan.scheduled_slots)
@@ -239,6 +262,8 @@ class FaultyRunner:
             else:
                 self._acts[fault.kind](fault)
         result = self.runner.execute(plan, masks)
+        for hold in self._holds:
+            hold.count(result)
         if sick:
             result = self._sicken(result, sick, slots)
         for slot, count in zip(slots, columns.unpack_ids(plan.scheduled_counts), strict=True):

@@ -1,6 +1,5 @@
 """Servers to be hurt, beside one that never is: `scene(*flags, restarts={"worker": 1})` and its oracles."""
 
-import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import pytest
 from scripts.model_path import BUNDLED
 from tests.faults.load import KEY
 from tests.faults.oracles import Reference, Scene, untouched
+from tests.faults.remains import Remains
 from tests.stack.conftest import Serve, Stack, serve, sliding_checkpoint, tiny_checkpoint
 from tests.worker.adapters import write_adapter
 
@@ -22,10 +22,6 @@ __all__ = [
 ]  # fmt: skip
 
 NewScene = Callable[..., Scene]
-
-PACE = ";".join(f"slow:step={step},factor=0.4" for step in (40, 80, 120))
-"""Some tenths of a second in which nothing happens, so that a fault strikes before all has ended, however
-late a busy machine lets it."""
 
 
 @pytest.fixture(scope="session")
@@ -114,14 +110,13 @@ def scene(serve: Serve, reference: Reference, request: pytest.FixtureRequest) ->
         **environ: str,
     ) -> Scene:
         truth = reference if worker == "stub" else request.getfixturevalue(f"{worker}_reference")
-        pace = {"TERN_FAULTS": PACE} if restarts else {}
         if worker == "bundled":
             worker, flags = "torch", ("--served-model-name", Stack.model, *flags)
             environ["checkpoint"] = str(BUNDLED)
         if sliding:
             truth = request.getfixturevalue("sliding_reference")
             environ["checkpoint"] = request.getfixturevalue("sliding_checkpoint")
-        stack = serve(*flags, worker=worker, TERN_API_KEY=KEY, **pace | environ)
+        stack = serve(*flags, worker=worker, held=True, TERN_API_KEY=KEY, **environ)
         return Scene(
             stack, truth, restarts or {}, tracebacks=tracebacks, stopped=stopped, rolled=rolled,
             abandoned=abandoned,
@@ -134,14 +129,13 @@ def scene(serve: Serve, reference: Reference, request: pytest.FixtureRequest) ->
 async def unhurt(serve: Serve) -> AsyncIterator[Serve]:
     """unhurt(*flags, **environment): a server none of whose processes may notice what is done to it. At its
     end, all oracles are asked at which a test does not look itself."""
-    before: list[tuple[Stack, dict[str, list[int]], set[str]]] = []
+    before: list[tuple[Stack, dict[str, list[int]], Remains]] = []
 
     def start(*flags: str, **named: Any) -> Stack:
-        shared_memory = set(os.listdir("/dev/shm"))
         stack = serve(*flags, **named)
-        before.append((stack, stack.pids, shared_memory))
+        before.append((stack, stack.pids, Remains(stack)))
         return stack
 
     yield start
-    for stack, pids, shared_memory in before:
-        await untouched(stack, pids, shared_memory)
+    for stack, pids, remains in before:
+        await untouched(stack, pids, remains)

@@ -34,6 +34,16 @@ class Ask:
         return "/v1/chat/completions" if self.chat else "/v1/completions"
 
     @property
+    def num_answers(self) -> int:
+        """Sequences that the engine core has of it."""
+        return int(dict(self.body).get("n", 1))
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all its answers; at most."""
+        return self.num_answers * int(dict(self.body)["max_tokens"])
+
+    @property
     def document(self) -> dict[str, Any]:
         document = {"model": "tiny", "temperature": 0, "ignore_eos": True, **dict(self.body)}
         if self.stream:
@@ -106,13 +116,12 @@ class Load:
     """Requests under way at one server."""
 
     def __init__(self, base_url: str) -> None:
-        self.chunks = 0
-        """Events that all streams together have received."""
         self.texts: dict[int, str] = {}
         """By place in `asks`: what has come of the first choice so far."""
         self.ports: dict[int, int] = {}
         """By place: the client's own port of the connection."""
         self.num_open = 0
+        self._num_streams = 0
         self._base_url = base_url
         self._changed = asyncio.Event()
 
@@ -120,14 +129,15 @@ class Load:
         """All of them at once, each on a connection of its own."""
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
         self.num_open = len(asks)
+        self._num_streams = sum(ask.stream for ask in asks)
         async with httpx2.AsyncClient(
             base_url=self._base_url, timeout=60, limits=limits, headers={"Authorization": f"Bearer {KEY}"}
         ) as client:
             return await asyncio.gather(*(self._ask(client, place, ask) for place, ask in enumerate(asks)))
 
-    async def reached(self, chunks: int) -> None:
-        """Until so many have come; some request must be open then."""
-        await self.until(lambda: self.chunks >= chunks)
+    async def begun(self) -> None:
+        """Until all that are streams have text; some request must be open then."""
+        await self.until(lambda: len(self.texts) == self._num_streams)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Until it holds, which may change with each chunk; some request must be open then."""
@@ -168,8 +178,8 @@ class Load:
                 done = True
                 continue
             answer.take(json.loads(data))
-            self.chunks += 1
-            self.texts[place] = answer.texts.get(0, "")
+            if answer.texts.get(0):
+                self.texts[place] = answer.texts[0]
             self._notify()
         if not done and not answer.error:
             answer.error = "cut"

@@ -3,8 +3,8 @@
     O1  each answer is that of a server in which nothing happened          `Scene.load`
     O2  each request ends exactly once                                     load.py, while it reads
     O3  at rest nothing runs or waits, and every block is free             `Scene.at_rest`
-    O4  after the stop: no process, run folder, shared memory or port      `nothing_left`
-    O5  all of that within a minute                                        `Scene`, as a deadline
+    O4  after the stop: no process, run folder, shared memory or port      remains.py
+    O5  all of that within DEADLINE_S                                       `Scene`, as a deadline
     O6  exactly the expected restarts, all other pids as they were; not    `Scene`
         ready in between, and ready again
     O7  no prompt, no key, no traceback in the logs, one line per death    `check_output`
@@ -13,10 +13,8 @@ Knows no fault: a scenario brings that.
 """
 
 import asyncio
-import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -28,15 +26,16 @@ from typing import TYPE_CHECKING, Self
 import httpx2
 
 from protocol.messages import EngineStats
+from tests.conftest import DEADLINE_S
 from tests.faults.at_rest import Core
-from tests.faults.load import CANARY, KEY, Answer, Ask, Fault, Load
+from tests.faults.load import CANARY, KEY, Answer, Ask, Fault, Load, no_fault
+from tests.faults.remains import Remains
 
 if TYPE_CHECKING:
     from tests.stack.conftest import Stack
 
-DEADLINE_S = 60.0
-BLIND_S = 0.05
-"""A stub worker is gone for about as long."""
+BLIND_S = 0.02
+"""No worker starts as fast."""
 NAMES = {"engine_core": "engine core", "worker": "worker", "frontend": "frontend"}
 """As the log calls them, by kind."""
 
@@ -87,12 +86,14 @@ class Scene:
         """Between two of its answers."""
 
     async def __aenter__(self) -> Self:
-        self._shared_memory = set(os.listdir("/dev/shm"))
+        self._remains = Remains(self.stack)
         self._timeout = asyncio.timeout(DEADLINE_S)
         await self._timeout.__aenter__()
         self._before = self.stack.pids
         self._watcher = threading.Thread(target=self._watch_health)
         self._watcher.start()
+        while not self._health:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
         return self
 
     async def __aexit__(
@@ -110,27 +111,60 @@ class Scene:
             if not self._stopped:
                 self.stack.program.signal(signal.SIGTERM)
                 assert self.stack.program.wait() == 0, self.stack.program.output
-            nothing_left(self.stack, self._shared_memory, run_dir=not self._abandoned)
+            self._remains.check(run_dir=not self._abandoned)
             self._check_output()
 
     # ── while it lasts ──────────────────────────────────────────────────────────────────────────
 
     async def load(
-        self, asks: Sequence[Ask], fault: Fault, failing: Mapping[int, str] | None = None
+        self,
+        asks: Sequence[Ask],
+        fault: Fault,
+        failing: Mapping[int, str] | None = None,
+        *,
+        together: bool = True,
+        limit: int | None = None,
     ) -> list[Answer]:
         """O1: ask, let the fault strike meanwhile, and compare. `failing`: error codes by place."""
         failing = failing or {}
         expected = await self._reference.answers([a for i, a in enumerate(asks) if i not in failing])
-        answers = await self.unchecked(asks, fault)
+        answers = await self.unchecked(asks, fault, together=together, limit=limit)
         assert {i: answers[i].error for i in failing} == dict(failing)
         self.compare([a for i, a in enumerate(answers) if i not in failing], expected)
         return answers
 
-    async def unchecked(self, asks: Sequence[Ask], fault: Fault) -> list[Answer]:
-        """Ask, and let the fault strike meanwhile."""
-        load = Load(self.stack.base_url)
-        answers, _ = await asyncio.gather(load.run(asks), fault(load))
+    async def unchecked(
+        self, asks: Sequence[Ask], fault: Fault, *, together: bool = True, limit: int | None = None
+    ) -> list[Answer]:
+        """Ask, and let the fault strike meanwhile. `together`: nothing is done for any of them before the
+        engine core has all. `limit`: tokens that come at most before the fault has struck, unless it holds
+        them itself; None: a quarter of all."""
+        load, hold = Load(self.stack.base_url), self.stack.hold
+        if limit is None:
+            limit = sum(ask.num_tokens for ask in asks) // 4
+
+        async def strike() -> None:
+            if together:
+                await self._has_all(sum(ask.num_answers for ask in asks))
+            if fault is no_fault:
+                hold.release()
+            else:
+                hold.after(limit)
+            await fault(load)
+            hold.release()
+
+        hold.after(0, "steps")
+        answers, _ = await asyncio.gather(load.run(asks), strike())
         return answers
+
+    async def _has_all(self, count: int) -> None:
+        """Until so many sequences are in the engine core, which a thread of its own asks: see strikes.py."""
+
+        async def watch() -> None:
+            async with Core.of(self.stack) as core:
+                await core.until(lambda stats: stats.num_running + stats.num_waiting >= count)
+
+        await asyncio.to_thread(asyncio.run, watch())
 
     async def references(self, asks: Sequence[Ask]) -> list[Answer]:
         return await self._reference.answers(asks)
@@ -214,7 +248,7 @@ class Scene:
                         self._health.append(epoch)
 
 
-async def untouched(stack: "Stack", pids: Mapping[str, Sequence[int]], shared_memory: set[str]) -> None:
+async def untouched(stack: "Stack", pids: Mapping[str, Sequence[int]], remains: Remains) -> None:
     """O3, O4, O6 and O7 of a server whose processes, as they were, had nothing to notice. Ends it."""
     async with asyncio.timeout(DEADLINE_S):
         async with Core.of(stack) as core:
@@ -223,16 +257,6 @@ async def untouched(stack: "Stack", pids: Mapping[str, Sequence[int]], shared_me
         assert stack.pids == pids, stack.program.output
         stack.program.signal(signal.SIGTERM)
         assert await asyncio.to_thread(stack.program.wait) == 0, stack.program.output
-    nothing_left(stack, shared_memory)
+    remains.check()
     for word in ("Traceback", "starting it again", CANARY, KEY):
         assert word not in stack.program.output, stack.program.output
-
-
-def nothing_left(stack: "Stack", shared_memory: set[str], *, run_dir: bool = True) -> None:
-    """O4. `shared_memory`: what was there before. `run_dir`: of a supervisor that could still clean up."""
-    assert stack.program.survivors() == []
-    assert not (run_dir and stack.run_dir.exists())
-    assert set(os.listdir("/dev/shm")) <= shared_memory
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", int(stack.base_url.rpartition(":")[2])))

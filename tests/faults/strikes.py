@@ -18,19 +18,15 @@ KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 
 
 def at(tokens: int, scene: "Scene", number: signal.Signals, kind: str, index: int = 0) -> "Fault":
-    """A signal to a process of a kind as soon as the engine core has so many tokens, and more to come."""
+    """A signal to a process of a kind as soon as the engine core has so many tokens. Not twice as many can
+    come before."""
 
     def strike() -> None:
         os.kill(scene.stack.pids[kind][index], number)
 
-    return when(lambda stats: stats.generation_tokens >= tokens, strike, scene.stack)
-
-
-def when(condition: Callable[[EngineStats], bool], strike: Callable[[], object], stack: "Stack") -> "Fault":
-    """Something to be done as soon as the engine core's statistics are so, while it has work."""
-
     async def fault(_: "Load") -> None:
-        await strike_when(condition, strike, stack)
+        scene.stack.hold.after(2 * tokens)
+        await strike_when(lambda stats: stats.generation_tokens >= tokens, strike, scene.stack)
 
     return fault
 
@@ -38,8 +34,9 @@ def when(condition: Callable[[EngineStats], bool], strike: Callable[[], object],
 async def strike_when(
     condition: Callable[[EngineStats], bool], strike: Callable[[], object], stack: "Stack"
 ) -> None:
-    """See `when`. The engine core is ahead of what clients have read, and they of this test: so it is asked
-    itself, from a thread of its own."""
+    """Something to be done as soon as the engine core's statistics are so, while it has work: the caller
+    keeps it from ending. It is ahead of what clients have read, and they of this test: so it is asked itself,
+    from a thread of its own."""
 
     async def watch() -> None:
         async with Core.of(stack) as core:

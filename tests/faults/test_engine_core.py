@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from protocol.client import EngineClient
+from protocol.messages import EngineStats
 from protocol.sampling import SamplingParams
 from tests.faults.at_rest import Core
 from tests.faults.load import Load, ask, many
-from tests.faults.strikes import KILL, STOP, at, strike_when, when
+from tests.faults.strikes import KILL, STOP, at, strike_when
 
 if TYPE_CHECKING:
     from tests.faults.conftest import NewScene
@@ -48,8 +49,14 @@ async def test_killed_while_requests_wait(scene: "NewScene") -> None:
             assert len(stream.token_ids) == 40
             ended.append(number)
 
+        one.stack.hold.after(20 * 40)
         half = strike_when(lambda stats: 50 < stats.num_waiting < 90, lambda: one.stack.kill(KIND), one.stack)
-        await asyncio.gather(half, *(read(number) for number in range(101)))
+
+        async def strike() -> None:
+            await half
+            one.stack.hold.release()
+
+        await asyncio.gather(strike(), *(read(number) for number in range(101)))
         assert ended == list(range(101))
         await client.close()
 
@@ -68,28 +75,30 @@ async def test_stopped(scene: "NewScene", worker: str, count: int, length: int) 
 @pytest.mark.parametrize("worker", ["stub", "bundled"])
 async def test_killed_five_times(scene: "NewScene", worker: str) -> None:
     """Scenario 17: kill -9 of five engine cores, each as soon as all streams go on at its successor."""
-    length = 2000 if worker == "stub" else 300
+
+    def all_go_on(stats: EngineStats) -> bool:
+        return stats.num_running + stats.num_waiting == 12 and stats.generation_tokens > 24
+
     async with scene(worker=worker, restarts={KIND: 5}) as one:
 
-        async def fault(load: Load) -> None:
-            for _ in range(5):
-                again = when(
-                    lambda stats: stats.num_running == 12 and stats.generation_tokens > 24,
-                    lambda: one.stack.kill(KIND),
-                    one.stack,
-                )
-                await again(load)
+        async def fault(_: Load) -> None:
+            for _death in range(5):
+                one.stack.hold.after(12 * 15)
+                await strike_when(all_go_on, lambda: one.stack.kill(KIND), one.stack)
 
-        await one.load([ask(f"five {n}", length, seed=n, temperature=4) for n in range(12)], fault)
+        await one.load([ask(f"five {n}", 300, seed=n, temperature=4) for n in range(12)], fault)
 
 
 @pytest.mark.parametrize("first", [1, 5, 20])
 async def test_killed_while_requests_arrive(scene: "NewScene", first: int) -> None:
     """Scenario 18: kill -9 of the engine core while a frontend submits: no request is lost or doubled."""
     async with scene(restarts=ONE) as one:
-        some = when(
-            lambda stats: stats.num_running + stats.num_waiting >= first,
-            lambda: one.stack.kill(KIND),
-            one.stack,
-        )
-        await one.load(many(48, 300), some)
+
+        async def fault(_: Load) -> None:
+            await strike_when(
+                lambda stats: stats.num_running + stats.num_waiting >= first,
+                lambda: one.stack.kill(KIND),
+                one.stack,
+            )
+
+        await one.load(many(48, 300), fault, together=False)

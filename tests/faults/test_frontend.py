@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import pytest
 
 from tests.faults.load import KEY, Answer, Load, ask, many, no_fault
 from tests.faults.strikes import KILL, STOP
+from tests.stack.listening import socket_inodes
 
 if TYPE_CHECKING:
     from tests.faults.conftest import NewScene
@@ -24,8 +24,7 @@ LONG = 15000
 
 def served_by(pid: int, load: Load, server_port: int) -> set[int]:
     """Places of the asks whose connections this process holds, as the kernel tells."""
-    descriptors = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
-    inodes = {match[1] for name in descriptors if (match := re.fullmatch(r"socket:\[(\d+)\]", name))}
+    inodes = socket_inodes(pid)
     places = {port: place for place, port in load.ports.items()}
     found = set()
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
@@ -38,12 +37,12 @@ def served_by(pid: int, load: Load, server_port: int) -> set[int]:
 
 async def strike_one(scene: "Scene", number: signal.Signals) -> None:
     """Hurt the frontend that has most of the clients; whoever is not among them must not notice."""
-    asks = [ask(f"frontends {n}", 3000) for n in range(16)]
+    asks = [ask(f"frontends {n}", 2000) for n in range(24)]  # some for each frontend
     theirs: set[int] = set()
     port = int(scene.stack.base_url.rpartition(":")[2])
 
     async def fault(load: Load) -> None:
-        await load.until(lambda: len(load.texts) == len(asks))
+        await load.begun()
         served = {pid: served_by(pid, load, port) for pid in scene.stack.pids["frontend"]}
         pid = max(served, key=lambda pid: len(served[pid]))
         theirs.update(served[pid])
@@ -113,7 +112,7 @@ async def test_replaced(scene: "NewScene", worker: str, count: int, length: int)
         before = one.stack.pids["frontend"]
 
         async def fault(load: Load) -> None:
-            await load.reached(20)
+            await load.begun()
             one.stack.program.signal(signal.SIGHUP)
 
         await one.load(many(count, length), fault)
@@ -129,7 +128,7 @@ async def test_killed_again_and_again(scene: "NewScene") -> None:
         for n in range(3):
 
             async def fault(load: Load) -> None:
-                await load.reached(20)
+                await load.begun()
                 one.stack.kill("frontend")
 
             answers = await one.unchecked([ask(f"again {n} {i}", LONG) for i in range(8)], fault)

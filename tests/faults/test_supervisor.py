@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.load import Load, ask, many, no_fault
-from tests.faults.strikes import when
+from tests.stack.listening import all_listening, listening_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ async def test_the_supervisor_is_killed(scene: "NewScene", launch: "Launch", tin
     async with scene("--frontends", "2", stopped=True, abandoned=True) as one:
 
         async def fault(load: Load) -> None:
-            await load.reached(100)
+            await load.begun()
             one.stack.kill("supervisor")
 
         assert cut_off(await one.unchecked([ask(f"orphan {n}", LONG) for n in range(8)], fault))
@@ -85,15 +85,14 @@ def test_the_supervisor_is_killed_while_it_starts(
     launch: "Launch", tiny_checkpoint: Path, tmp_path: Path, worker: str, moment: str
 ) -> None:
     """Scenario 23: kill -9 of the supervisor while the model is loaded."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    flags = [*serve_flags(tmp_path / "run", worker), "--port", str(port)]
-    program = launch("scripts.cli", "serve", str(tiny_checkpoint), *flags)
+    program = launch("scripts.cli", "serve", str(tiny_checkpoint), *serve_flags(tmp_path / "run", worker))
     program.wait_for(moment)
+    sockets = listening_of(program.pid)
+    assert sockets
     program.signal(signal.SIGKILL)
     program.wait_until_gone()
     assert "Traceback" not in program.output
-    socket.create_server(("127.0.0.1", port)).close()
+    assert not sockets.keys() & all_listening().keys()
 
 
 @pytest.mark.parametrize("worker", ["stub", "bundled"])
@@ -103,7 +102,7 @@ async def test_asked_to_end(scene: "NewScene", worker: str) -> None:
     async with scene("--shutdown-timeout", "60", worker=worker, stopped=True) as one:
 
         async def fault(load: Load) -> None:
-            await load.until(lambda: len(load.texts) == sum(ask.stream for ask in asks))
+            await load.begun()
             one.stack.program.signal(signal.SIGTERM)
 
         asks = many(count, length)
@@ -131,7 +130,7 @@ def signalled(program: "Program", number: signal.Signals) -> "Fault":
     """A signal to the supervisor, once chunks come."""
 
     async def fault(load: Load) -> None:
-        await load.reached(20)
+        await load.begun()
         program.signal(number)
 
     return fault
@@ -157,7 +156,7 @@ async def test_interrupted_at_a_terminal(scene: "NewScene", busy: bool) -> None:
 
         async def fault(load: Load) -> None:
             if busy:
-                await load.reached(50)
+                await load.begun()
             os.killpg(one.stack.program.pid, signal.SIGINT)
 
         answers = await one.unchecked([ask(f"interrupted {n}", LONG) for n in range(8 * busy)], fault)
@@ -222,12 +221,12 @@ async def test_the_disk_is_full(scene: "NewScene", tmp_path: Path) -> None:
     flags = ["--journal", str(journal), "--crash-dir", str(crash_dir)]
     async with scene(*flags, restarts={"worker": 1}) as one:
 
-        def strike() -> None:
+        async def fault(load: Load) -> None:
+            await load.begun()
             resource.prlimit(one.stack.pids["engine_core"][0], resource.RLIMIT_FSIZE, (0, 0))
             one.stack.kill("worker")
 
-        asks = many(24, 600)
-        await one.load(asks, when(lambda stats: stats.generation_tokens > 1000, strike, one.stack))
+        await one.load(many(24, 300), fault)
         await one.hears("warning: the journal ends here: No space left on device")
     assert one.stack.program.output.count("the journal ends here") == 1
     assert all(report.stat().st_size == 0 for report in crash_dir.iterdir())
@@ -238,10 +237,9 @@ async def test_two_servers(scene: "NewScene") -> None:
     async with scene(restarts={"worker": 1, "engine_core": 1}) as one, scene() as other:
 
         async def fault(load: Load) -> None:
-            await load.reached(100)
+            await load.begun()
             one.stack.kill("worker")
             await one.hears("worker is ready again")
-            await load.until(lambda: True)
             one.stack.kill("engine_core")
 
         asks = [ask(f"twins {n}", 3000) for n in range(8)]

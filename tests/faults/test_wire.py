@@ -64,7 +64,7 @@ async def test_rubbish(scene: "NewScene") -> None:
             return refused
 
         async def fault(load: Load) -> None:
-            await load.reached(50)
+            await load.begun()
             refused = await asyncio.to_thread(strike)
             assert refused.protocol_version == PROTOCOL_VERSION
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.at_rest import Core
 from tests.faults.load import SHARED, Load, ask, many, no_fault
-from tests.faults.strikes import KILL, STOP, at, when
+from tests.faults.strikes import KILL, STOP, at, strike_when
 from tests.stack.listening import listening
 
 if TYPE_CHECKING:
@@ -29,9 +29,8 @@ async def test_killed(scene: "NewScene", worker: str, count: int, length: int) -
 async def test_killed_while_a_stop_string_is_half_emitted(scene: "NewScene") -> None:
     """Scenario 1: the frontend holds back what may be the beginning of a stop string."""
     async with scene(restarts=ONE) as one:
-        plain = ask("a long goodbye", 1000)
-        (whole,) = await one.references([plain])
-        first = len(whole.texts[0]) // 2
+        half, whole = await one.references([ask("a long goodbye", length) for length in (500, 1000)])
+        first = len(half.texts[0]) - 40
         stop = whole.texts[0][first : first + 200]
         stopped = ask("a long goodbye", 1000, stop=[stop])
 
@@ -39,7 +38,7 @@ async def test_killed_while_a_stop_string_is_half_emitted(scene: "NewScene") -> 
             await load.until(lambda: len(load.texts.get(0, "")) > first - 20)
             one.stack.kill("worker")
 
-        (answer,) = await one.load([stopped], fault)
+        (answer,) = await one.load([stopped], fault, limit=500)
         assert answer.texts[0] == whole.texts[0][: whole.texts[0].index(stop)]
         assert answer.finish_reasons == {0: "stop"}
 
@@ -52,11 +51,16 @@ async def test_killed_in_the_middle_of_a_prompt(scene: "NewScene", worker: str) 
         prompt = SHARED * (40 if worker == "stub" else 5)
         asks = [ask(f"{prompt} {n}", 20, logprobs=1) for n in range(2)]
 
-        half = when(lambda stats: stats.prompt_tokens > 200, lambda: one.stack.kill("worker"), one.stack)
-        await one.load(asks, half)
+        async def fault(_: Load) -> None:
+            one.stack.hold.after(20, "steps")
+            await strike_when(
+                lambda stats: stats.prompt_tokens > 200, lambda: one.stack.kill("worker"), one.stack
+            )
+
+        await one.load(asks, fault)
 
 
-@pytest.mark.parametrize(("worker", "count", "length"), [("stub", 16, 600), ("torch", 4, 60)])
+@pytest.mark.parametrize(("worker", "count", "length"), [("stub", 16, LENGTH), ("torch", 4, 60)])
 async def test_rank_1_killed(scene: "NewScene", worker: str, count: int, length: int) -> None:
     """Scenario 3: kill -9 of rank 1 of 2: the group is replaced as a unit (Scene checks that)."""
     told = (0, 1)  # by rank 0, if it finds its collective broken before it is killed, too
@@ -71,7 +75,7 @@ async def test_rank_1_killed(scene: "NewScene", worker: str, count: int, length:
 async def test_rank_0_killed(scene: "NewScene") -> None:
     """Scenario 4: kill -9 of rank 0 of 2, which speaks for the group."""
     async with scene(*TWO_RANKS, restarts=ONE) as one:
-        await one.load(many(16, 600), at(1000, one, KILL, "worker", 0))
+        await one.load(many(16, LENGTH), at(320, one, KILL, "worker", 0))
         async with Core.of(one.stack) as core:
             assert (await core.stats()).epochs == 2
 

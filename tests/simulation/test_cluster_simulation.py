@@ -6,7 +6,6 @@ What fails names its seed, and the line that replays it.
 """
 
 import os
-import random
 from collections import Counter
 from random import Random
 
@@ -30,7 +29,7 @@ def run(seed: int, hours: float = HOURS) -> Campaign:
     try:
         campaign.run(hours)
     except BaseException as error:
-        here = "python -m pytest tests/simulation/test_cluster_simulation.py -k not_seen_before"
+        here = "python -m pytest tests/simulation/test_cluster_simulation.py -k one_seed"
         error.add_note(f"at {campaign.agenda.now:.4f} s of seed {seed}; again: {SEED_VARIABLE}={seed} {here}")
         raise
     return campaign
@@ -57,8 +56,9 @@ def test_a_hundred_hours(first: int) -> None:
         assert seen[name], f"no {name} in {SEEDS_PER_BLOCK} lives: the simulation does not reach it"
 
 
-def test_a_seed_not_seen_before() -> None:
-    run(int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(1000, 1 << 32)))
+def test_one_seed() -> None:
+    """Of one's choice. Always the same without one: what fails now and then stops whoever changed nothing."""
+    run(int(os.environ.get(SEED_VARIABLE) or 1000))
 
 
 def test_a_seed_is_a_whole_history() -> None:

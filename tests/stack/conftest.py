@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from scripts.model_path import BUNDLED
+from tests.stack.hold import Hold
 
 if TYPE_CHECKING:
     from tests.conftest import Program
@@ -55,9 +56,11 @@ class Stack:
 
     model = "tiny"
 
-    def __init__(self, program: "Program", run_dir: Path) -> None:
+    def __init__(self, program: "Program", run_dir: Path, hold: Hold | None = None) -> None:
+        """`hold`: of its workers. None: they go on whatever it says."""
         self.program = program
         self.run_dir = run_dir
+        self.hold = hold or Hold(run_dir / "nobody-reads-it")
         self.endpoint_file = str(run_dir / "endpoint")
         self.base_url = program.wait_for(r"API +(http://\S+)/v1")[1]
         program.wait_for("Ctrl-C stops everything")
@@ -156,19 +159,30 @@ def _random_weights() -> dict[str, NDArray[np.float32]]:
 
 @pytest.fixture
 def serve(launch: "Launch", tmp_path: Path, tiny_checkpoint: Path) -> Iterator[Serve]:
-    """serve(*flags): a server of the tiny checkpoint, by default over the stub worker. Its end is checked."""
+    """serve(*flags, held=False): a server of the tiny checkpoint, by default over the stub worker. Its end is
+    checked. `held`: its workers go no further than its `hold` says."""
     stacks: list[Stack] = []
 
-    def start(*flags: str, worker: str = "stub", checkpoint: Path = tiny_checkpoint, **environ: str) -> Stack:
+    def start(
+        *flags: str,
+        worker: str = "stub",
+        checkpoint: Path = tiny_checkpoint,
+        held: bool = False,
+        **environ: str,
+    ) -> Stack:
         run_dir = tmp_path / f"run{len(stacks)}"
+        hold = Hold(tmp_path / f"hold{len(stacks)}") if held else None
+        if hold is not None:
+            environ["TERN_FAULTS"] = ";".join(filter(None, [environ.get("TERN_FAULTS"), hold.environ]))
         fixed = ["--port", "0", "--run-dir", str(run_dir), "--worker", worker, "--threads", "1"]
         fixed += ["--journal", f"{run_dir}.journal", "--crash-dir", str(tmp_path / "crashes")]
         program = launch("scripts.cli", "serve", str(checkpoint), *fixed, *flags, **environ)
-        stacks.append(Stack(program, run_dir))
+        stacks.append(Stack(program, run_dir, hold))
         return stacks[-1]
 
     yield start
     for stack in stacks:
+        stack.hold.release()
         if stack.run_dir.exists() and stack.program.survivors():
             assert stack.ends(signal.SIGTERM) == 0, stack.program.output
 

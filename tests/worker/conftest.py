@@ -4,10 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from protocol.progress import Progress
 from tests.worker.core import Core, WorkerThread, stub_config
 from tests.worker.gate import Gate, Run
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same numbers at random for each test, whichever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

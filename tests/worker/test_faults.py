@@ -1,6 +1,7 @@
 """Faults on purpose: each happens when and as often as it is told to, and to nobody else."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,20 @@ from worker.worker import Runner
 MARKED, OTHER = [5, 77, 7, 8, 9, 10], [5, 6, 7, 8, 9, 10]
 
 
-def runner_with(faults: str, tmp_path: Path, *, rank: int = 0, folder: Path | None = None) -> Runner:
+def nothing() -> None:
+    """Nobody counts the beats."""
+
+
+def runner_with(
+    faults: str,
+    tmp_path: Path,
+    *,
+    rank: int = 0,
+    folder: Path | None = None,
+    beat: Callable[[], None] = nothing,
+) -> Runner:
     environ = {"TERN_FAULTS": faults, "TERN_FAULTS_DIR": str(folder or "")}
-    return faulty(StubRunner(stub_config(tmp_path)), rank, StepBudget(), environ)
+    return faulty(StubRunner(stub_config(tmp_path)), rank, StepBudget(), beat, environ)
 
 
 def tokens(result: StepResult) -> list[int]:
@@ -39,6 +51,7 @@ def tokens(result: StepResult) -> list[int]:
         ("hang:step=4-6", "its values are numbers"),
         ("oom:steps=6-5", "its values are numbers"),
         ("oom:steps=x", "its values are numbers"),
+        ("hold:step=3", "hold needs file=…, and may have rank"),
         ("raise:token=77; nan:token=many", "'nan:token=many' is not a fault"),
     ],
 )
@@ -78,6 +91,24 @@ def test_out_of_memory_in_given_steps(tmp_path: Path) -> None:
         with pytest.raises(OutOfMemoryError):
             runner.execute(next_plan(2))
     runner.execute(next_plan(4))
+
+
+def test_goes_no_further_than_a_file_says(tmp_path: Path) -> None:
+    """As many steps or tokens as it says, then it waits, with beats: for another text, or for no file."""
+    file = tmp_path / "hold"
+    says = ["1 steps 2", "2 tokens 1", "3 tokens 0", ""]
+    steps: list[int] = []
+
+    def beat() -> None:
+        steps.append(step)
+        said = says.pop(0)
+        file.write_text(said) if said else file.unlink()
+
+    runner = runner_with(f"hold:file={file}", tmp_path, beat=beat)
+    file.write_text("0 steps 0")
+    for step in range(8):
+        runner.execute(next_plan(step) if step else start_plan(step, OTHER))
+    assert steps == [0, 2, 3, 3]
 
 
 def test_counted_over_incarnations(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from protocol.errors import InternalError, OutOfMemory, StartupError
 from protocol.options import ParallelOptions
+from protocol.progress import Progress
 from protocol.sampling import SamplingParams
 from tests.worker.driver import GREEDY, Driver, Resident, quiet, worker_config, write_config
 from worker.failures import RowsFailed
@@ -174,7 +175,7 @@ def test_a_fault_makes_one_row_sick(model: Path, tmp_path: Path) -> None:
     config = worker_config(model, tmp_path, load_format="dummy")
     healthy = Driver(TorchRunner(config, quiet))
     environ = {"TERN_FAULTS": "nan:token=29"}
-    runner: Any = faulty(TorchRunner(config, quiet), 0, StepBudget(), environ)
+    runner: Any = faulty(TorchRunner(config, quiet), 0, StepBudget(), Progress().beat, environ)
     driver = Driver(runner)
     marked, other = driver.add(PROMPT), driver.add(PROMPT[:-1])
     driver.step({marked: 7, other: 6})
