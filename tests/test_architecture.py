@@ -57,6 +57,7 @@ def test_only_models_in_its_code_need_transformers() -> None:
     assert users == {
         "registry.py",  # within the function that builds such a model
         "transformers_attention.py",
+        "transformers_experts.py",
         "transformers_linear.py",
         "transformers_model.py",
         "transformers_weights.py",

@@ -19,7 +19,7 @@ from tests.worker.quantization.checkpoints import logprobs
 from tests.worker.quantization.test_rounding import ROUNDED
 from worker.checkpoint import Checkpoint
 from worker.models.registry import build
-from worker.models.transformers_linear import Linears
+from worker.models.transformers_linear import Linears, name_others
 from worker.parallel import Group
 from worker.quantization.rounding import Rounding
 from worker.weights import Wants
@@ -30,8 +30,8 @@ INPUTS_ROUNDED = 0.05
 """Their mean difference where inputs are rounded to 8 bits: 0.01 and 0.02 was measured. A matrix that is
 transposed or another's is worth more than 1."""
 UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
-EMBEDDINGS = re.compile("embed_in|embed_tokens|wte|wpe")
-NO_LAYER = re.compile(f"{EMBEDDINGS.pattern}|lm_head|embed_out")
+AS_IT_IS = re.compile(r"embed_in|embed_tokens|wte|wpe|mlp\.gate\.|router|bias")
+HEAD_TOO = re.compile(f"{AS_IT_IS.pattern}|lm_head|embed_out")
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "olmo2": ("olmo2", {}, "fp8"),
     "starcoder2, biases": ("starcoder2", {"use_bias": True}, "nf4"),
@@ -40,6 +40,8 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "gpt_neox, one matrix for q, k and v": ("gpt_neox", {}, "fp8"),
     "minicpm3, latent attention": (*UNDECLARED["minicpm3, latent attention"], "nf4"),
     "gpt2, transposed": ("gpt2", {}, "nf4"),
+    "olmoe, experts": (*UNDECLARED["olmoe"], "fp8"),
+    "gpt_oss, experts that are transposed and have biases": (*UNDECLARED["gpt_oss, sinks"], "nf4"),
 }
 
 
@@ -51,7 +53,7 @@ def write_rounded(
     (to / "config.json").write_bytes((folder / "config.json").read_bytes())
     stored = load_file(folder / "model.safetensors")
     for name, tensor in stored.items():
-        if tensor.dim() == 2 and not leave.search(name):
+        if tensor.dim() > 1 and not leave.search(name):
             stored[name] = rounded(tensor).contiguous()
     save_file(stored, to / "model.safetensors", {"format": "pt"})
     return to
@@ -66,9 +68,11 @@ def test_products_are_those_of_the_rounded_weights(case: str, tmp_path: Path) ->
     ours = logprobs(folder, tmp_path, **options)
 
     def rounded(weight: Tensor) -> Tensor:
+        if weight.dim() == 3:
+            return torch.stack([ROUNDED[scheme](of_one.t()).t() for of_one in weight])
         return ROUNDED[scheme](weight.t()).t() if model_type == "gpt2" else ROUNDED[scheme](weight)
 
-    meant = write_rounded(folder, tmp_path / "rounded", rounded, EMBEDDINGS if with_head else NO_LAYER)
+    meant = write_rounded(folder, tmp_path / "rounded", rounded, AS_IT_IS if with_head else HEAD_TOO)
     off = (ours - Reference(meant).logprobs(tokens(40))[:-1]).abs()
     if scheme in ("fp8", "nf4"):
         assert off.max() < EXACT
@@ -89,6 +93,12 @@ class Toy(nn.Module):
         self.head = nn.Linear(8, 10, bias=False)
         self.bilinear = nn.Bilinear(8, 8, 8)
 
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def _get_dtype_plan(self, _dtype: torch.dtype) -> dict[str, torch.dtype]:
+        return {"wide": torch.float32}
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.called(x) + x @ self.read.weight + self.tied(x) + self.lends(x)
         x = x + self.precise(x.double()).to(x.dtype) + self.bilinear(x, x)
@@ -102,7 +112,10 @@ def toy(wants: Wants) -> tuple[Toy, set[str]]:
         linears = Linears(model)
         assert model(torch.empty(1, 5, 8)).shape == (1, 5, 10)
     used = set(model.modules()) - {model.unused}
-    return model, linears.take(model, used, model.head, wants)
+    taken = linears.take(model, used, wants)
+    if wants.formats.name != "none":
+        name_others(model, used, taken, wants.formats.name)
+    return model, taken
 
 
 def test_only_what_is_called_becomes_ours(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from protocol.control import Keep, Phase, Ready
 from protocol.errors import OutOfMemory
 from protocol.sampling import SamplingParams
 from scripts.process import drain
-from tests.parity.families import FAMILIES
+from tests.parity.families import FAMILIES, UNDECLARED
 from tests.parity.reference import write_checkpoint
 from tests.worker import native
 from tests.worker.core import WorkerProcess
@@ -121,8 +121,10 @@ def test_every_family_finds_its_matrices(family: str, tmp_path: Path, supervisor
     assert answer(again) == expected
 
 
-def test_linear_layers_in_transformers_code_are_found(tmp_path: Path, supervisor: Supervisor) -> None:
-    model = write_checkpoint(tmp_path / "model", "stablelm", tie_word_embeddings=True, use_qkv_bias=True)
+def test_matrices_in_transformers_code_are_found(tmp_path: Path, supervisor: Supervisor) -> None:
+    """Of linear layers, of experts, and of a tied head."""
+    model_type, changes = UNDECLARED["qwen2_moe"]
+    model = write_checkpoint(tmp_path / "model", model_type, tie_word_embeddings=True, **changes)
     expected = answer(supervisor.start(model, tmp_path, quantization="int4"))
     again = supervisor.start(model, tmp_path, quantization="int4")
     assert found(again)

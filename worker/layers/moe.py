@@ -12,7 +12,6 @@ own gets the experts stacked once they are loaded, and multiplies all of them in
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from protocol.errors import StartupError
@@ -20,6 +19,7 @@ from protocol.errors import StartupError
 from ..kernels.device import DeviceKernels, ExpertsKernel
 from ..parallel import Group, whole
 from ..weights import Scope
+from .experts import mix
 from .linear import ColumnLinear
 from .mlp import GatedMLP
 from .norm import Norm
@@ -60,16 +60,7 @@ class SparseMLP:
             weights /= weights.sum(-1, keepdim=True)
         if self.on_device is not None:
             return self.group.all_reduce(self.on_device(x, weights, chosen)).add_(residual)
-        by_expert = chosen.flatten().argsort(stable=True)
-        rows = by_expert // self.top_k
-        inputs, outputs = x[rows], x.new_empty(len(rows), x.shape[1])
-        begin = 0
-        for expert, count in enumerate(chosen.flatten().bincount(minlength=len(self.experts)).tolist()):
-            if count:
-                outputs[begin : begin + count] = self.experts[expert](inputs[begin : begin + count])
-                begin += count
-        weighted = outputs * weights.flatten()[by_expert].unsqueeze(1)  # float32
-        mixed = torch.zeros(x.shape, device=x.device).index_add_(0, rows, weighted).to(x.dtype)
+        mixed = mix(x, weights, chosen, len(self.experts), lambda e, rows: self.experts[e](rows))
         return self.group.all_reduce(mixed).add_(residual)
 
     def _stack(self, device: DeviceKernels) -> None:

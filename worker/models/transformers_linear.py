@@ -10,9 +10,10 @@ weights are read by others, tied to others, or of another type than the model's 
 
 import re
 import sys
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -69,9 +70,9 @@ class Linears:
                 layer.num_rows = layer.weight.shape[type(layer) is Conv1D]
                 layer.__class__ = _Watched
 
-    def take(self, model: Any, used: Container[nn.Module], head: nn.Module, wants: Wants) -> set[str]:
-        """After the trace: make those ours that can be. `used`: what text goes through; `head`: the output
-        head. Returns the names of the tensors that are theirs."""
+    def take(self, model: Any, used: Container[nn.Module], wants: Wants) -> set[str]:
+        """After the trace: make those ours that can be. `used`: what text goes through. Returns the names of
+        the tensors that are theirs."""
         tied: dict[str, str] = model.all_tied_weights_keys
         lent = set(tied.values())
         taken: set[str] = set()
@@ -79,12 +80,19 @@ class Linears:
             layer: Any = model.get_submodule(name)
             is_read, layer.__class__ = layer.is_read, kind
             own = {f"{name}.{leaf}": tensor for leaf, tensor in layer.named_parameters()}
-            place, role, shared = name, _role(name, layer is head), lent | tied.keys()
+            place, role, shared = (
+                name,
+                _role(name, layer is model.get_output_embeddings()),
+                lent | tied.keys(),
+            )
             if role == "head" and layer.bias is None and f"{name}.weight" in tied:
                 place, role, shared = tied[f"{name}.weight"].removesuffix(".weight"), "tied head", lent
-            if is_read or layer not in used or own.keys() & shared:
-                continue
-            if any(tensor.dtype != wants.dtype for tensor in own.values()):
+            if (
+                is_read
+                or layer not in used
+                or own.keys() & shared
+                or not can_be_ours(model, own, wants.dtype)
+            ):
                 continue
             transposed = kind is Conv1D
             rows, columns = layer.weight.shape[:: -1 if transposed else 1]
@@ -98,8 +106,6 @@ class Linears:
             layer.__class__ = _Ours
             self._ours.append(layer)
             taken.update(own)
-        if wants.formats.name != "none":
-            _name_others(model, used, taken, wants.formats.name)
         return taken
 
     def loaded(self) -> None:
@@ -108,8 +114,19 @@ class Linears:
             layer._parameters.clear()
 
 
-def _name_others(model: Any, used: Container[nn.Module], taken: Container[str], scheme: str) -> None:
-    """Of matrices that nobody could quantize. Raises StartupError if these are all."""
+def can_be_ours(model: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
+    """Whether all are of the model's type. `tensors` by name."""
+    in_float32 = kept_in_float32(model, dtype)
+    return all(t.dtype == dtype and not in_float32.search(name) for name, t in tensors.items())
+
+
+def kept_in_float32(model: Any, dtype: torch.dtype) -> re.Pattern[str]:
+    """Names of tensors that a model in this type does not want in it."""
+    return re.compile("|".join(model._get_dtype_plan(dtype)) or "(?!)")
+
+
+def name_others(model: Any, used: Container[nn.Module], taken: Container[str], scheme: str) -> None:
+    """Say which matrices stay as they are. Raises StartupError if these are all."""
     others = {
         _NUMBER.sub(".*", f"{path}.{leaf}"): None
         for path, module in model.named_modules()

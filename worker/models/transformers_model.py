@@ -11,7 +11,6 @@ whatever our attention would not honour; the comparison catches what a trace can
 that are ignored. A checkpoint's own code is never run.
 """
 
-import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +37,8 @@ from ..kernels.paged_kv import PagedKV
 from ..weights import Wants
 from .transformers_attention import ATTENTION, TRACE, LayerSpec, Step, Trace, attending
 from .transformers_check import compare, logits_in_company, probes
-from .transformers_linear import Linears
+from .transformers_experts import EXPERTS, Experts
+from .transformers_linear import Linears, kept_in_float32, name_others
 from .transformers_weights import ConvertedCheckpoint
 
 _TRACED_TOKENS = 5
@@ -75,13 +75,15 @@ class TransformersModel:
             self._longropes = _pin(self._head)
             self._decoder: Any = _decoder_of(self._head)
             self._body = self._decoder if text is config else self._head.base_model
-            self._linears = Linears(self._head)
+            linears, experts = Linears(self._head), Experts(self._head)
             self._layers, used = _trace(self._head, self._decoder, text)
             self.num_kv_heads, self.head_dim = _common_shape(self._layers)
-            head = self._head.get_output_embeddings()
-            taken = self._linears.take(self._head, used, head, wants)
-            self.hidden_size: int = head.weight.shape[1]
+            taken = linears.take(self._head, used, wants) | experts.take(self._head, used, wants)
+            if wants.formats.name != "none":
+                name_others(self._head, used, taken, wants.formats.name)
             _take_memory(self._head, used, taken, wants)
+            self._ours = linears, experts
+            self.hidden_size: int = self._head.get_output_embeddings().weight.shape[1]
         except StartupError as error:
             raise StartupError(f"{name}: {error.message}", hint=error.hint) from error
         except ImportError as error:
@@ -102,7 +104,7 @@ class TransformersModel:
         self.max_len: int = text.max_position_embeddings
         self.num_layers = len(self._layers)
         self.windows = tuple(layer.window for layer in self._layers)
-        wants.view = partial(ConvertedCheckpoint, self._head)
+        wants.view = partial(ConvertedCheckpoint, self._head, experts.stacks)
         wants.scope().after_loading(self._finish)
 
     def cover(self, max_len: int) -> None:
@@ -129,7 +131,8 @@ class TransformersModel:
 
     def _finish(self) -> None:
         """Raises StartupError."""
-        self._linears.loaded()
+        for layers in self._ours:
+            layers.loaded()
         try:
             self._part()
         except Exception as error:
@@ -144,7 +147,6 @@ class TransformersModel:
         """
         head, sequences = self._head, probes(self.vocab_size)
         head.config._attn_implementation = "eager"
-        head.config._experts_implementation = "eager"
         expected = [head(input_ids=ids[None], use_cache=False).logits[0].float() for ids in sequences]
         head.config._attn_implementation = ATTENTION
         path = next(path for path, module in head.named_modules() if module is self._body)
@@ -206,7 +208,7 @@ def _is_own_name(architecture: str, model_type: str) -> bool:
 
 def _without_memory(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     config._attn_implementation = TRACE
-    config._experts_implementation = "batched_mm"  # the one that can be traced
+    config._experts_implementation = EXPERTS
     with ExitStack() as stack:
         for context in kind.get_init_context(dtype, False, False, False):
             stack.enter_context(context)
@@ -263,7 +265,7 @@ def _take_memory(head: Any, used: set[nn.Module], taken: set[str], wants: Wants)
 
     Raises StartupError for a table that transformers leaves as it finds it.
     """
-    in_float32 = re.compile("|".join(head._get_dtype_plan(wants.dtype)) or "(?!)")
+    in_float32 = kept_in_float32(head, wants.dtype)
     stored: dict[str, Any] = head.state_dict(keep_vars=True)
     computed = {name: buffer for name, buffer in head.named_buffers() if name not in stored}
     places: dict[str, tuple[nn.Module, str]] = {}

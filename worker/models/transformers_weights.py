@@ -7,9 +7,9 @@ name and shape is known and checked before anything is read, and to the data of 
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,15 @@ from ..weights import Source
 
 _CONVERTED_OFFSET = -1
 """Of a tensor that lies nowhere as it is."""
+
+
+class _Slice(NamedTuple):
+    """A part of a stack."""
+
+    stack: str
+    number: int
+    of: int
+    """So many."""
 
 
 class Conversion:
@@ -53,8 +62,9 @@ class Conversion:
 class ConvertedCheckpoint:
     """A weights.Source."""
 
-    def __init__(self, model: PreTrainedModel, source: Source) -> None:
-        """Raises StartupError for a conversion that cannot be done."""
+    def __init__(self, model: PreTrainedModel, stacks: Mapping[str, str], source: Source) -> None:
+        """`stacks`: tensors whose first dimension is taken apart → the names of what they consist of, with a
+        place for the number. Raises StartupError for a conversion that cannot be done."""
         self.tensors: dict[str, StoredTensor] = {}
         self._source = source
         self._model = model
@@ -62,6 +72,7 @@ class ConvertedCheckpoint:
         self._conversions: dict[str, Conversion] = {}
         self._ready: dict[str, Tensor] = {}
         """Results of a conversion that gave several, until they are read."""
+        self._slices: dict[str, _Slice] = {}
         ours: dict[str, Tensor] = model.state_dict()
         rules: list[Any] = get_model_conversion_mapping(model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -84,15 +95,43 @@ class ConvertedCheckpoint:
                 conversions.setdefault(renamed, Conversion(rule, renamed)).sources[pattern].append(name)
         for conversion in conversions.values():
             self._add(conversion)
+        for stack in stacks.keys() & self.tensors.keys():
+            self._take_apart(stack, stacks[stack])
 
     def read(self, part: TensorPart) -> Tensor:
         """As Checkpoint.read."""
         name = part.name
+        if name in self._slices:
+            return self._read_slice(part)
         if name in self._names:
             return self._source.read(part._replace(name=self._names[name]))
+        found = self._converted(name)
+        del self._ready[name]
+        return part.cut(found)
+
+    def _take_apart(self, stack: str, names: str) -> None:
+        stored = self.tensors.pop(stack)
+        count, *shape = stored.shape
+        for i in range(count):
+            self.tensors[names.format(i)] = stored._replace(shape=tuple(shape))
+            self._slices[names.format(i)] = _Slice(stack, i, count)
+
+    def _read_slice(self, part: TensorPart) -> Tensor:
+        """Slices are read in order, so a converted stack is there until its last one is."""
+        stack, i, count = self._slices[part.name]
+        if stack in self._names:
+            shape, starts, sizes = (count, *part.shape), (i, *part.starts), (1, *part.sizes)
+            of_stack = TensorPart(self._names[stack], shape, starts, sizes, part.dtypes, part.kept)
+            return self._source.read(of_stack)[0]
+        found = self._converted(stack)
+        if i == count - 1:
+            del self._ready[stack]
+        return part.cut(found[i])
+
+    def _converted(self, name: str) -> Tensor:
         if name not in self._ready:
             self._ready.update(self._conversions[name].apply(self._read_whole, self._model))
-        return part.cut(self._ready.pop(name))
+        return self._ready[name]
 
     def _add(self, conversion: Conversion) -> None:
         """Convert without data, to learn what comes of it."""
