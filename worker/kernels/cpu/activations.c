@@ -25,22 +25,18 @@ INLINE void store_codes(vi codes, int8_t *to, long count) {
 #endif
 }
 
-/* `most`: the bits of the largest size in a group. Returns what its numbers are multiplied with; the scale is NaN where one is not finite. */
-INLINE float inverse_of(int32_t most, float *scale) {
-    *scale = most >= 0x7f800000 ? NAN : bits_to_float(most) / 127;
+/* `most`: the largest size in a group. Returns what its numbers are multiplied with; the scale is NaN where one is not finite. */
+INLINE float inverse_of(float most, float *scale) {
+    *scale = most < INFINITY ? most / 127 : NAN;
     return *scale >= FLT_MIN ? 1 / *scale : 0; /* of one that is smaller it would be infinite */
 }
 
 /* Returns the sum of the codes. */
 INLINE int32_t quantize_group(const char *x, int type, long count, int8_t *codes, float *scale) {
-    vi largest = (vi){}, sums = (vi){}; /* floats without their sign are ordered as integers are, NaN above all */
-    for (long i = 0; i < count; i += LANES) {
-        vi size = (vi)load_some(x + i * size_of(type), type, count - i) & 0x7fffffff;
-        largest = (vi)select_(size > largest, (vf)size, (vf)largest);
-    }
-    int32_t most = 0, sum = 0;
-    for (int i = 0; i < LANES; i++) most = largest[i] > most ? largest[i] : most;
-    float inverse = inverse_of(most, scale);
+    vi sizes = (vi){}, sums = (vi){};
+    for (long i = 0; i < count; i += LANES) sizes = larger_size(sizes, load_some(x + i * size_of(type), type, count - i));
+    float inverse = inverse_of(largest_size(sizes), scale);
+    int32_t sum = 0;
     if (*scale != *scale) {
         memset(codes, 0, count);
         return 0;
@@ -64,7 +60,7 @@ INLINE int32_t quantize_bf16(const bf16 *x, long count, int8_t *codes, float *sc
     for (long i = 0; i < count; i += 32)
         largest = _mm512_max_epu16(largest, _mm512_and_si512(_mm512_maskz_loadu_epi16(SOME(i), x + i), _mm512_set1_epi16(0x7fff)));
     largest = _mm512_max_epu32(_mm512_slli_epi32(largest, 16), _mm512_and_si512(largest, _mm512_set1_epi32((int)0xffff0000)));
-    __m512 inverse = _mm512_set1_ps(inverse_of((int32_t)_mm512_reduce_max_epu32(largest), scale));
+    __m512 inverse = _mm512_set1_ps(inverse_of(bits_to_float(_mm512_reduce_max_epu32(largest)), scale));
     if (*scale != *scale) {
         memset(codes, 0, count);
         return 0;

@@ -132,12 +132,15 @@ static void finish(const work *w, const unit *u, const reach *it, state s) {
             total = total * factor + exp2_(splat(sink - level))[0];
         }
         vf share = splat(factor / total);
-        if (w->way == CODES) {
-            order_dims(s.mixed + row * w->width, w->width);
-            for (int64_t d = 0; d < dim; d += LANES)
-                store_some(to + d * size_of(dtype), dtype, least(dim - d, LANES), load(s.mixed + row * w->width + d) * share);
-            continue;
+#if HAS_CODES
+        for (int64_t d = 0; d < dim && w->way == CODES; d += WIDE) {
+            vf dims[4];
+            order_dims(s.mixed + row * w->width + d, dims);
+            for (int i = 0; i < 4 && d + i * LANES < dim; i++)
+                store_some(to + (d + i * LANES) * size_of(dtype), dtype, least(dim - d - i * LANES, LANES), dims[i] * share);
         }
+        if (w->way == CODES) continue;
+#endif
         for (int64_t d = 0; d < dim; d += CHUNK) {
             const float *from = s.mixed + row * w->width + d;
             store_pair(to + d * size_of(dtype), dtype, (int)least(dim - d, CHUNK),

@@ -267,5 +267,4 @@ static __attribute__((noinline)) void tile_codes(const rows_at *at, const attent
 #define HAS_CODES 0
 INLINE int can_code(const attention_layer *layer) { return layer == NULL; }
 INLINE int64_t coded_width(int64_t dim) { return dim; }
-INLINE void order_dims(float *mixed, int64_t width) { (void)mixed, (void)width; }
 #endif

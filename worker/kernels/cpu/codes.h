@@ -39,14 +39,13 @@ INLINE __m512i load_codes(const char *p, int64_t count) {
 INLINE void code_query(coded_queries q, int64_t row, const char *from, int dtype, int64_t dim, int8_t *digits) {
     float x[MOST_CODED_DIM];
     int64_t width = coded_width(dim);
-    vf largest = splat(LEAST_AMPLITUDE), doubt = (vf){};
+    vi sizes = (vi)splat(LEAST_AMPLITUDE);
     for (int64_t d = 0; d < width; d += LANES) {
         vf v = dim - d > 0 ? load_some(from + d * size_of(dtype), dtype, least(dim - d, LANES)) : (vf){};
-        largest = larger((vf)((vi)v & 0x7fffffff), largest);
-        doubt = doubt + v * splat(0);
+        sizes = larger_size(sizes, v);
         store(x + d, v);
     }
-    float amplitude = largest_of(largest), factor = Q_LIMIT / amplitude;
+    float amplitude = largest_size(sizes), factor = Q_LIMIT / amplitude;
     __m512i sum = _mm512_setzero_si512();
     for (int64_t d = 0; d < width; d += LANES) {
         __m512i code = _mm512_cvtps_epi32((__m512)(load(x + d) * splat(factor)));
@@ -55,7 +54,7 @@ INLINE void code_query(coded_queries q, int64_t row, const char *from, int dtype
         _mm_store_si128((__m128i *)(digits + d), _mm512_cvtepi32_epi8(high));
         _mm_store_si128((__m128i *)(digits + MOST_CODED_DIM + d), _mm512_cvtepi32_epi8(code));
     }
-    q.scale[row] = amplitude / Q_LIMIT + sum_of(doubt);
+    q.scale[row] = amplitude < INFINITY ? amplitude / Q_LIMIT : NAN;
     q.moved[row] = 128 * _mm512_reduce_add_epi32(sum);
 }
 
@@ -72,19 +71,17 @@ INLINE void turn_digits(const int8_t *digits, int64_t width, uint32_t *to) {
         }
 }
 
-/* Chunks of WIDE dims → as they are in memory. While values are mixed, lane 4 l + i of vector v is dim 16 l + 4 v + i. */
-INLINE void order_dims(float *mixed, int64_t width) {
-    for (; width; width -= WIDE, mixed += WIDE) {
-        __m512 a[4], b[4];
-        for (int i = 0; i < 4; i++) a[i] = (__m512)load(mixed + i * LANES);
-        for (int i = 0; i < 4; i += 2) {
-            b[i] = _mm512_shuffle_f32x4(a[i / 2 * 2], a[i / 2 * 2 + 1], 0x44);
-            b[i + 1] = _mm512_shuffle_f32x4(a[i / 2 * 2], a[i / 2 * 2 + 1], 0xee);
-        }
-        store(mixed, (vf)_mm512_shuffle_f32x4(b[0], b[2], 0x88));
-        store(mixed + LANES, (vf)_mm512_shuffle_f32x4(b[0], b[2], 0xdd));
-        store(mixed + 2 * LANES, (vf)_mm512_shuffle_f32x4(b[1], b[3], 0x88));
-        store(mixed + 3 * LANES, (vf)_mm512_shuffle_f32x4(b[1], b[3], 0xdd));
+/* WIDE dims as they are in memory. While values are mixed, lane 4 l + i of vector v is dim 16 l + 4 v + i. */
+INLINE void order_dims(const float *mixed, vf dims[4]) {
+    __m512 a[4], b[4];
+    for (int i = 0; i < 4; i++) a[i] = (__m512)load(mixed + i * LANES);
+    for (int i = 0; i < 4; i += 2) {
+        b[i] = _mm512_shuffle_f32x4(a[i], a[i + 1], 0x44);
+        b[i + 1] = _mm512_shuffle_f32x4(a[i], a[i + 1], 0xee);
+    }
+    for (int i = 0; i < 4; i += 2) {
+        dims[i] = (vf)_mm512_shuffle_f32x4(b[i / 2], b[i / 2 + 2], 0x88);
+        dims[i + 1] = (vf)_mm512_shuffle_f32x4(b[i / 2], b[i / 2 + 2], 0xdd);
     }
 }
 

@@ -65,14 +65,9 @@ INLINE void store_codes(vf codes, int8_t *to, int64_t count) {
 
 /* x, with zeros behind it → codes; the scale is returned, and is not finite where x is not. As paged_kv.py, to the bit. */
 static float quantize(const float *x, int64_t dim, int8_t *to) {
-    vi largest = (vi)splat(1e-8f); /* floats without their sign are ordered as integers are, NaN above all */
-    for (int64_t d = 0; d < dim; d += LANES) {
-        vi size = (vi)load(x + d) & 0x7fffffff;
-        largest = (vi)select_(size > largest, (vf)size, (vf)largest);
-    }
-    int32_t most = 0;
-    for (int i = 0; i < LANES; i++) most = largest[i] > most ? largest[i] : most;
-    float scale = bits_to_float((uint32_t)most) / 127;
+    vi sizes = (vi)splat(1e-8f);
+    for (int64_t d = 0; d < dim; d += LANES) sizes = larger_size(sizes, load(x + d));
+    float scale = largest_size(sizes) / 127;
     if (!(scale < INFINITY)) {
         memset(to, 0, (size_t)dim);
         return scale;

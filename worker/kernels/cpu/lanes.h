@@ -127,6 +127,22 @@ INLINE float largest_of(vf v) {
     return v[0];
 }
 
+/* Numbers without their signs, which as integers have the same order, and NaN is the largest. */
+INLINE vi larger_size(vi sizes, vf v) {
+    vi size = (vi)v & 0x7fffffff;
+    return (vi)select_(size > sizes, (vf)size, (vf)sizes);
+}
+
+INLINE float largest_size(vi sizes) {
+#if LANES == 16
+    return bits_to_float(_mm512_reduce_max_epu32((__m512i)sizes));
+#else
+    int32_t most = 0;
+    for (int i = 0; i < LANES; i++) most = sizes[i] > most ? sizes[i] : most;
+    return bits_to_float((uint32_t)most);
+#endif
+}
+
 /* ── numbers in memory ────────────────────────────────────────────────────────────────────────── */
 
 INLINE vi bf16_bits(vf v) { /* rounded, in the upper halves */

@@ -66,8 +66,10 @@ typedef struct {
     int64_t kind, dtype, num_rows, size, stride, rows_at_once;
 } activation_job;
 
-INLINE vf activate(vf x, int64_t kind) {
-    if (kind == SILU) return x / (splat(1.0f) + exp_(-x));
+INLINE vf activate(vf x, int dtype, int64_t kind) {
+    if (kind == SILU && dtype == F32) return x / (splat(1.0f) + exp_(-x));
+    /* -x log2 e is rounded: of what is less than e^-20 within 2^-18, which 16 bits do not show */
+    if (kind == SILU) return x / (splat(1.0f) + exp2_(x * splat(-1.44269504088896341f)));
     vf inner = x * splat(0.79788456080286536f) * fma_(x * x, splat(0.044715f), splat(1.0f));
     return x * splat(0.5f) * (splat(1.0f) + tanh_(inner));
 }
@@ -79,7 +81,7 @@ INLINE void activate_rows_of(const activation_job *job, int64_t first, int64_t e
         for (int64_t i = 0; i < job->size; i += CHUNK) {
             int count = job->size - i < CHUNK ? (int)(job->size - i) : CHUNK;
             pair x = load_pair(job->gate + from + i * bytes, dtype, count);
-            x.a = activate(x.a, kind), x.b = activate(x.b, kind);
+            x.a = activate(x.a, dtype, kind), x.b = activate(x.b, dtype, kind);
             if (job->up) {
                 pair u = load_pair(job->up + from + i * bytes, dtype, count);
                 x.a = x.a * u.a, x.b = x.b * u.b;
