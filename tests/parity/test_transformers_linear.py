@@ -14,7 +14,7 @@ from protocol.errors import StartupError
 from protocol.options import ModelOptions
 from tests.parity.families import UNDECLARED
 from tests.parity.reference import Reference, tokens, write_checkpoint
-from tests.worker.driver import write_config
+from tests.worker.driver import quiet, write_config
 from tests.worker.quantization.checkpoints import logprobs
 from tests.worker.quantization.test_rounding import ROUNDED
 from worker.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from worker.models.registry import build
 from worker.models.transformers_linear import Linears, name_others
 from worker.parallel import Group
 from worker.quantization.rounding import Rounding
-from worker.weights import Wants
+from worker.weights import Wants, load
 
 EXACT = 1e-4
 """Of log-probabilities, where inputs stay as they are: what the order of sums changes, as everywhere."""
@@ -83,7 +83,10 @@ def test_products_are_those_of_the_rounded_weights(case: str, tmp_path: Path) ->
 class Toy(nn.Module):
     """One layer for each thing that a model's code may do with it."""
 
-    all_tied_weights_keys: ClassVar = {"tied.weight": "lends.weight", "head.weight": "embed.weight"}
+    all_tied_weights_keys: ClassVar[dict[str, str]] = {
+        "tied.weight": "lends.weight",
+        "head.weight": "embed.weight",
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,6 +131,45 @@ def test_only_what_is_called_becomes_ours(capsys: pytest.CaptureFixture[str]) ->
     assert said.startswith("tern: --quantization int8 leaves as they are, as the model's code does not only")
     assert said.endswith(f": {stay}\n")
     assert type(model.read) is type(model.unused) is nn.Linear
+
+
+class Neighbours(Toy):
+    """Four that are given the same tensor, which is written to in between."""
+
+    all_tied_weights_keys: ClassVar[dict[str, str]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.called(x) * self.read(x)
+        logits: Tensor = self.head(y * self.tied(x.mul_(2)) * self.lends(x))
+        return logits
+
+
+def test_neighbours_that_are_given_the_same_are_one_matrix() -> None:
+    wants = Wants(torch.float32)
+    with torch.device("meta"):
+        model = Neighbours()
+        linears = Linears(model)
+        model(torch.empty(1, 5, 8))
+    linears.take(model, set(model.modules()), wants)
+    torch.manual_seed(2)
+    weights = {part: torch.randn(part.shape) for part in wants.parts()}
+    load(wants, weights.__getitem__, quiet)
+    linears.loaded()
+    ours: Any = [getattr(model, name).product for name in ("called", "read", "tied", "lends")]
+    assert ours[0] is ours[1] is not ours[2] is ours[3]
+    x = torch.randn(1, 3, 8)
+
+    def product(name: str, x: Tensor) -> Tensor:
+        weight, bias = (
+            next(w for part, w in weights.items() if part.name == f"{name}.{leaf}")
+            for leaf in ("weight", "bias")
+        )
+        return x @ weight.t() + bias
+
+    for name in ("called", "read", "read", "tied", "lends", "called"):  # in any order, and again
+        torch.testing.assert_close(getattr(model, name)(x), product(name, x))
+    with pytest.raises(AttributeError):
+        model.called.weight  # noqa: B018
 
 
 def test_nothing_is_said_where_nothing_is_asked(capsys: pytest.CaptureFixture[str]) -> None:

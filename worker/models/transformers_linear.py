@@ -2,16 +2,18 @@
 kept for the next worker as all others are (layers/linear.py).
 
     nn.Linear, Conv1D ─ made ─▶ watched: in the trace it knows its shape, and notices who reads its weights
-                      ─ take ─▶ ours, with a Weight; or its own again
+                      ─ take ─▶ ours, with a part of a Weight; or its own again
 
 Only a layer that is called, and nothing else, can be another one without the model's code knowing. One whose
-weights are read by others, tied to others, or of another type than the model's stays torch's.
+weights are read by others, tied to others, or of another type than the model's stays torch's. Neighbours that
+are given the same tensor (q, k and v; gate and up) are one matrix.
 """
 
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +35,12 @@ class _Watched(nn.Module):
     """What a layer is until the trace is over."""
 
     num_rows: int
+    inputs: list[tuple[Tensor, int]]
+    """Of each call: what it was given, and how often that had been written to."""
     is_read = False
 
     def forward(self, x: Tensor) -> Tensor:
+        self.inputs.append((x, x._version))
         return x.new_empty(*x.shape[:-1], self.num_rows)
 
     def __getattr__(self, name: str) -> Any:
@@ -47,12 +52,41 @@ class _Watched(nn.Module):
 class _Ours(nn.Module):
     """What it is from then on."""
 
-    num_rows: int
-    product: Weight
+    number: int
+    product: "_Product"
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, columns] → […, rows]"""
-        return self.product.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.num_rows)
+        return self.product.part(self.number, x)
+
+
+class _Product:
+    """Of layers that are given the same tensor, as one matrix: who is called first multiplies for all."""
+
+    def __init__(self, weight: Weight, rows: list[int]) -> None:
+        self._weight, self._rows = weight, rows
+        self._x: Tensor | None = None
+        self._left: dict[int, Tensor] = {}
+        """Parts of the product with `_x` that are not yet asked for, by number."""
+
+    def part(self, number: int, x: Tensor) -> Tensor:
+        if x is not self._x or number not in self._left:
+            y = self._weight.multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], sum(self._rows))
+            self._x, self._left = x, dict(enumerate(torch.split_with_sizes(y, self._rows, -1)))
+        found = self._left.pop(number)
+        if not self._left:
+            self._x = None
+        return found
+
+
+class _Taken(NamedTuple):
+    """A layer that becomes ours."""
+
+    layer: Any
+    place: str
+    """Of its matrix."""
+    role: Role
+    transposed: bool
 
 
 class Linears:
@@ -67,7 +101,7 @@ class Linears:
         for name, layer in model.named_modules():
             if type(layer) in (nn.Linear, Conv1D):
                 self._kinds[name] = type(layer)
-                layer.num_rows = layer.weight.shape[type(layer) is Conv1D]
+                layer.num_rows, layer.inputs = layer.weight.shape[type(layer) is Conv1D], []
                 layer.__class__ = _Watched
 
     def take(self, model: Any, used: Container[nn.Module], wants: Wants) -> set[str]:
@@ -75,43 +109,49 @@ class Linears:
         the tensors that are theirs."""
         tied: dict[str, str] = model.all_tied_weights_keys
         lent = set(tied.values())
-        taken: set[str] = set()
+        names: set[str] = set()
+        together: dict[object, list[_Taken]] = defaultdict(list)
         for name, kind in self._kinds.items():
             layer: Any = model.get_submodule(name)
             is_read, layer.__class__ = layer.is_read, kind
             own = {f"{name}.{leaf}": tensor for leaf, tensor in layer.named_parameters()}
-            place, role, shared = (
-                name,
-                _role(name, layer is model.get_output_embeddings()),
-                lent | tied.keys(),
-            )
-            if role == "head" and layer.bias is None and f"{name}.weight" in tied:
-                place, role, shared = tied[f"{name}.weight"].removesuffix(".weight"), "tied head", lent
+            place, role, shared = name, _role(name), lent | tied.keys()
+            if layer is model.get_output_embeddings():
+                role = "head"
+                if layer.bias is None and f"{name}.weight" in tied:
+                    place, role, shared = tied[f"{name}.weight"].removesuffix(".weight"), "tied head", lent
             if (
-                is_read
-                or layer not in used
-                or own.keys() & shared
-                or not can_be_ours(model, own, wants.dtype)
+                layer in used
+                and not is_read
+                and not own.keys() & shared
+                and can_be_ours(model, own, wants.dtype)
             ):
-                continue
-            transposed = kind is Conv1D
-            rows, columns = layer.weight.shape[:: -1 if transposed else 1]
-            layer.product = Weight(
-                [(wants.scope(f"{place}."), [whole(rows)])],
-                whole(columns),
-                bias=layer.bias is not None,
-                transposed=transposed,
-                role=role,
-            )
-            layer.__class__ = _Ours
+                together[_given(name, layer, role)].append(_Taken(layer, place, role, kind is Conv1D))
+                names.update(own)
+        for layers in together.values():
+            self._replace(layers, wants)
+        return names
+
+    def _replace(self, taken: list[_Taken], wants: Wants) -> None:
+        """By one product."""
+        first, transposed, rows = taken[0].layer, taken[0].transposed, [one.layer.num_rows for one in taken]
+        weight = Weight(
+            [(wants.scope(f"{one.place}."), [whole(n)]) for one, n in zip(taken, rows, strict=True)],
+            whole(first.weight.shape[0 if transposed else 1]),
+            bias=first.bias is not None,
+            transposed=transposed,
+            role=taken[0].role,
+        )
+        product = _Product(weight, rows)
+        for number, (layer, *_) in enumerate(taken):
+            layer.product, layer.number, layer.__class__ = product, number, _Ours
             self._ours.append(layer)
-            taken.update(own)
-        return taken
 
     def loaded(self) -> None:
         """Whatever still reads weights of ours fails."""
         for layer in self._ours:
             layer._parameters.clear()
+            del layer.inputs
 
 
 def can_be_ours(model: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
@@ -148,7 +188,13 @@ def name_others(model: Any, used: Container[nn.Module], taken: Container[str], s
         )
 
 
-def _role(name: str, is_head: bool) -> Role:
-    if is_head:
-        return "head"
+def _role(name: str) -> Role:
     return "router" if _ROUTER.search(name) else "linear"
+
+
+def _given(name: str, layer: Any, role: Role) -> object:
+    """Equal for neighbours that are given the same tensor, each once."""
+    if role != "linear" or len(layer.inputs) != 1:
+        return name
+    ((x, version),) = layer.inputs
+    return name.rpartition(".")[0], id(x), version, type(layer), layer.bias is None

@@ -39,6 +39,7 @@ from .transformers_attention import ATTENTION, TRACE, LayerSpec, Step, Trace, at
 from .transformers_check import compare, logits_in_company, probes
 from .transformers_experts import EXPERTS, Experts
 from .transformers_linear import Linears, kept_in_float32, name_others
+from .transformers_norm import replace_norms
 from .transformers_weights import ConvertedCheckpoint
 
 _TRACED_TOKENS = 5
@@ -99,7 +100,7 @@ class TransformersModel:
                 why = "its code in transformers does not use the attention interface, which ours needs"
             raise StartupError(f"{name}: {why} ({one_line(error)})") from error
         self._exact = wants.dtype == torch.float32 and wants.formats.name == "none"
-        self._dtype = wants.dtype
+        self._dtype, self._kernels = wants.dtype, wants.kernels
         self.vocab_size: int = text.vocab_size
         self.max_len: int = text.max_position_embeddings
         self.num_layers = len(self._layers)
@@ -149,6 +150,8 @@ class TransformersModel:
         head.config._attn_implementation = "eager"
         expected = [head(input_ids=ids[None], use_cache=False).logits[0].float() for ids in sequences]
         head.config._attn_implementation = ATTENTION
+        if self._kernels is not None:
+            replace_norms(self._decoder, self._kernels)
         path = next(path for path, module in head.named_modules() if module is self._body)
         head.set_submodule(path, _Given())
         ours = logits_in_company(
