@@ -2,7 +2,6 @@
 
 #include "matmul.h"
 #include "lanes.h"
-#include "pool.h"
 
 INLINE void finish(const Matrix *w, const Call *call, int type, long m0, long rows, long n0, long count, const float *sums,
                    long stride) {
@@ -24,45 +23,7 @@ void tern_finish(const Matrix *w, const Call *call, long m0, long rows, long n0,
     }
 }
 
-#define MOST_SHARES 1024 /* at least two for each thread that there can be */
-#define MOST_ROWS 1536   /* that are packed at once, see tiles.h: each such piece reads the weights anew */
-
-typedef struct {
-    tern_block multiply;
-    const void *product;
-    long m, rows, row_chunks, num_shares;
-    long shares[MOST_SHARES + 1]; /* where each begins, and the end */
-} Blocks;
-
-static void share(Blocks *blocks, long total, long unit, long least) {
-    long threads = tern_get_threads(), at = 0;
-    blocks->num_shares = 0;
-    while (at < total) {
-        long left = total - at, room = MOST_SHARES - blocks->num_shares, pieces = 2 * threads < room ? 2 * threads : room;
-        long size = (left / pieces > least ? left / pieces : least) / unit * unit;
-        if (size < unit) size = unit;
-        if (threads == 1 || size > left || room == 1) size = left;
-        blocks->shares[blocks->num_shares++] = at;
-        at += size;
-    }
-    blocks->shares[blocks->num_shares] = total;
-}
-
-static void multiply_block(const void *data, long index) {
-    const Blocks *b = data;
-    long m0 = index % b->row_chunks * b->rows, i = index / b->row_chunks;
-    long rows = b->m - m0 < b->rows ? b->m - m0 : b->rows;
-    b->multiply(b->product, m0, rows, b->shares[i], b->shares[i + 1]);
-}
-
-void tern_multiply_blocks(tern_block multiply, const void *product, long m, long most_rows, long n, long unit, long least) {
-    Blocks blocks;
-    blocks.multiply = multiply, blocks.product = product, blocks.m = m;
-    blocks.row_chunks = (m + most_rows - 1) / most_rows;
-    blocks.rows = (m + blocks.row_chunks - 1) / blocks.row_chunks;
-    share(&blocks, n, unit, least);
-    tern_parallel_for(multiply_block, &blocks, blocks.row_chunks * blocks.num_shares);
-}
+#define MOST_ROWS 1536 /* that are packed at once, see tiles.h: each such piece reads the weights anew */
 
 static void multiply_rows(const Matrix *w, const Call *call) {
     switch (w->kind) {
@@ -74,14 +35,19 @@ static void multiply_rows(const Matrix *w, const Call *call) {
     }
 }
 
-void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,
-                 int y_type) {
+void tern_matmul_before(const Matrix *next, const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add,
+                        void *y, int y_type) {
     long pieces = (m + MOST_ROWS - 1) / MOST_ROWS, rows;
     for (long i = 0, m0 = 0; i < pieces; i++, m0 += rows) {
         rows = (m - m0) / (pieces - i);
         long at = m0 * w->n * size_of(y_type);
         Call call = {(const char *)x + m0 * x_stride * size_of(x_type), add ? (const char *)add + at : NULL, (char *)y + at,
-                     rows, x_stride, x_type, y_type};
+                     rows, x_stride, x_type, y_type, i + 1 < pieces ? NULL : next};
         multiply_rows(w, &call);
     }
+}
+
+void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,
+                 int y_type) {
+    tern_matmul_before(NULL, w, x, x_type, m, x_stride, add, y, y_type);
 }

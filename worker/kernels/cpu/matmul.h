@@ -34,6 +34,7 @@ typedef struct {
     void *y; /* [m][n] */
     long m, x_stride; /* elements from row to row */
     int x_type, y_type;
+    const Matrix *next; /* which is probably multiplied soon: whoever waits calls for its weights; or NULL */
 } Call;
 
 /* y[m0 … m0+rows)[n0 … n0+count) from its sums, whose rows are `stride` apart. */
@@ -49,13 +50,32 @@ INLINE const Part *tern_part_of(const Matrix *w, long n, long *row) {
     return part;
 }
 
+/* Of int4, whose blocks are 16 rows of a part: the part that holds the block-th of all, which of its own it is, and the matrix' row it begins at. */
+INLINE const Part *tern_part_of_block(const Matrix *w, long block, long *own, long *n) {
+    const Part *part = w->parts;
+    long at = 0;
+    while (block >= (part->rows + 15) / 16) {
+        block -= (part->rows + 15) / 16;
+        at += part++->rows;
+    }
+    *own = block;
+    *n = at + block * 16;
+    return part;
+}
+
 /* A block of a product: rows m0 … m0 + rows - 1 of y, of its columns (or what stands for some of them) first … last - 1. */
 typedef void (*tern_block)(const void *product, long m0, long rows, long first, long last);
 
-/* Runs all blocks of m rows by n columns, shared out among threads. Rows are cut into chunks of at most `most_rows`.
-   Columns are, in multiples of `unit`: long stretches first, as within one each thread asks memory ahead for what it
-   needs itself, then ever shorter ones down to about `least`, so that all end together. */
-void tern_multiply_blocks(tern_block multiply, const void *product, long m, long most_rows, long n, long unit, long least);
+/* How a matrix' columns of y (or what stands for some of them) are shared out among threads, in multiples of `unit`: long
+   stretches first, as within one each thread asks memory ahead for what it needs itself, then ever shorter ones down to
+   about `least`, so that all end together. */
+typedef struct {
+    long count, unit, least;
+} Shares;
+Shares tern_shares_of(const Matrix *w);
+
+/* Runs all blocks of m rows by all columns. Rows are cut into chunks of at most `most_rows`. */
+void tern_multiply_blocks(tern_block multiply, const void *product, const Matrix *w, const Matrix *next, long m, long most_rows);
 
 /* Which of the cache lines that a step of a tile reads it asks for ahead, as bits: the tiles of one stretch of weights
    share the asking. If the first did it all, it would wait for memory, and memory for the others. */
@@ -66,7 +86,10 @@ INLINE int tern_lines_of(long tile, long tiles, int lines) {
     return own;
 }
 
-/* y [m][n] = x Wᵀ (+ bias) (+ add) */
+/* y [m][n] = x Wᵀ (+ bias) (+ add). `next`: see Call. */
+void tern_matmul_before(const Matrix *next, const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add,
+                        void *y, int y_type);
+/* The same, not knowing what comes. */
 void tern_matmul(const Matrix *w, const void *x, int x_type, long m, long x_stride, const void *add, void *y,
                  int y_type);
 

@@ -125,7 +125,7 @@ static void multiply(const void *product, long tile0, long tiles, long begin, lo
 
 void tern_matmul_coded(const Matrix *w, const Call *call) {
     Product p = {w, call, tern_panel_tile(BF16), tern_tiles_of_rows(call, w->k, 1, PANEL_ROWS)};
-    tern_multiply_blocks(multiply, &p, p.x.count, MOST_TILES, w->n, PANEL, PANEL);
+    tern_multiply_blocks(multiply, &p, w, call->next, p.x.count, MOST_TILES);
 }
 
 #else

@@ -67,5 +67,5 @@ void tern_matmul_converted(const Matrix *w, const Call *call) {
     Product p = {.w = w, .call = call, .convert = tern_converter(w->kind), .pairs = call->x_type == BF16 && BF16_PAIRS};
     p.tile = tern_panel_tile(p.pairs ? BF16 : F32);
     p.x = tern_tiles_of_rows(call, w->k, p.pairs, PANEL_ROWS);
-    tern_multiply_blocks(multiply, &p, p.x.count, MOST_TILES, w->n, PANEL, PANEL);
+    tern_multiply_blocks(multiply, &p, w, call->next, p.x.count, MOST_TILES);
 }

@@ -18,7 +18,6 @@
 
 #define MR 6
 #define MOST_TILES 32 /* of x per chunk */
-#define W_BYTES (32 << 10)
 #define ZERO 8
 
 typedef struct {
@@ -114,19 +113,6 @@ static void one_block(int rows, const Block *block, const Matrix *w, const Activ
     TILES(1)
 }
 
-/* The part that holds the block-th block of all, which of its own it is, and the matrix' row it begins at. */
-static const Part *part_of_block(const Matrix *w, long block, long *own, long *n) {
-    const Part *part = w->parts;
-    long at = 0;
-    while (block >= (part->rows + 15) / 16) {
-        block -= (part->rows + 15) / 16;
-        at += part++->rows;
-    }
-    *own = block;
-    *n = at + block * 16;
-    return part;
-}
-
 static void multiply_blocks(const void *product, long tile0, long tiles, long first, long last) {
     const Product *p = product;
     const Matrix *w = p->w;
@@ -138,7 +124,7 @@ static void multiply_blocks(const void *product, long tile0, long tiles, long fi
         long n[2], count[2];
         for (int i = 0; i < pair; i++) {
             long own;
-            const Part *part = part_of_block(w, b + i, &own, &n[i]);
+            const Part *part = tern_part_of_block(w, b + i, &own, &n[i]);
             block[i].weight = (const uint8_t *)part->weight + own * part->stride;
             block[i].scales = (const char *)part->scales + own * 16 * p->x.groups * size_of(w->scale_type);
             block[i].zeros = part->zeros ? part->zeros + own * 16 * p->x.groups : NULL;
@@ -162,7 +148,5 @@ static void multiply_blocks(const void *product, long tile0, long tiles, long fi
 void tern_matmul_int4(const Matrix *w, const Call *call) {
     Product p = {w, call, tern_quantize_rows(call, w->k, w->group, ZERO), {0}};
     p.tiles = tern_tiles_of_codes(&p.x, call->m, MR);
-    long blocks = 0;
-    for (long i = 0; i < w->num_parts; i++) blocks += (w->parts[i].rows + 15) / 16;
-    tern_multiply_blocks(multiply_blocks, &p, p.tiles.count, MOST_TILES, blocks, 2, W_BYTES / (w->k * 8));
+    tern_multiply_blocks(multiply_blocks, &p, w, call->next, p.tiles.count, MOST_TILES);
 }

@@ -179,5 +179,5 @@ void tern_matmul_panels(const Matrix *w, const Call *call) {
     } else {
         p.x = tern_tiles_of_rows(call, w->k, w->kind == BF16 && BF16_PAIRS, MR);
     }
-    tern_multiply_blocks(multiply, &p, p.x.count, MOST_TILES, w->n, PANEL, PANEL);
+    tern_multiply_blocks(multiply, &p, w, call->next, p.x.count, MOST_TILES);
 }

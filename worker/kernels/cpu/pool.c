@@ -19,9 +19,17 @@
 #include <stdlib.h>
 #include <time.h>
 
+#define LINES_AT_ONCE 8 /* that are called ahead between two looks for work: 0.1 µs */
 #define MOST_THREADS 256
 #define SPIN_NS 50000
 #define STACK_BYTES (4 << 20) /* kernels keep up to a megabyte there; some systems give a thread an eighth */
+
+/* What is to be called ahead; one who reads while it changes calls for other memory, which does no harm. */
+typedef struct {
+    _Alignas(128) _Atomic(const char *) at[2];
+    atomic_long bytes[2];
+    atomic_uint changes;
+} Wish;
 
 typedef struct {
     _Alignas(128) atomic_int asleep;
@@ -38,6 +46,7 @@ static const void *job_data;
 static long job_count;
 static int started; /* helpers that exist */
 static Helper helpers[MOST_THREADS];
+static Wish wishes[MOST_THREADS];
 static pthread_mutex_t caller = PTHREAD_MUTEX_INITIALIZER;
 
 static inline void relax(void) {
@@ -52,6 +61,38 @@ static int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+void tern_read_ahead(int thread, const Stretch stretches[2]) {
+    Wish *wish = wishes + thread;
+    for (int i = 0; i < 2; i++) {
+        atomic_store_explicit(&wish->at[i], stretches[i].at, memory_order_relaxed);
+        atomic_store_explicit(&wish->bytes[i], stretches[i].bytes, memory_order_relaxed);
+    }
+    atomic_fetch_add_explicit(&wish->changes, 1, memory_order_release);
+}
+
+/* How far a thread has come with its wish. */
+typedef struct {
+    Stretch left[2];
+    unsigned changes;
+} Reader;
+
+/* Whether there was something to call for. */
+static int read_ahead(Wish *wish, Reader *reader) {
+    unsigned changes = atomic_load_explicit(&wish->changes, memory_order_acquire);
+    for (int i = 0; i < 2 && changes != reader->changes; i++) {
+        reader->left[i].at = atomic_load_explicit(&wish->at[i], memory_order_relaxed);
+        reader->left[i].bytes = atomic_load_explicit(&wish->bytes[i], memory_order_relaxed);
+    }
+    reader->changes = changes;
+    int any = 0;
+    for (int i = 0; i < 2; i++)
+        for (int line = 0; line < LINES_AT_ONCE && reader->left[i].bytes > 0; line++, any = 1) {
+            __builtin_prefetch(reader->left[i].at, 0, 2);
+            reader->left[i].at += 64, reader->left[i].bytes -= 64;
+        }
+    return any;
 }
 
 /* Claim and run chunks until none is left; whether there was one. */
@@ -73,11 +114,13 @@ static int work(void) {
 static void *help(void *argument) {
     Helper *self = argument;
     int64_t idle_since = now_ns();
+    Reader reader = {0};
     for (;;) {
         if (self->index < atomic_load_explicit(&wanted, memory_order_relaxed) && work()) {
             idle_since = now_ns();
             continue;
         }
+        if (read_ahead(wishes + self->index, &reader)) continue;
         for (int i = 0; i < 64; i++) relax();
         if (now_ns() - idle_since < SPIN_NS) continue;
         pthread_mutex_lock(&self->mutex);
@@ -117,7 +160,9 @@ void tern_parallel_for(tern_chunk run, const void *job, long count) {
     atomic_store(&ticket, epoch << 32 | (uint32_t)count);
     wake_helpers(threads < started + 1 ? threads : started + 1);
     work();
+    static Reader reader; /* the one caller's */
     for (int spins = 0; atomic_load_explicit(&unfinished, memory_order_acquire) > 0; spins++) {
+        if (read_ahead(wishes, &reader)) continue;
         if (spins < 10000)
             relax();
         else

@@ -15,12 +15,19 @@ typedef struct {
 
 INLINE void *address(int64_t number) { return (void *)(intptr_t)number; }
 
-static int make(const Recorded *call) {
+/* The first product from `call` on, or NULL. */
+static const Matrix *product_from(const Recorded *call, const Recorded *end) {
+    while (call < end && call->kind != MATMUL) call++;
+    return call < end ? address(call->a[0]) : NULL;
+}
+
+static int make(const Recorded *call, const Recorded *end) {
     const int64_t *a = call->a;
     double number;
     switch (call->kind) {
     case MATMUL:
-        tern_matmul(address(a[0]), address(a[1]), (int)a[2], a[3], a[4], address(a[5]), address(a[6]), (int)a[7]);
+        tern_matmul_before(product_from(call + 1, end), address(a[0]), address(a[1]), (int)a[2], a[3], a[4], address(a[5]),
+                           address(a[6]), (int)a[7]);
         return 0;
     case NORM:
         memcpy(&number, &a[10], sizeof number);
@@ -42,7 +49,7 @@ static int make(const Recorded *call) {
 /* Returns 0, or what the first call that fails returns. */
 int tern_play(const Recorded *calls, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
-        int status = make(calls + i);
+        int status = make(calls + i, calls + count);
         if (status) return status;
     }
     return 0;
