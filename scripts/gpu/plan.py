@@ -17,12 +17,12 @@ from .gpu_tests import run_tests
 from .jobs import Job, run
 from .results import Measurement
 from .server import READY_S, Model, Server, Servers
-from .shapes import SHAPES, TINY
+from .shapes import SHAPES, SPARSE, TINY, TINY_SPARSE
 
 PARTS = {
     "tests": "every test marked gpu",
     "ceilings": "bandwidth and products of the device, cost of a graph's node; goes before all that follow",
-    "decode": "one sequence, four models, four kinds of weights",
+    "decode": "one sequence, four models and a mixture of experts, four kinds of weights",
     "prefill": "prompts of 1,024 to 16,384 tokens",
     "batches": "steady steps of 32, 128 and 256 sequences",
     "offline": "nano-vllm's benchmark, beside HTTP and transformers' continuous batching",
@@ -68,7 +68,7 @@ class Step:
 
 def start_s(model: Model | None) -> float:
     """Expected of a server's start: Python, CUDA, kernels, graphs, and the weights."""
-    return 0.0 if model is None else 12.0 + model.shape.layer_weights / 1e9
+    return 0.0 if model is None else 12.0 + model.shape.stored_layer_weights / 1e9
 
 
 def steps(rehearsal: bool) -> list[Step]:
@@ -93,6 +93,8 @@ def _all() -> Iterator[Step]:
     for weights in ("fp8", "int4"):
         yield _on_server("decode", large._replace(weights=weights), 5, served.decode)
         yield _on_server("prefill", large._replace(weights=weights), 8, served.prefill)
+    for weights in ("bf16", "fp8"):
+        yield _on_server("decode", Model(SPARSE, weights), 5, served.decode)
     yield Step("kernels", "kernels", 30, kernels)
     yield Step("offline", "transformers Qwen3-0.6B", 60, partial(batching, small))
     for name in ("Qwen3-4B", "Llama-3.2-1B"):
@@ -104,6 +106,8 @@ def _all() -> Iterator[Step]:
     for name in ("Qwen3-0.6B", "Qwen3-4B", "Llama-3.2-1B"):
         for weights in ("fp8", "int4", "int8"):
             yield _on_server("decode", Model(SHAPES[name], weights), 4, served.decode)
+    for weights in ("int8", "int4"):
+        yield _on_server("decode", Model(SPARSE, weights), 5, served.decode)
     yield Step("tune", "tune", 120, tune)
 
 
@@ -115,6 +119,7 @@ def _rehearsal() -> Iterator[Step]:
     workload = served.nano_vllm_workload(4, 20, 5, 100)
     yield Step("tests", "tests", LONG_S, run_tests)
     yield Step("ceilings", "ceilings", LONG_S, ceilings)
+    yield _on_server("decode", Model(TINY_SPARSE), LONG_S, decode)
     yield _on_server("decode", tiny, LONG_S, decode)
     yield _on_server("prefill", tiny, LONG_S, partial(served.prefill, prompts=((1, 64), (1, 128), (2, 32))))
     yield _on_server("batches", tiny, LONG_S, batches)

@@ -15,12 +15,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder with grouped queries and a gated MLP."""
+    """A decoder with grouped queries and a gated MLP, or a mixture of them in every layer."""
 
     name: str
     num_layers: int
     hidden_size: int
     intermediate_size: int
+    """Of an expert, if there are some."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -29,6 +30,9 @@ class Shape:
     """Qwen3's norms of queries and keys; else it is a Llama."""
     tied: bool = True
     """The output head is the embedding."""
+    num_experts: int = 0
+    top_k: int = 0
+    """Experts of a token. A mixture is a Qwen3-MoE."""
 
     @property
     def qkv_rows(self) -> int:
@@ -36,9 +40,18 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Numbers of all layers' matrices."""
+        """Numbers of all layers' matrices that a token is multiplied by: with experts, those of its own."""
+        return self._layers(self.top_k or 1)
+
+    @property
+    def stored_layer_weights(self) -> int:
+        """Of all layers' matrices."""
+        return self._layers(self.num_experts or 1)
+
+    def _layers(self, networks: int) -> int:
         attention = self.qkv_rows + self.num_heads * self.head_dim
-        return self.num_layers * self.hidden_size * (attention + 3 * self.intermediate_size)
+        each = attention + self.num_experts + networks * 3 * self.intermediate_size
+        return self.num_layers * self.hidden_size * each
 
     @property
     def head_weights(self) -> int:
@@ -50,10 +63,20 @@ class Shape:
 
     def config(self) -> dict[str, object]:
         """config.json"""
-        family = "Qwen3" if self.head_norms else "Llama"
+        family, model_type = ("Qwen3", "qwen3") if self.head_norms else ("Llama", "llama")
+        experts: dict[str, object] = {}
+        if self.num_experts:
+            family, model_type = "Qwen3Moe", "qwen3_moe"
+            experts = {
+                "num_experts": self.num_experts,
+                "num_experts_per_tok": self.top_k,
+                "moe_intermediate_size": self.intermediate_size,
+                "norm_topk_prob": True,
+            }
         return {
             "architectures": [f"{family}ForCausalLM"],
-            "model_type": family.lower(),
+            "model_type": model_type,
+            **experts,
             "torch_dtype": "bfloat16",
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -80,8 +103,13 @@ SHAPES = {
         Shape("Llama-3.1-8B", 32, 4096, 14336, 32, 8, 128, 128_256, tied=False),
     )
 }
+SPARSE = Shape(
+    "Qwen3-30B-A3B-12-layers", 12, 2048, 768, 32, 4, 128, 151_936, True, tied=False, num_experts=128, top_k=8
+)
+"""A quarter of the model's layers: random weights of 14 GB, not of 57, are made within its time."""
+TINY_SPARSE = Shape("tiny-sparse", 1, 64, 32, 4, 2, 32, 512, True, num_experts=6, top_k=2)
 TINY = Shape("tiny", 2, 64, 128, 4, 2, 32, 512, head_norms=True)
-"""For rehearsals on a CPU."""
+"""These two for rehearsals on a CPU."""
 
 
 def write(shape: Shape, folder: Path) -> Path:

@@ -21,6 +21,7 @@ from worker.kernels.triton import (
     norm,
     prefill_attention,
     rope_kv,
+    routing,
     sampling,
     step_rows,
 )
@@ -178,14 +179,26 @@ def _some_rows(m: int, n: int, k: int) -> Iterator[Variant]:
 def _experts_and_adapters() -> Iterator[Variant]:
     """Qwen3-30B-A3B: 128 experts, 8 of them for each token. Adapters of rank 16 and 64."""
     count, top_k, size, inner = 128, 8, 2048, 768
-    per_row = empty(count, 2 * inner, dtype=FP32)
+    yield Variant("128 experts", partial(routing.pick, empty(1, count, dtype=FP32), top_k, renormalize=True))
     for tokens in (1, 512):
-        x, chosen = empty(tokens, size), empty(tokens * top_k, dtype=torch.int32)
-        routing = experts.Routing(chosen, empty(count + 1, dtype=torch.int32))
-        for weight, scales, least in ((BF16, None, 80), (INT8, per_row, 80), (FP8, per_row, 89)):
-            matrix = empty(count, 2 * inner, size, dtype=weight)
-            call = partial(experts.expert_matmul, x, matrix, routing, top_k, scales)
-            yield Variant(f"{short(weight)}, {tokens} tokens", call, least)
+        x, chosen = empty(tokens, size), empty(tokens, top_k, dtype=torch.int32)
+        order = routing.Sorted(chosen.flatten(), empty(count + 1, dtype=torch.int32))
+        yield Variant(f"{tokens} tokens", partial(routing.sort, chosen, count))
+        for label, matrix, least in _expert_weights(count, 2 * inner, size):
+            call = partial(experts.expert_matmul, x, matrix, order, top_k)
+            yield Variant(f"{label}, {tokens} tokens", call, least)
+    one, chosen = empty(1, size), empty(1, top_k, dtype=torch.int32)
+    norm = RowNorm(empty(size), 1e-6)
+    for label, matrix, least in _expert_weights(count, 2 * inner, size):
+        call = partial(gemv, one, matrix.stored, w_scales=matrix.scales, norm=norm, gated=True, chosen=chosen)
+        if matrix.group and matrix.scales is not None:
+            four = partial(int4_gemv, one, matrix.stored, matrix.scales, matrix.zeros, matrix.group)
+            call = partial(four, norm=norm, gated=True, chosen=chosen)
+        yield Variant(f"experts, {label}, RMSNorm and SwiGLU", call, least)
+    for label, matrix, least in _expert_weights(count, size, inner):
+        if not matrix.group:
+            down = partial(gemv, empty(top_k, inner), matrix.stored, w_scales=matrix.scales, chosen=chosen)
+            yield Variant(f"experts, {label}, of each", partial(down, out_dtype=FP32), least)
     mixed, weights = empty(ROWS * top_k, size), empty(ROWS, top_k, dtype=FP32)
     yield Variant("bf16", partial(experts.combine, mixed, weights, empty(ROWS, size)))
     for rank in (16, 64):
@@ -194,6 +207,17 @@ def _experts_and_adapters() -> Iterator[Variant]:
         which, segment_of = empty(ROWS, dtype=torch.int32), empty(4096, dtype=torch.int32)
         added = partial(lora.add_lora, x, a, b, segment_of, which, scales, y)
         yield Variant(f"bf16, rank {rank}", added)
+
+
+def _expert_weights(count: int, n: int, k: int) -> Iterator[tuple[str, experts.ExpertWeights, int]]:
+    """(how they are stored, they, the least capability)"""
+    per_row, blocks = empty(count, n, dtype=FP32), empty(count, n // 128, k // 128, dtype=FP32)
+    yield "bf16", experts.ExpertWeights(empty(count, n, k)), 80
+    yield "int8", experts.ExpertWeights(empty(count, n, k, dtype=INT8), per_row), 80
+    yield "fp8", experts.ExpertWeights(empty(count, n, k, dtype=FP8), per_row), 89
+    yield "fp8 blocks", experts.ExpertWeights(empty(count, n, k, dtype=FP8), blocks), 89
+    packed, groups = empty(count, n, k // 2, dtype=torch.uint8), empty(count, n, k // 128, dtype=FP32)
+    yield "int4 groups of 128", experts.ExpertWeights(packed, groups, None, 128), 80
 
 
 def _sampling() -> Iterator[Variant]:

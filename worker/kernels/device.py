@@ -4,7 +4,7 @@ The CPU is none of these: there, layers use torch and the library in C (cpu/libr
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -43,9 +43,17 @@ class AttentionKernel(Protocol):
         made for the layer; cos and sin [tokens, 1, rotary_dim] → [tokens, heads * head_dim]"""
 
 
+class Routing(NamedTuple):
+    """What becomes of a router's softmax: the `top_k` likeliest experts, whose weights sum to 1 or not."""
+
+    top_k: int
+    renormalize: bool
+
+
 class ExpertsKernel(Protocol):
-    def __call__(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        """x [tokens, size], weights float32 and chosen int64 [tokens, top_k] → the experts' weighted sums"""
+    def __call__(self, x: Tensor, router: Matrix, norm: NormKernel | None, add: Tensor | None) -> Tensor:
+        """x [tokens, size] → add + the weighted sum of what each token's experts make of norm(x), without
+        what is None"""
 
 
 class DeviceKernels(Protocol):
@@ -73,7 +81,11 @@ class DeviceKernels(Protocol):
     def lora(self, segments: Sequence[int], updates: Sequence[Update], rows: AdapterRows) -> Product:
         """Of a matrix with segments of so many rows: what each adapter adds to them, which it takes over."""
 
+    def check_experts(self, blocks: tuple[int, int] | None) -> None:
+        """Raises StartupError for experts that have scales of such blocks; None: of rows or groups."""
+
     def experts(
-        self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation
+        self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation, routing: Routing
     ) -> ExpertsKernel:
-        """Of all experts' matrices, which it takes over; `activation` is the device's own."""
+        """Of all experts' matrices, which it copies; `activation` is the device's own. Raises StartupError
+        for matrices that cannot be stacked."""

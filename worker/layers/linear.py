@@ -42,7 +42,8 @@ class Weight:
         """`rows`: the place of each matrix, and its spans."""
         self.cuts: list[Cut] = []
         """Of the checkpoint's matrices, below one another."""
-        self._formats: list[Format[Any]] = []
+        self.formats: list[Format[Any]] = []
+        """Of each."""
         biases = []
         for place, spans in rows:
             form = place.formats.format_of(place.name, role)
@@ -50,25 +51,25 @@ class Weight:
             for span in spans:
                 part = Span(total, above + span.start, span.length)
                 self.cuts.append(Cut(place.name, part, columns, transposed))
-                self._formats.append(form)
+                self.formats.append(form)
                 biases.append(self.cuts[-1].tensor("bias", part))
                 above += span.total
             for name in form.surplus:
                 place.allow(name)
         place = rows[0][0]
         self._dtype, self._matrices, self._image = place.dtype, place.matrices, place.image
-        for form in self._formats:
+        for form in self.formats:
             self._matrices.check(form.kind)
-        wanted = [list(f.parts(cut)) for f, cut in zip(self._formats, self.cuts, strict=True)]
+        wanted = [list(f.parts(cut)) for f, cut in zip(self.formats, self.cuts, strict=True)]
         self._counts = [len(parts) for parts in wanted]
-        pairs = zip(self._formats, self.cuts, strict=True)
+        pairs = zip(self.formats, self.cuts, strict=True)
         num_bytes = sum(f.num_bytes(cut, self._dtype) for f, cut in pairs)
         if bias:
             wanted.append(biases)
             num_bytes += sum(cut.rows.length for cut in self.cuts) * self._dtype.itemsize
         if self._image is not None and self._image.found:
             wanted = [[part._replace(needed=False) for part in parts] for parts in wanted]
-        copied = self._matrices.dense_copies and all(form.kind == "dense" for form in self._formats)
+        copied = self._matrices.dense_copies and all(form.kind == "dense" for form in self.formats)
         place.request([part for parts in wanted for part in parts], self._take, num_bytes, copied=copied)
         if role == "linear":
             place.changeable(self)
@@ -76,6 +77,12 @@ class Weight:
     def multiply(self, x: Tensor, add: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         """[n, columns] → [n, rows], plus the bias if there is one, plus `add` if given."""
         return self.matrix.multiply(x, add, out_dtype)
+
+    def take(self) -> Matrix:
+        """Its matrix, which it holds no longer."""
+        matrix = self.matrix
+        del self.matrix
+        return matrix
 
     def _take(self, tensors: Sequence[Tensor]) -> None:
         if self._image is None:
@@ -93,7 +100,7 @@ class Weight:
     def _joined(self, tensors: Sequence[Tensor]) -> Matrix:
         left = iter(tensors)
         loaded = []
-        for form, cut, count in zip(self._formats, self.cuts, self._counts, strict=True):
+        for form, cut, count in zip(self.formats, self.cuts, self._counts, strict=True):
             loaded.append((form, cut, form.load(cut, [next(left) for _ in range(count)], self._dtype)))
         biases = [bias.to(self._dtype) for bias in left]
         bias = torch.cat(biases) if biases else None

@@ -7,7 +7,7 @@ Ranks split every expert's inner dimension, so all have the same work, and sum o
 multiplies by linear methods of its own, as any other layer: so it is packed for oneDNN, and quantized, as
 those are. One token through 8 experts of Qwen3-30B-A3B's size in bfloat16, on one core: 9.5 ms, against
 12.3 from one stacked tensor, which cannot be packed (16 tokens: 27 against 36). A device with kernels of its
-own gets the experts stacked once they are loaded, and multiplies all of them in one launch.
+own gets a layer's experts stacked as soon as they are loaded, and multiplies all of them in one launch.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from protocol.errors import StartupError
 
-from ..kernels.device import DeviceKernels, ExpertsKernel
+from ..kernels.device import DeviceKernels, ExpertsKernel, Routing
 from ..parallel import Group, whole
 from ..weights import Scope
 from .experts import mix
-from .linear import ColumnLinear
+from .linear import ColumnLinear, Weight
 from .mlp import GatedMLP
 from .norm import Norm
 
@@ -45,28 +45,57 @@ class SparseMLP:
         self.gate = ColumnLinear(scope, size, {"gate": [whole(len(experts))]}, role="router")
         self.on_device: ExpertsKernel | None = None
         if (device := scope.device) is not None:
-            if scope.formats.name != "none":
-                raise StartupError(
-                    f"experts with {scope.formats.name} weights have no kernel for GPUs; others have",
-                    hint="use an unquantized checkpoint without --quantization, or --device cpu",
-                )
-            scope.after_loading(lambda: self._stack(device))
+            for weights in zip(*map(_weights, experts), strict=True):
+                _check(weights, scope.formats.name, device)
+            scope.request((), lambda _: self._stack(device), 0)  # when those before it are there
 
     def __call__(self, x: Tensor, residual: Tensor, norm: Norm | None = None) -> Tensor:
         """[tokens, size] → residual + mlp(norm(x))"""
+        if self.on_device is not None:
+            fused = None if norm is None else norm.fused
+            add = residual if self.group.rank == 0 else None
+            return self.group.all_reduce(self.on_device(x, self.gate.weight.matrix, fused, add))
         x = x if norm is None else norm(x)
         weights, chosen = self.gate(x).float().softmax(-1).topk(self.top_k)
         if self.renormalize:
             weights /= weights.sum(-1, keepdim=True)
-        if self.on_device is not None:
-            return self.group.all_reduce(self.on_device(x, weights, chosen)).add_(residual)
         mixed = mix(x, weights, chosen, len(self.experts), lambda e, rows: self.experts[e](rows))
         return self.group.all_reduce(mixed).add_(residual)
 
     def _stack(self, device: DeviceKernels) -> None:
+        gate_up, down = zip(*map(_weights, self.experts), strict=True)
         self.on_device = device.experts(
-            [expert.gate_up_proj.weight.matrix for expert in self.experts],
-            [expert.down_proj.weight.matrix for expert in self.experts],
+            [weight.take() for weight in gate_up],
+            [weight.take() for weight in down],
             self.experts[0].activation,
+            Routing(self.top_k, self.renormalize),
         )
         self.experts = ()  # they are there once
+
+
+def _weights(expert: GatedMLP) -> tuple[Weight, Weight]:
+    return expert.gate_up_proj.weight, expert.down_proj.weight
+
+
+def _check(weights: Sequence[Weight], name: str, device: DeviceKernels) -> None:
+    """The same matrix of all experts. Raises StartupError for what cannot be stacked on a device."""
+    first = weights[0].formats[0]
+    if any(form != first for weight in weights for form in weight.formats):
+        raise StartupError(
+            f"experts ({name}) whose weights are not all stored in one way have no kernel for GPUs",
+            hint="use another checkpoint, or --device cpu",
+        )
+    if first.combined:
+        raise StartupError(
+            f"experts ({name}) with groups of 8-bit weights, or of scattered columns (desc_act, actorder), "
+            "have no kernel for GPUs; 8 bits with scales of rows and 4 bits in groups have",
+            hint="use another checkpoint, or --device cpu",
+        )
+    for cut in weights[0].cuts:
+        device.check_experts(blocks := first.blocks(cut))
+        if blocks is not None and cut is not weights[0].cuts[-1] and cut.rows.length % blocks[0]:
+            raise StartupError(
+                f"{cut.name!r}: {cut.rows.length} rows of an expert do not end with a block of {blocks[0]} "
+                "rows that share a scale, which has no kernel for GPUs",
+                hint="use a smaller --tensor-parallel-size, another checkpoint, or --device cpu",
+            )

@@ -59,6 +59,7 @@ class AWQStorage:
 
     bits: ClassVar[int] = 4
     has_zeros: ClassVar[bool] = True
+    scattered: ClassVar[bool] = False
     surplus: ClassVar[Sequence[str]] = ()
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]:

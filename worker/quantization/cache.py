@@ -170,10 +170,14 @@ class Cached:
     cache: Cache
 
     surplus: ClassVar[Sequence[str]] = ()
+    combined: ClassVar[bool] = False
 
     @property
     def kind(self) -> Kind:
         return self.rounded.kind
+
+    def blocks(self, cut: Cut) -> None:
+        """None."""
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         self.cache.announce()

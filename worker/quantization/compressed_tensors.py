@@ -126,6 +126,10 @@ class PackedStorage:
 
     surplus: ClassVar[Sequence[str]] = ("weight_shape",)
 
+    @property
+    def scattered(self) -> bool:
+        return self.has_g_idx
+
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         per_word, integers = WORD // self.bits, (torch.int32,)
         words = cut.units(cut.columns, per_word, "packed words")

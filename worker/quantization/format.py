@@ -103,6 +103,13 @@ class Format(Kind[Part], Protocol[Part]):
     def surplus(self) -> Sequence[str]:
         """Tensors that may stand beside it and are not needed."""
 
+    @property
+    def combined(self) -> bool:
+        """Its matrix is made of several of its kind, or takes its inputs in another order."""
+
+    def blocks(self, cut: Cut) -> tuple[int, int] | None:
+        """Rows and columns that share a scale, if they are blocks; None: scales of rows, groups, or none."""
+
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         """What to read. Raises StartupError when the cut goes through something that is one."""
 

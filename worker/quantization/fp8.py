@@ -55,6 +55,11 @@ class FP8:
     """Activations may be rounded, too."""
 
     kind: ClassVar[Kind] = "fp8"
+    combined: ClassVar[bool] = False
+
+    def blocks(self, cut: Cut) -> tuple[int, int] | None:
+        block = self._block(cut)
+        return None if block[1] >= cut.columns.length else block
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         weight = cut.tensor("weight", cut.rows, cut.columns, dtypes=(torch.float8_e4m3fn,), kept=True)

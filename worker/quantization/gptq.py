@@ -71,6 +71,10 @@ class GPTQStorage:
     surplus: ClassVar[Sequence[str]] = ("bias",)
     """Some writers add one of zeros where the layer has none."""
 
+    @property
+    def scattered(self) -> bool:
+        return self.desc_act and self.group is not None
+
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         per_word = WORD // self.bits
         if self.desc_act:

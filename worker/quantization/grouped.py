@@ -57,6 +57,10 @@ class Storage(Protocol):
     def has_zeros(self) -> bool: ...
 
     @property
+    def scattered(self) -> bool:
+        """Groups are of columns that are no neighbours."""
+
+    @property
     def surplus(self) -> Sequence[str]: ...
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]: ...
@@ -81,6 +85,13 @@ class Grouped:
     @property
     def surplus(self) -> Sequence[str]:
         return self.storage.surplus
+
+    @property
+    def combined(self) -> bool:
+        return self.storage.bits == 8 or self.storage.scattered
+
+    def blocks(self, cut: Cut) -> None:
+        """None."""
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         return self.storage.parts(cut)

@@ -24,6 +24,10 @@ class Int8:
 
     kind: ClassVar[Kind] = "int8"
     surplus: ClassVar[Sequence[str]] = ()
+    combined: ClassVar[bool] = False
+
+    def blocks(self, cut: Cut) -> None:
+        """None."""
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         scales = (cut.rows, whole(1)) if self.per_row else (whole(1),)

@@ -65,10 +65,14 @@ class Rounded:
     """A part from its tensors by name"""
 
     surplus: ClassVar[Sequence[str]] = ()
+    combined: ClassVar[bool] = False
 
     @property
     def kind(self) -> MatrixKind:
         return self.target.kind
+
+    def blocks(self, cut: Cut) -> None:
+        """None."""
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         return [part._replace(kept=False) for part in Unquantized().parts(cut)]

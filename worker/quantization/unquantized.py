@@ -20,9 +20,13 @@ class Unquantized:
     name: ClassVar[str] = "none"
     kind: ClassVar[Kind] = "dense"
     surplus: ClassVar[Sequence[str]] = ()
+    combined: ClassVar[bool] = False
 
     def format_of(self, module: str, role: Role) -> Format[Any]:
         return self
+
+    def blocks(self, cut: Cut) -> None:
+        """None."""
 
     def parts(self, cut: Cut) -> Sequence[TensorPart]:
         dims = (cut.columns, cut.rows) if cut.transposed else (cut.rows, cut.columns)

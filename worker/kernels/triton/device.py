@@ -20,79 +20,22 @@ from protocol.errors import StartupError
 from protocol.sampling import MAX_LOGPROBS
 
 from ...kv_layout import Window
-from .. import activation as torch_activation
 from ..activation import Activation
-from ..device import AttentionKernel, ExpertsKernel, NormKernel, Projection
+from ..device import AttentionKernel, ExpertsKernel, NormKernel, Projection, Routing
 from ..lora import AdapterRows, Product, Update
 from ..matmul import Matrix
 from ..native_attention import HeadNorms as LayerHeadNorms
 from ..paged_kv import PagedKV
-from .activation import activate
 from .decode_attention import NO_WINDOW, SPLIT, DecodePlan, Scores, decode_attention, plan_decode, programs
-from .experts import combine, expert_matmul, route
-from .gemv import RowNorm
 from .logprobs import top_logprobs
 from .lora import TritonProduct
-from .matrices import TritonDense, TritonMatrices, alone, fp8_lacks
-from .norm import norm
+from .matmul import BLOCK
+from .matrices import TritonMatrices, fp8_lacks
 from .prefill_attention import prefill_attention
+from .projection import ACTIVATIONS, TritonNorm, project
 from .rope_kv import HeadNorms, rope_kv
+from .sparse_mlp import TritonExperts
 from .step_rows import DecodeRows
-
-
-@dataclass(frozen=True)
-class TritonActivation:
-    """An Activation of the device's own."""
-
-    gelu: bool
-    gated: bool
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return activate(x, gelu=self.gelu, gated=self.gated)
-
-
-_ACTIVATIONS: dict[Activation, TritonActivation] = {
-    torch_activation.silu_and_multiply: TritonActivation(gelu=False, gated=True),
-    torch_activation.gelu_tanh_and_multiply: TritonActivation(gelu=True, gated=True),
-    torch_activation.gelu_tanh: TritonActivation(gelu=True, gated=False),
-}
-_NONE = TritonActivation(gelu=False, gated=False)
-
-
-@dataclass(frozen=True)
-class TritonNorm:
-    """A NormKernel."""
-
-    weight: Tensor
-    bias: Tensor | None
-    eps: float
-
-    def __call__(self, x: Tensor, add: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        other = None if add is None else add.reshape(rows.shape)
-        return norm(rows, self.weight, self.eps, bias=self.bias, add=other).view(x.shape)
-
-
-def project(
-    x: Tensor,
-    matrix: Matrix,
-    norm: NormKernel | None,
-    activation: Activation | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    """A Projection: of one row in one kernel, if its norm is an RMSNorm and its activation gated."""
-    one_row = alone(matrix) if len(x) == 1 else None
-    before: RowNorm | None = None
-    if one_row is not None and isinstance(norm, TritonNorm) and norm.bias is None:
-        before, norm = RowNorm(norm.weight, norm.eps), None
-    x = x if norm is None else norm(x, None)
-    if one_row is None:
-        y = matrix.multiply(x, None, out_dtype)
-    else:
-        gate = activation if isinstance(activation, TritonActivation) and activation.gated else _NONE
-        y = one_row(x.contiguous(), norm=before, gated=gate.gated, gelu=gate.gelu, out_dtype=out_dtype)
-        activation = None if gate.gated else activation
-    return y if activation is None else activation(y)
 
 
 class TritonKernels:
@@ -121,7 +64,7 @@ class TritonKernels:
         return project
 
     def activation(self, function: Activation) -> Activation:
-        return _ACTIVATIONS[function]
+        return ACTIVATIONS[function]
 
     def attention(self, num_heads: int, scale: float, norms: LayerHeadNorms | None) -> AttentionKernel:
         heads = None if norms is None else HeadNorms(norms.query, norms.key, norms.eps)
@@ -136,34 +79,18 @@ class TritonKernels:
     def lora(self, segments: Sequence[int], updates: Sequence[Update], rows: AdapterRows) -> Product:
         return TritonProduct(segments, updates, rows, self.device)
 
+    def check_experts(self, blocks: tuple[int, int] | None) -> None:
+        if blocks not in (None, (BLOCK, BLOCK)):
+            raise StartupError(
+                f"experts with scales of {blocks[0]} × {blocks[1]} have no kernel for GPUs; "
+                f"those of rows, of groups and of {BLOCK} × {BLOCK} have",
+                hint="use a smaller --tensor-parallel-size, another checkpoint, or --device cpu",
+            )
+
     def experts(
-        self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation
+        self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation, routing: Routing
     ) -> ExpertsKernel:
-        return TritonExperts(gate_up, down, activation, self.invariant)
-
-
-class TritonExperts:
-    """ExpertsKernel."""
-
-    def __init__(
-        self, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Activation, invariant: bool
-    ) -> None:
-        self._gate_up, self._down = _stacked(gate_up), _stacked(down)
-        self._activation, self._invariant = activation, invariant
-
-    def __call__(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        routing, top_k = route(chosen, len(self._down)), chosen.shape[1]
-        inner = self._activation(expert_matmul(x, self._gate_up, routing, top_k, invariant=self._invariant))
-        return combine(expert_matmul(inner, self._down, routing, top_k, invariant=self._invariant), weights)
-
-
-def _stacked(matrices: Sequence[Matrix]) -> Tensor:
-    """[experts, N, K]"""
-    weights = []
-    for matrix in matrices:
-        assert isinstance(matrix, TritonDense), "others are refused before they are loaded"
-        weights.append(matrix.weight)
-    return torch.stack(weights)
+        return TritonExperts(gate_up, down, activation, routing, invariant=self.invariant, pdl=self.pdl)
 
 
 class Part(Protocol):

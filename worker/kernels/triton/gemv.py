@@ -2,6 +2,7 @@
 for what stands around a product.
 
     program   COLUMNS outputs over all of K; every load of a tile is under way before its first sum
+    experts   several matrices, stacked, of which each row of y has its own: whichever a router picked
     norm      Σ w · x · weight and Σ x² in one pass, scaled once at the end: RMSNorm costs no launch
     gated     COLUMNS rows of the gate and the same rows of what it gates: act(gate) · up is one store
 
@@ -90,7 +91,9 @@ def _gemv(
     w_scales_ptr,  # float32 [N or 2 N], [⌈(N or 2 N) / 128⌉, ⌈K / 128⌉] if BLOCKS, or None
     bias_ptr,  # [N or 2 N], or None
     add_ptr,  # [N], or None
-    y_ptr,  # out [N]
+    y_ptr,  # out [N]; [rows, N] if there are experts
+    experts_ptr,  # int32 [rows]: of each row, whose matrix [of experts, …] it is multiplied by; or None
+    x_stride,  # from one row to the next; 0: all are of the same x
     n_size,
     k_size,
     eps,
@@ -106,12 +109,19 @@ def _gemv(
     wait(PDL)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = columns < n_size
+    num_blocks = (k_size + 127) // 128
+    if experts_ptr is not None:
+        expert, num_rows = tl.load(experts_ptr + tl.program_id(1)).to(tl.int64), n_size * (2 if GATED else 1)
+        w_ptr += expert * num_rows * k_size
+        if w_scales_ptr is not None:
+            w_scales_ptr += expert * ((num_rows + 127) // 128 * num_blocks if BLOCKS else num_rows)
+        x_ptr += tl.program_id(1) * x_stride
+        y_ptr += tl.program_id(1) * n_size
     rows = w_ptr + columns.to(tl.int64)[:, None] * k_size
     up_rows = rows + tl.cast(n_size, tl.int64) * k_size
     total = tl.zeros([COLUMNS, TILE // LANES], tl.float32)
     up_total = tl.zeros([COLUMNS, TILE // LANES], tl.float32)
     squares = tl.zeros([1, TILE // LANES], tl.float32)
-    num_blocks = (k_size + 127) // 128
     for start in range(0, k_size, TILE):
         at = start + tl.arange(0, TILE)[None, :]
         inside = at < k_size
@@ -157,34 +167,39 @@ def gemv(
     gelu: bool = False,
     out_dtype: torch.dtype | None = None,
     pdl: bool = False,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """x [1, K], weight [N, K], bias [N], add [1, N] → [1, N] in `out_dtype`, or x's.
 
     w_scales float32 [N], or [⌈N / 128⌉, ⌈K / 128⌉] of blocks.
     gated: weight [2 N, K], gate first, scales and bias as long, no `add`; SiLU of the gate, or GELU by tanh.
     With scales of blocks N is a multiple of 128 then. pdl: see dependent_launch.py.
+    chosen int32 [rows]: experts, whose weights and scales are stacked; x [1 or rows, K] → [rows, N], without
+    bias or `add`.
     """
-    rows, k = weight.shape
-    n = rows // 2 if gated else rows
-    blocks = w_scales is not None and w_scales.dim() == 2
+    rows, k = weight.shape[-2:]
+    n, count = rows // 2 if gated else rows, 1 if chosen is None else chosen.numel()
+    blocks = w_scales is not None and w_scales.dim() == weight.dim()
     assert not (blocks and gated) or n % BLOCK == 0
-    y = torch.empty(1, n, dtype=out_dtype or x.dtype, device=x.device)
+    assert chosen is None or (bias is None and add is None)
+    y = torch.empty(count, n, dtype=out_dtype or x.dtype, device=x.device)
     item = weight.element_size()
-    lanes, columns = 16 // max(item, 2), columns_of(n, item, gated=gated)
+    lanes, columns = 16 // max(item, 2), columns_of(n, item, gated=gated, rows=count)
     loads = AT_ONCE // (columns * (2 if gated else 1) * lanes * item)
     tile = min(THREADS * lanes * min(max(loads, 1), 4), max(triton.next_power_of_2(k), lanes))
-    _gemv[(triton.cdiv(n, columns),)](
-        x, norm.weight if norm else None, weight, w_scales, bias, add, y, n, k, norm.eps if norm else 0.0,
+    _gemv[(triton.cdiv(n, columns), count)](
+        x, norm.weight if norm else None, weight, w_scales, bias, add, y, chosen, 0 if len(x) == 1 else k,
+        n, k, norm.eps if norm else 0.0,
         BLOCKS=blocks, COLUMNS=columns, TILE=tile, LANES=lanes, HALVED=item == 1 and k % 16 == 0,
         GATED=gated, GELU=gelu, PDL=pdl, launch_pdl=pdl, num_warps=THREADS // 32,
     )  # fmt: skip
     return y
 
 
-def columns_of(n: int, item_bytes: int, *, gated: bool) -> int:
+def columns_of(n: int, item_bytes: int, *, gated: bool, rows: int = 1) -> int:
     """Outputs of one program: as many as leave enough programs."""
     columns = MOST_COLUMNS[item_bytes] // (2 if gated else 1)
-    while columns > 1 and -(-n // columns) < ENOUGH:
+    while columns > 1 and -(-n // columns) * rows < ENOUGH:
         columns //= 2
     return columns
 

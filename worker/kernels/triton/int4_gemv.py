@@ -107,7 +107,9 @@ def _int4_gemv(
     zeros_ptr,  # float32 [N or 2 N, groups], or None
     bias_ptr,  # [N or 2 N], or None
     add_ptr,  # [N], or None
-    y_ptr,  # out [N]
+    y_ptr,  # out [N]; [rows, N] if there are experts
+    experts_ptr,  # int32 [rows], or None, as in gemv.py
+    x_stride,
     n_size,
     k_size,
     row_words,
@@ -124,6 +126,14 @@ def _int4_gemv(
     wait(PDL)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = columns < n_size
+    if experts_ptr is not None:
+        above = tl.load(experts_ptr + tl.program_id(1)).to(tl.int64) * n_size * (2 if GATED else 1)
+        words_ptr += above * row_words
+        scales_ptr += above * num_groups
+        if zeros_ptr is not None:
+            zeros_ptr += above * num_groups
+        x_ptr += tl.program_id(1) * x_stride
+        y_ptr += tl.program_id(1) * n_size
     rows = words_ptr + columns.to(tl.int64)[:, None] * row_words
     up_rows = rows + tl.cast(n_size, tl.int64) * row_words
     scale_rows = scales_ptr + columns[:, None] * num_groups
@@ -180,17 +190,19 @@ def int4_gemv(
     gelu: bool = False,
     out_dtype: torch.dtype | None = None,
     pdl: bool = False,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """x [1, K], weights as int4_matmul takes them → [1, N] in `out_dtype`, or x's. The rest is gemv's."""
-    (rows, row_bytes), k = packed.shape, x.shape[1]
-    n = rows // 2 if gated else rows
-    y = torch.empty(1, n, dtype=out_dtype or x.dtype, device=x.device)
-    columns, row_words = columns_of(n, 1, gated=gated), row_bytes // 4
+    (rows, row_bytes), k = packed.shape[-2:], x.shape[1]
+    n, count = rows // 2 if gated else rows, 1 if chosen is None else chosen.numel()
+    assert chosen is None or (bias is None and add is None)
+    y = torch.empty(count, n, dtype=out_dtype or x.dtype, device=x.device)
+    columns, row_words = columns_of(n, 1, gated=gated, rows=count), row_bytes // 4
     loads = min(max(AT_ONCE // (columns * (2 if gated else 1) * WORDS.value * 4), 1), 2)
     tile = min(THREADS * WORDS.value * loads, triton.next_power_of_2(row_words))
-    _int4_gemv[(triton.cdiv(n, columns),)](
+    _int4_gemv[(triton.cdiv(n, columns), count)](
         x, norm.weight if norm else None, packed.view(torch.int32), scales, zeros, bias, add, y,
-        n, k, row_words, scales.shape[1], group, norm.eps if norm else 0.0,
+        chosen, 0 if len(x) == 1 else k, n, k, row_words, scales.shape[-1], group, norm.eps if norm else 0.0,
         COLUMNS=columns, TILE=tile, TOGETHER=group % 64 == 0 or group >= k, GATED=gated, GELU=gelu,
         PDL=pdl, launch_pdl=pdl, num_warps=THREADS // 32,
     )  # fmt: skip

@@ -35,7 +35,7 @@ PROGRAMS = 2 * WAVES
 
 
 @triton.jit
-def _weights(
+def weights_of(
     codes,  # [n, bytes] of 0 … 15
     scales_ptr,  # float32 [N, groups], rows of these columns
     zeros_ptr,  # float32 [N, groups], or None
@@ -96,7 +96,7 @@ def _int4_matmul(
             at = low_at + half * 32
             group = group_rows + tl.minimum(start * 2 + half * 32, k_size - 1) // group_size
             codes = (packed >> (4 * half)) & 15
-            weights = _weights(codes, scales_ptr, zeros_ptr, group, column_there, dtype)
+            weights = weights_of(codes, scales_ptr, zeros_ptr, group, column_there, dtype)
             inside = row_there[:, None] & ((at < k_size) & (byte < end))[None, :]
             x = tl.load(x_rows + at[None, :], mask=inside, other=0.0)
             total = tl.dot(x, tl.trans(weights), total, input_precision="ieee")

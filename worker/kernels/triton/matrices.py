@@ -236,7 +236,7 @@ class TritonInt4:
         way: Way,
     ) -> None:
         self.packed, self.scales, self.zeros, self.bias = packed, scales, zeros, bias
-        self._group, self._way = group, way
+        self.group, self._way = group, way
         weights = partial(int4_gemv, packed=packed, scales=scales, zeros=zeros, group=group)
         one_row = partial(weights, bias=bias, pdl=way.pdl)
         self.alone: OneRow | None = None if way.invariant else one_row
@@ -246,7 +246,7 @@ class TritonInt4:
         if len(x) == 1 and self.alone is not None:
             return self.alone(x.contiguous(), add=_rows(add), out_dtype=out_dtype)
         return multiply_int4(
-            x, self.packed, self.scales, self.zeros, self._group, bias=self.bias, add=_rows(add),
+            x, self.packed, self.scales, self.zeros, self.group, bias=self.bias, add=_rows(add),
             out_dtype=out_dtype, invariant=self._way.invariant, finished=self._way.finished,
         )  # fmt: skip
 
