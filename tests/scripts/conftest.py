@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import DEADLINE_S
 from tests.scripts.fake_api import FakeServer
 
 if TYPE_CHECKING:
@@ -55,13 +56,15 @@ StartFakes = Callable[..., FakeStack]
 
 @pytest.fixture
 def start(launch: "Launch", tmp_path: Path) -> StartFakes:
+    """`grace`: seconds that a child has that should end. By default, a busy machine gets all of them to."""
+
     def start_fakes(
-        *, ready: bool = True, shutdown_timeout: float = 5, lost_grace: float = 1, **does: str
+        *, ready: bool = True, shutdown_timeout: float = 5, grace: float = DEADLINE_S, **does: str
     ) -> FakeStack:
         for name, behaviour in does.items():
             (tmp_path / f"{name}.does").write_text(behaviour)
         paths = os.pathsep.join([HERE, str(Path(HERE).parent.parent)])
-        times = {"SHUTDOWN_TIMEOUT": str(shutdown_timeout), "LOST_GRACE": str(lost_grace)}
+        times = {"SHUTDOWN_TIMEOUT": str(shutdown_timeout), "GRACE": str(grace)}
         program = launch("fakes", str(tmp_path), PYTHONPATH=paths, **times)
         if ready:
             program.wait_for("all ready")

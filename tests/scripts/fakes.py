@@ -129,7 +129,8 @@ def unit(folder: Path, board: Board, row: int, kind: str, *names: str) -> Unit:
 
 
 def supervise(folder: Path) -> int:
-    supervisor_module.LOST_GRACE_S = float(os.environ.get("LOST_GRACE", supervisor_module.LOST_GRACE_S))
+    for name in ("LOST_GRACE_S", "QUIT_GRACE_S", "DRAIN_SLACK_S"):
+        setattr(supervisor_module, name, float(os.environ["GRACE"]))
     run_dir = RunDir.open(str(folder / "run"))
     terminal = Terminal(os.environ)
     board = Board(7)

@@ -39,7 +39,7 @@ def test_one_after_the_other_and_the_rest_stays(start: "StartFakes") -> None:
 
 def test_who_retires_may_take_its_time_to_exit(start: "StartFakes") -> None:
     """On a busy machine an interpreter's end takes longer than one may take that nobody has told to go."""
-    stack = start(lost_grace=0)
+    stack = start(grace=0)
     before = stack.pids["frontend"]
     roll(stack)
     for pid in before:

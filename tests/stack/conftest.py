@@ -204,8 +204,9 @@ def server(
         str(run_dir),
         "--worker",
         "stub",
+        TERN_FAULTS=(hold := Hold(folder / "hold")).environ,
     )
-    stack = Stack(program, run_dir)
+    stack = Stack(program, run_dir, hold)
     yield stack
     assert stack.ends(signal.SIGTERM) == 0
 

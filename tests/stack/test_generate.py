@@ -15,6 +15,8 @@ import pytest
 from protocol.errors import InvalidRequest, ModelNotFound, StartupError
 from scripts.api_client import ApiClient
 from scripts.llm import LLM
+from tests.conftest import DEADLINE_S
+from tests.stack.hold import Hold
 from tests.worker.adapters import write_adapter
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def test_killed_at_any_instant_it_goes_on_without_a_doubled_or_lost_line(
     ]
     argv += ["--max-tokens", str(NUM_TOKENS), "--temperature", "0", "--concurrency", "2"]
     with tempfile.TemporaryDirectory(prefix="test-", ignore_cleanup_errors=True) as short:
-        launch = launcher(Path(short))
+        launch, hold = launcher(Path(short)), Hold(tmp_path / "hold")
 
         def lines() -> int:
             return output.read_bytes().count(b"\n") if output.exists() else 0
@@ -62,16 +64,19 @@ def test_killed_at_any_instant_it_goes_on_without_a_doubled_or_lost_line(
             return lines() >= least
 
         for least in (10, 40):
-            program = launch("scripts.cli", *argv)
+            hold.after((least + 10) * NUM_TOKENS)
+            program = launch("scripts.cli", *argv, TERN_FAULTS=hold.environ)
             program.wait_until(partial(has_lines, least), f"{least} lines")
             program.signal(signal.SIGKILL)
             program.wait()
             assert lines() < NUM_LINES
-        program = launch("scripts.cli", *argv)
+        hold.after(20 * NUM_TOKENS)
         before = lines()
+        program = launch("scripts.cli", *argv, TERN_FAULTS=hold.environ)
         program.wait_until(lambda: lines() > before + 10, "progress")
         for kind in ("worker", "engine_core", "frontend"):
             os.kill(pids(Path(short), program.pid)[kind][0], signal.SIGKILL)
+        hold.release()
         assert program.wait() == 0, program.output
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert [answer["id"] for answer in answers] == list(range(NUM_LINES))
@@ -158,5 +163,5 @@ def test_llm_survives_the_death_of_its_processes(llm: LLM) -> None:
     found = json.loads((folder / "pids.json").read_text())
     for kind in ("frontend", "engine_core", "worker"):
         os.kill(found[kind][0], signal.SIGKILL)
-    asking.join(60)
+    asking.join(DEADLINE_S)
     assert got == wanted

@@ -19,6 +19,7 @@ import pytest
 from tests.conftest import DEADLINE_S
 from tests.faults.at_rest import Core
 from tests.stack.conftest import Stack
+from tests.stack.hold import Hold
 from tests.stack.raw_http import Event, RawConnection, Response, ask, completion, request
 
 if TYPE_CHECKING:
@@ -47,11 +48,12 @@ def trio(
     options = {"--run-dir": folder / "run", "--frontends": 3, "--max-restarts": 1000, "--threads": 1}
     flags = [str(one) for option in options.items() for one in option]
     fixed = ["--port", "0", "--worker", "stub"]
-    program = launcher(folder)("scripts.cli", "serve", str(tiny_checkpoint), *fixed, *flags)
-    stack = Stack(program, folder / "run")
+    hold = Hold(folder / "hold")
+    command = ("scripts.cli", "serve", str(tiny_checkpoint), *fixed, *flags)
+    stack = Stack(launcher(folder)(*command, TERN_FAULTS=hold.environ), folder / "run", hold)
     yield stack
     assert stack.ends(signal.SIGTERM) == 0
-    assert "key-" not in program.output
+    assert "key-" not in stack.program.output
 
 
 def frontend_of(stack: Stack, connection: RawConnection) -> int:
@@ -273,9 +275,11 @@ async def test_an_answer_without_a_stream(trio: Stack, fields: dict[str, Any]) -
     expected = (await answered(trio, completion(path, **fields))).json
     async with Core.of(trio) as core, await RawConnection.open(trio) as connection:
         before = await core.at_rest()
+        trio.hold.after(LENGTH)
         connection.send(keyed(key, fields))
-        await core.until(lambda stats: stats.num_running == 2)
+        await core.until(lambda stats: stats.num_running + stats.num_waiting == 2)
         os.kill(frontend_of(trio, connection), signal.SIGKILL)
+        trio.hold.release()
         found = (await answered(trio, keyed(key, fields))).json
         assert (found["choices"], found["usage"]["completion_tokens"]) == (
             expected["choices"], expected["usage"]["completion_tokens"]
@@ -335,13 +339,15 @@ async def test_ids_that_cannot_be(trio: Stack, last_event_id: str) -> None:
 
 
 async def test_after_the_grace_time_a_key_is_new(serve: "Serve") -> None:
-    stack = serve("--detach-grace", "0.2")
+    stack = serve("--detach-grace", "0.2", held=True)
     first = await ask(stack, keyed("key", {"prompt": "One", "max_tokens": 20}))
     async with Core.of(stack) as core:
+        stack.hold.after(100)
         connection = await RawConnection.open(stack)
         connection.send(keyed("left", {"prompt": "Left", "max_tokens": 10_000}))
         await core.until(lambda stats: stats.num_running == 1)
         await connection.close()
+        stack.hold.release()
         assert (await core.until(lambda stats: not stats.detached and not stats.num_running)).steps < 10_000
         await core.at_rest()
         second = await ask(stack, keyed("key", {"prompt": "Two", "max_tokens": 20}))

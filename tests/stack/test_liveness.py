@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.stack.conftest import Serve
 
 LENGTH = 1500
-"""Tokens: a fraction of a second with the stub."""
+"""Tokens"""
 
 
 def test_a_stopped_frontend_is_replaced(serve: "Serve") -> None:
@@ -26,22 +26,26 @@ def test_a_stopped_frontend_is_replaced(serve: "Serve") -> None:
 
 
 async def test_a_whole_tree_that_is_stopped_and_continued_restarts_nothing(serve: "Serve") -> None:
-    stack = serve()
+    stack = serve(held=True)
     before = stack.pids
     expected = await stream_text(stack, "Patience", LENGTH)
 
-    marks = [50, 500, 1000]
+    lengths = [0]
 
     def on_text(length: int) -> None:
-        if marks and length >= marks[0]:
-            marks.pop(0)
+        if len(lengths) <= 3 and length > lengths[-1]:
+            lengths.append(length)
+            stack.hold.after(LENGTH // 5)
             os.killpg(stack.program.pid, signal.SIGSTOP)
             while any(_state(pid) != "T" for group in before.values() for pid in group):
                 pass  # it takes microseconds
             os.killpg(stack.program.pid, signal.SIGCONT)
+        if len(lengths) > 3:
+            stack.hold.release()
 
+    stack.hold.after(LENGTH // 5)
     assert await stream_text(stack, "Patience", LENGTH, on_text) == expected
-    assert not marks
+    assert len(lengths) > 3
     assert stack.pids == before
     assert "killing it" not in stack.program.output
 

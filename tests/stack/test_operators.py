@@ -6,6 +6,7 @@ import re
 import signal
 import ssl
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import DEADLINE_S, ROOT
+from tests.stack.hold import Hold
 
 if TYPE_CHECKING:
     from tests.conftest import Program
@@ -26,8 +28,9 @@ NUM_REQUESTS = 12
 
 
 class Server:
-    def __init__(self, program: "Program", run_dir: Path) -> None:
+    def __init__(self, program: "Program", run_dir: Path, hold: Hold) -> None:
         self.program = program
+        self.hold = hold
         self.run_dir = run_dir
         self.url: str = json.loads(program.wait_for(r'\{[^\n]*"message":"ready"[^\n]*\}')[0])["url"]
         self._context = ssl.create_default_context(cafile=str(HERE / "localhost.pem"))
@@ -68,8 +71,10 @@ def server(
     flags += ["--ssl-certfile", str(HERE / "localhost.pem"), "--ssl-keyfile", str(HERE / "localhost.key")]
     flags += ["--root-path", "/llm", "--allowed-origins", "https://pages.example", "--crash-dir", ""]
     flags += ["--log-format", "json", "--log-requests", "--status-interval", "0.01"]
-    program = launcher(folder)("scripts.cli", "serve", str(tiny_checkpoint), *flags)
-    server = Server(program, folder / "run")
+    hold = Hold(folder / "hold")
+    faults = {"TERN_FAULTS": hold.environ}
+    program = launcher(folder)("scripts.cli", "serve", str(tiny_checkpoint), *flags, **faults)
+    server = Server(program, folder / "run", hold)
     yield server
     program.signal(signal.SIGTERM)
     assert program.wait() == 0, program.output
@@ -107,9 +112,13 @@ def test_requests_are_answered_logged_by_id_and_counted_over_all_frontends(serve
 
 def test_a_busy_server_says_what_it_does(server: Server) -> None:
     body = {"prompt": "x", "max_tokens": 3000, "ignore_eos": True}
-    with server.new_client() as client:
-        assert client.post("/v1/completions", json=body).status_code == 200
-    server.program.wait_for('"output_tokens_per_s":[1-9]')
+    server.hold.after(1000)
+    with server.new_client() as client, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.post, "/v1/completions", json=body)
+        server.program.wait_for(r'"running":1\b[^\n]*\n')
+        server.hold.release()
+        assert answer.result().status_code == 200
+    server.program.wait_for(r'"output_tokens_per_s":[1-9][^\n]*\n')
     [line, *_] = [line for line in server.log() if "output_tokens_per_s" in line and line["running"]]
     assert (line["running"], line["waiting"], line["process"]) == (1, 0, "supervisor")
     assert line["message"].startswith("1 running, 0 waiting · ")
@@ -138,13 +147,15 @@ def test_the_document_names_the_prefix(server: Server) -> None:
 def test_restarts_and_resumed_streams_are_counted(server: Server) -> None:
     before = server.samples()
     assert before["tern_process_restarts_total{process=worker}"] == 0
-    body = {"prompt": "x", "max_tokens": 8000, "stream": True, "ignore_eos": True, "temperature": 0}
+    body = {"prompt": "x", "max_tokens": 1000, "stream": True, "ignore_eos": True, "temperature": 0}
+    server.hold.after(100)
     with server.new_client() as client, client.stream("POST", "/v1/completions", json=body) as response:
         lines = response.iter_lines()
         next(lines)
         pids = json.loads((server.run_dir / "pids.json").read_text())
         pid = pids["engine_core"][0]
         os.kill(pid, signal.SIGKILL)
+        server.hold.release()
         assert [line for line in lines if line][-1] == "data: [DONE]"
     after = server.samples()
     assert after["tern_process_restarts_total{process=engine_core}"] == 1

@@ -23,7 +23,8 @@ def test_a_signal_stops_everything(serve: "Serve", number: signal.Signals, exit_
 
 
 def test_a_stream_that_does_not_finish_in_time_is_told(serve: "Serve") -> None:
-    stack = serve("--shutdown-timeout", "0.2")
+    stack = serve("--shutdown-timeout", "0.2", held=True)
+    stack.hold.after(1000)
     body = {"model": "tiny", "prompt": "x", "max_tokens": 16000, "stream": True, "ignore_eos": True}
     with (
         httpx2.Client(base_url=stack.base_url, timeout=60) as client,
@@ -36,6 +37,7 @@ def test_a_stream_that_does_not_finish_in_time_is_told(serve: "Serve") -> None:
         with suppress(httpx2.RemoteProtocolError):  # not a clean end, on purpose
             for part in parts:
                 received += part
+    stack.hold.release()
     last = received.strip().rpartition(b"data: ")[2]
     assert "the server is stopping" in json.loads(last)["error"]["message"]
     assert stack.gone() == 0

@@ -16,32 +16,41 @@ if TYPE_CHECKING:
     from tests.stack.conftest import Serve
 
 LENGTH = 1500
-"""Tokens: a fraction of a second with the stub, far longer than a kill takes to arrive."""
+"""Tokens"""
 
 
 async def test_what_is_killed_again_and_again_is_survived_again_and_again(serve: "Serve") -> None:
-    stack = serve("--max-restarts", "20")
+    """Each kill after more text has come, and so that all is not there before."""
+    stack = serve("--max-restarts", "20", held=True)
     expected = await stream_text(stack, "Once", LENGTH)
     kinds = ["engine_core", "worker", "engine_core", "worker"]
+    lengths = [0]
 
     def on_text(length: int) -> None:
-        if kinds and length > (5 - len(kinds)) * len(expected) // 8:
+        if kinds and length > lengths[-1]:
             with suppress(ProcessLookupError):  # not yet replaced since the last time
                 stack.kill(kinds[-1])
                 kinds.pop()
+                lengths.append(length)
+                stack.hold.after(LENGTH // 8)
+        if not kinds:
+            stack.hold.release()
 
+    stack.hold.after(LENGTH // 8)
     assert await stream_text(stack, "Once", LENGTH, on_text) == expected
     assert kinds == []
 
 
 async def test_a_stranger_survives_too(serve: "Serve") -> None:
-    stack = serve()
+    stack = serve(held=True)
     sampling = SamplingParams(max_tokens=LENGTH, temperature=0, ignore_eos=True)
     client = await EngineClient.attach(stack.endpoint_file)
     expected = [token async for batch in client.submit([9], sampling) for token in batch.token_ids]
+    stack.hold.after(LENGTH // 2)
     stream = client.submit([9], sampling)
     await anext(stream)
     stack.kill("engine_core")
+    stack.hold.release()
     async for _ in stream:
         pass
     assert stream.token_ids == expected
