@@ -29,6 +29,8 @@ TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+CORPUS = Path(__file__).with_name("corpus.txt")
+"""Any text would do that stays as it is: answers and their lengths follow from what tokens there are."""
 VOCAB_SIZE = 512
 SPECIAL = ["<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CONFIG = {
@@ -118,7 +120,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=VOCAB_SIZE, special_tokens=SPECIAL, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    tokenizer.train_from_iterator([CORPUS.read_text()], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({**special, "chat_template": TEMPLATE}))
