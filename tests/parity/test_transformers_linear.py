@@ -11,16 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from protocol.errors import StartupError
-from protocol.options import ModelOptions
 from tests.parity.families import UNDECLARED
 from tests.parity.reference import Reference, tokens, write_checkpoint
-from tests.worker.driver import quiet, write_config
-from tests.worker.quantization.checkpoints import logprobs
+from tests.worker.driver import quiet
+from tests.worker.quantization.checkpoints import Quantize, logprobs, mean_difference, write_twins
+from tests.worker.quantization.test_fp8 import BLOCKS, in_blocks
+from tests.worker.quantization.test_gptq_awq import served
 from tests.worker.quantization.test_rounding import ROUNDED
-from worker.checkpoint import Checkpoint
-from worker.models.registry import build
 from worker.models.transformers_linear import Linears, name_others
-from worker.parallel import Group
 from worker.quantization.rounding import Rounding
 from worker.weights import Wants, load
 
@@ -183,12 +181,23 @@ def test_a_model_without_such_layers_is_not_quantized() -> None:
         toy(wants)
 
 
-def test_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
-    config = {"quant_method": "fp8"}
-    folder = write_config(
-        tmp_path / "model", architectures=["Olmo2ForCausalLM"], model_type="olmo2", quantization_config=config
-    )
-    with pytest.raises(
-        StartupError, match=r"Olmo2ForCausalLM.* not served from a quantized checkpoint \(fp8\)"
-    ):
-        build(Checkpoint(folder, with_weights=False), ModelOptions(), Group())
+# A wrong scale, zero point or order of codes is worth 0.5 and more.
+QUANTIZED: dict[str, tuple[str, Quantize, dict[str, Any], float]] = {
+    "fp8 in blocks": ("olmo2", in_blocks(128), BLOCKS, EXACT),
+    "awq, inputs rounded": ("stablelm", *served("awq"), INPUTS_ROUNDED),
+    "gptq of 8 bits, inputs rounded": ("olmo2", *served("gptq, 8 bits"), INPUTS_ROUNDED),
+}
+
+
+@pytest.mark.parametrize("case", QUANTIZED)
+def test_quantized_checkpoints_are_equal_to_the_dequantized_model(case: str, tmp_path: Path) -> None:
+    model_type, quantize, config, tolerance = QUANTIZED[case]
+    twins = write_twins(tmp_path, quantize, config, model_type, intermediate_size=128)
+    assert mean_difference(twins, tmp_path) < tolerance
+
+
+def test_experts_of_quantized_checkpoints_are_refused(tmp_path: Path) -> None:
+    model_type, changes = UNDECLARED["olmoe"]
+    twins = write_twins(tmp_path, in_blocks(128), BLOCKS, model_type, **changes)
+    with pytest.raises(StartupError, match=r"experts.0.*: quantized experts are not supported"):
+        logprobs(twins.quantized, tmp_path)

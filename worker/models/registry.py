@@ -198,17 +198,12 @@ def _build_in_transformers(
             "a model in transformers' own code is served without adapters",
             hint="leave --lora out, or merge the adapter into the model and serve that",
         )
-    if header.quantization_config:
-        how = header.quantization_config.get("quant_method")
-        raise StartupError(
-            f"{list(header.architectures)}: a model in transformers' own code is not served from a quantized "
-            f"checkpoint ({how})",
-            hint="use an unquantized checkpoint with --quantization",
-        )
     from .transformers_model import build_transformers  # only now: it takes seconds to import
 
     dtype = resolve_dtype(options.dtype, header, checkpoint.tensors)
-    formats = formats_for(None, checkpoint.tensors, options, _cache_of(checkpoint, dtype, options, group))
+    formats = formats_for(
+        header.quantization_config, checkpoint.tensors, options, _cache_of(checkpoint, dtype, options, group)
+    )
     wants = Wants(dtype, formats, kernels=kernels, image=image)
     return build_transformers(checkpoint, wants), wants
 

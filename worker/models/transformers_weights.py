@@ -31,6 +31,9 @@ _CONVERTED_OFFSET = -1
 """Of a tensor that lies nowhere as it is."""
 
 
+_OF_QUANTIZED_EXPERT = re.compile(r"\.experts\..*\.(qweight|weight_packed|weight_scale(_inv)?)$")
+
+
 class _Slice(NamedTuple):
     """A part of a stack."""
 
@@ -87,6 +90,11 @@ class ConvertedCheckpoint:
                 renamed, pattern = rename_source_key(name, [], [], prefix, ours)
             if renamed not in ours and unused.search(renamed):
                 continue
+            if stacks and _OF_QUANTIZED_EXPERT.search(renamed):
+                raise StartupError(
+                    f"{name!r}: quantized experts are not supported in transformers' own code",
+                    hint="use an unquantized checkpoint with --quantization",
+                )
             if pattern is None:
                 self._names[renamed] = name
                 self.tensors[renamed] = source.tensors[name]
