@@ -3,9 +3,14 @@
 #include "matmul.h"
 #include "lanes.h"
 
+#define SOON 12 /* rows, whose lines of y lie apart, and are read before they are written */
+
 INLINE void finish(const Matrix *w, const Call *call, int type, long m0, long rows, long n0, long count, const float *sums,
                    long stride) {
-    for (long m = m0; m < m0 + rows; m++, sums += stride)
+    for (long m = m0; m < m0 + rows; m++, sums += stride) {
+        long later = ((m + SOON) * w->n + n0) * size_of(type);
+        if (m + SOON < m0 + rows) __builtin_prefetch((char *)call->y + later, 1, 3);
+        if (m + SOON < m0 + rows && call->add) __builtin_prefetch((const char *)call->add + later, 0, 3);
         for (long i = 0; i < count; i += LANES) {
             long some = count - i < LANES ? count - i : LANES, at = (m * w->n + n0 + i) * size_of(type);
             vf y = load_some(sums + i, F32, some);
@@ -13,6 +18,7 @@ INLINE void finish(const Matrix *w, const Call *call, int type, long m0, long ro
             if (call->add) y += load_some((const char *)call->add + at, type, some);
             store_some((char *)call->y + at, type, some, y);
         }
+    }
 }
 
 void tern_finish(const Matrix *w, const Call *call, long m0, long rows, long n0, long count, const float *sums, long stride) {
