@@ -63,22 +63,26 @@ def door(folder: Path) -> Iterator[Door]:
 
 @pytest.fixture
 def dial(door: Door) -> Iterator[Callable[[CurveKeys | None], "zmq.Socket[bytes]"]]:
-    """dial(keys) is a socket that connects to the door; without keys, it speaks plain ZMTP."""
+    """dial(keys) is a socket that connects to the door; without keys, it speaks plain ZMTP. It is watched
+    before it connects: a handshake that has failed by then is not tried again."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     sockets: list[zmq.Socket[bytes]] = []
 
     def connect(keys: CurveKeys | None) -> "zmq.Socket[bytes]":
         if keys is not None:
             dealer: Dealer[Any, Any] = Dealer(context, EngineMessage)
+            dealer.socket.get_monitor_socket()
             dealer.connect(door.endpoint, keys)
             sockets.append(dealer.socket)
         else:
             sockets.append(context.socket(zmq.DEALER))
+            sockets[-1].get_monitor_socket()
             sockets[-1].connect(door.endpoint)
         return sockets[-1]
 
     yield connect
     for socket in sockets:
+        socket.disable_monitor()
         socket.close(0)
     context.term()
 
