@@ -108,6 +108,21 @@ FIELDS = {
 }
 
 
+async def struck(one: "Scene", number: signal.Signals, pattern: str) -> int:
+    """How a request ends, all of whose helpers get a signal while they read its grammar. Asked again, with
+    another grammar, while a helper was quicker than the signal."""
+    status = 200
+    while status == 200:
+        reading = asyncio.create_task(post(one, guided_regex=f"{pattern}{next(numbers)}"))
+        while not reading.done():
+            for pid in helpers(one):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            await asyncio.sleep(0)
+        status = reading.result().status_code
+    return status
+
+
 async def test_hostile_grammars(scene: "NewScene") -> None:
     """Scenario 44: invalid and exponential regexes, recursive schemas and their like: 400 each, and so for
     one that the helper dies of; no other process and no other answer notices."""
@@ -125,16 +140,7 @@ async def test_hostile_grammars(scene: "NewScene") -> None:
                 os.kill(pid, signal.SIGKILL)
             await until(lambda: not helpers(one))
             one.stack.hold.release()  # whose helper was quicker than the signal, is answered
-            status = 200
-            while status == 200:
-                victim = asyncio.create_task(post(one, guided_regex=f"segmentation (fault)?{next(numbers)}"))
-                while not victim.done():
-                    for pid in helpers(one):
-                        with suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGSEGV)
-                    await asyncio.sleep(0)
-                status = victim.result().status_code
-            assert status == 400
+            assert await struck(one, signal.SIGSEGV, "segmentation (fault)?") == 400
 
         await one.load([*many(12, 600), *variants(7)], throw)
 
@@ -154,14 +160,5 @@ async def test_a_helper_is_killed(scene: "NewScene") -> None:
         os.kill(only, signal.SIGKILL)
         assert (await reading).json()["choices"][0]["text"] == "bbbbb"
 
-        status = 200
-        while status == 200:  # a helper was quicker than the signal
-            reading = asyncio.create_task(post(one, guided_regex=f"c{{5}}{next(numbers)}"))
-            while not reading.done():
-                for pid in helpers(one):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                await asyncio.sleep(0.001)
-            status = (await reading).status_code
-        assert status == 500
+        assert await struck(one, signal.SIGKILL, "c{5}") == 500
         await one.load(variants(2), no_fault)

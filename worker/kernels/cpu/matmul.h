@@ -66,14 +66,6 @@ INLINE const Part *tern_part_of_block(const Matrix *w, long block, long *own, lo
 /* A block of a product: rows m0 … m0 + rows - 1 of y, of its columns (or what stands for some of them) first … last - 1. */
 typedef void (*tern_block)(const void *product, long m0, long rows, long first, long last);
 
-/* How a matrix' columns of y (or what stands for some of them) are shared out among threads, in multiples of `unit`: long
-   stretches first, as within one each thread asks memory ahead for what it needs itself, then ever shorter ones down to
-   about `least`, so that all end together. */
-typedef struct {
-    long count, unit, least;
-} Shares;
-Shares tern_shares_of(const Matrix *w);
-
 /* Runs all blocks of m rows by all columns. Rows are cut into chunks of at most `most_rows`. */
 void tern_multiply_blocks(tern_block multiply, const void *product, const Matrix *w, const Matrix *next, long m, long most_rows);
 

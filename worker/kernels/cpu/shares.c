@@ -8,7 +8,14 @@
 #define INT4_BYTES (32 << 10)
 #define AHEAD (256 << 10) /* bytes that a thread calls into its second cache, which the product before it needs as well */
 
-Shares tern_shares_of(const Matrix *w) {
+/* How a matrix' columns of y (or what stands for some of them) are shared out among threads, in multiples of `unit`: long
+   stretches first, as within one each thread asks memory ahead for what it needs itself, then ever shorter ones down to
+   about `least`, so that all end together. */
+typedef struct {
+    long count, unit, least;
+} Shares;
+
+static Shares shares_of(const Matrix *w) {
     if (w->kind != INT4) return (Shares){w->n, PANEL, PANEL};
     Shares blocks = {0, 2, INT4_BYTES / (w->k * 8)};
     for (long i = 0; i < w->num_parts; i++) blocks.count += (w->parts[i].rows + 15) / 16;
@@ -24,7 +31,7 @@ typedef struct {
 
 /* Where shares begin, of the first `most` at most, and the end; returns how many there are. */
 static long share(const Matrix *w, long most, long *begins) {
-    Shares of = tern_shares_of(w);
+    Shares of = shares_of(w);
     long threads = tern_get_threads(), at = 0, count = 0;
     while (at < of.count && count < most) {
         long left = of.count - at, room = MOST_SHARES - count, pieces = 2 * threads < room ? 2 * threads : room;
