@@ -31,7 +31,8 @@ _CONVERTED_OFFSET = -1
 """Of a tensor that lies nowhere as it is."""
 
 
-_OF_QUANTIZED_EXPERT = re.compile(r"\.experts\..*\.(qweight|weight_packed|weight_scale(_inv)?)$")
+_OF_QUANTIZED_EXPERT = re.compile(r"\.experts\..*(\.qweight|\.weight_packed|_scale(_inv)?)$")
+"""Of one, or of all of a layer in one tensor."""
 
 
 class _Slice(NamedTuple):
